@@ -1,0 +1,2 @@
+//! Benchmarks of xvip.
+fn main() {}

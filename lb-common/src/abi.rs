@@ -1,0 +1,908 @@
+//! The map ABI: every key and value that the eBPF programs and the controller share.
+//!
+//! Contract, checked by the assertions below and by a test against the object's BTF:
+//! - `#[repr(C)]`, no implicit padding; explicit padding fields are always zero (hash map
+//!   keys are compared as bytes);
+//! - no bool, enum, `Option` or `usize`: small integers with named constants;
+//! - addresses and MACs are byte arrays in network order, ports are `u16` in **host order**
+//!   so that `bpftool map dump` prints them as people write them;
+//! - fields are private: a value is made by its constructor and read by its accessors;
+//! - a layout or meaning change bumps [`ABI_VERSION`], which the controller compares with the
+//!   pinned [`NodeConfig`] before it adopts the maps of an earlier run.
+//!
+//! `A` is the address type: `[u8; 4]` for IPv4, `[u8; 16]` for IPv6. Maps exist once per family.
+
+use core::mem::{align_of, size_of};
+
+use crate::conntrack::FlowState;
+
+/// Version of everything in this file. Pinned maps of another version are not adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// Maglev table size M, a prime (Eisenbud et al., NSDI 2016, section 3.4).
+pub const MAGLEV_SIZE: u32 = 16_381;
+/// [`MAGLEV_SIZE`] rounded up to a power of two, so that an index is bounded by a mask.
+pub const MAGLEV_SLOTS: usize = 16_384;
+/// Services per instance of xvip. Service id 0 is reserved.
+pub const MAX_SERVICES: u32 = 64;
+/// Backends per instance of xvip, over all services. Backend id 0 is reserved for "none".
+pub const MAX_BACKENDS: u32 = 1_024;
+/// Backends per service: keeps M > 100 x backends, where Maglev's shares stay within 1 %.
+pub const MAX_BACKENDS_PER_SERVICE: usize = 160;
+/// VRRP instances with a lease. Lease index 0 is reserved for "address not managed by VRRP".
+pub const MAX_LEASES: u32 = 64;
+/// VIPs per family.
+pub const MAX_VIPS: u32 = 256;
+/// Established flows per family.
+pub const MAX_FLOWS: u32 = 262_144;
+/// nat return entries per family.
+pub const MAX_NAT_RETURNS: u32 = 131_072;
+/// Peers (other nodes that run xvip).
+pub const MAX_PEERS: u32 = 256;
+/// Uplink interfaces.
+pub const MAX_UPLINKS: u32 = 64;
+/// Connections of local processes whose destination was rewritten at connect().
+pub const MAX_CONNECTS: u32 = 65_536;
+
+/// Node number: unknown, that is, no xvip node.
+pub const NODE_NONE: u32 = 0;
+/// Node number of this node. Peers are numbered from 2 in the order of the configuration.
+pub const NODE_SELF: u32 = 1;
+
+/// A 6-byte Ethernet address in wire order.
+pub type Mac = [u8; 6];
+
+/// The address types that the ABI is generic over.
+pub trait Address: Copy + Eq + 'static {
+    /// The all-zeroes address.
+    const ZERO: Self;
+}
+
+impl Address for [u8; 4] {
+    const ZERO: Self = [0; 4];
+}
+
+impl Address for [u8; 16] {
+    const ZERO: Self = [0; 16];
+}
+
+/// Key of `flows4`/`flows6` and `returns4`/`returns6`: a 5-tuple as seen on the wire.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    proto: u8,
+    pad: [u8; 3],
+}
+
+impl<A: Copy> FlowKey<A> {
+    /// A flow from `src:sport` to `dst:dport`; ports in host order.
+    #[inline(always)]
+    pub const fn new(src: A, sport: u16, dst: A, dport: u16, proto: u8) -> Self {
+        Self {
+            src,
+            dst,
+            sport,
+            dport,
+            proto,
+            pad: [0; 3],
+        }
+    }
+
+    /// Source address.
+    #[inline(always)]
+    pub const fn src(&self) -> A {
+        self.src
+    }
+
+    /// Destination address.
+    #[inline(always)]
+    pub const fn dst(&self) -> A {
+        self.dst
+    }
+
+    /// Source port, host order.
+    #[inline(always)]
+    pub const fn sport(&self) -> u16 {
+        self.sport
+    }
+
+    /// Destination port, host order.
+    #[inline(always)]
+    pub const fn dport(&self) -> u16 {
+        self.dport
+    }
+
+    /// IP protocol number.
+    #[inline(always)]
+    pub const fn proto(&self) -> u8 {
+        self.proto
+    }
+}
+
+/// Key of `services4`/`services6` and `reply_ports4`/`reply_ports6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey<A> {
+    vip: A,
+    port: u16,
+    proto: u8,
+    pad: u8,
+}
+
+impl<A: Copy> ServiceKey<A> {
+    /// `vip:port` of IP protocol `proto`; port in host order.
+    #[inline(always)]
+    pub const fn new(vip: A, port: u16, proto: u8) -> Self {
+        Self {
+            vip,
+            port,
+            proto,
+            pad: 0,
+        }
+    }
+
+    /// The virtual address.
+    #[inline(always)]
+    pub const fn vip(&self) -> A {
+        self.vip
+    }
+
+    /// Port, host order.
+    #[inline(always)]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// IP protocol number.
+    #[inline(always)]
+    pub const fn proto(&self) -> u8 {
+        self.proto
+    }
+}
+
+/// Value of `services4`/`services6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    id: u32,
+    table: u32,
+    local_backend: u32,
+    local_port: u16,
+    flags: u16,
+}
+
+impl Service {
+    /// At least one backend can take new flows: the Maglev table has no empty slot.
+    pub const USABLE: u16 = 1;
+
+    /// `id` indexes `service_stats`; `table` indexes `maglev`; `local_backend` is the id of the
+    /// backend on this node (0: none) that listens on `local_port` (host order).
+    #[inline(always)]
+    pub const fn new(
+        id: u32,
+        table: u32,
+        local_backend: u32,
+        local_port: u16,
+        usable: bool,
+    ) -> Self {
+        Self {
+            id,
+            table,
+            local_backend,
+            local_port,
+            flags: if usable { Self::USABLE } else { 0 },
+        }
+    }
+
+    /// Service id.
+    #[inline(always)]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Index of the Maglev table in force.
+    #[inline(always)]
+    pub const fn table(&self) -> u32 {
+        self.table
+    }
+
+    /// Backend id of the backend on this node, 0 if there is none.
+    #[inline(always)]
+    pub const fn local_backend(&self) -> u32 {
+        self.local_backend
+    }
+
+    /// Port of the backend on this node, host order; 0 if there is none.
+    #[inline(always)]
+    pub const fn local_port(&self) -> u16 {
+        self.local_port
+    }
+
+    /// Whether any backend can take new flows.
+    #[inline(always)]
+    pub const fn usable(&self) -> bool {
+        self.flags & Self::USABLE != 0
+    }
+}
+
+/// Value of `maglev`: one lookup table, slot -> backend id.
+///
+/// Each service owns two elements (2 x id and 2 x id + 1); the controller fills the one that is
+/// not in force and then switches [`Service::table`], so a reader never sees a torn table.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MaglevTable {
+    slots: [u16; MAGLEV_SLOTS],
+}
+
+impl MaglevTable {
+    /// A table without backends.
+    pub const EMPTY: Self = Self {
+        slots: [0; MAGLEV_SLOTS],
+    };
+
+    /// A table from the first [`MAGLEV_SIZE`] values of `slots`; missing ones stay 0.
+    pub fn from_slots(slots: impl IntoIterator<Item = u16>) -> Self {
+        let mut table = Self::EMPTY;
+        for (to, from) in table.slots.iter_mut().zip(slots).take(MAGLEV_SIZE as usize) {
+            *to = from;
+        }
+        table
+    }
+
+    /// Backend id in `slot`. The mask keeps the index in range for the verifier; callers pass
+    /// slots below [`MAGLEV_SIZE`].
+    #[inline(always)]
+    pub fn backend(&self, slot: u32) -> u16 {
+        // Masked to the array's length.
+        #[allow(clippy::indexing_slicing)]
+        self.slots[slot as usize & (MAGLEV_SLOTS - 1)]
+    }
+
+    /// The slots that the hash can reach.
+    pub fn slots(&self) -> &[u16] {
+        self.slots.get(..MAGLEV_SIZE as usize).unwrap_or(&[])
+    }
+}
+
+impl PartialEq for MaglevTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.slots() == other.slots()
+    }
+}
+
+/// How packets reach a backend (values of the `method` field).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// PASS to this node's own stack, destination port translated where it differs.
+    Local = 1,
+    /// Rewrite the Ethernet destination only; the backend's node runs xvip.
+    Dsr = 2,
+    /// Full address and port translation; the backend's node runs no xvip.
+    Nat = 3,
+}
+
+impl Method {
+    /// The method with number `value`.
+    #[inline(always)]
+    pub const fn from_raw(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Local),
+            2 => Some(Self::Dsr),
+            3 => Some(Self::Nat),
+            _ => None,
+        }
+    }
+}
+
+/// What the data plane may do with a backend (values of the `state` field).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BackendState {
+    /// No flows.
+    Down = 0,
+    /// New and existing flows.
+    Up = 1,
+    /// Existing flows; new ones only when no backend is [`BackendState::Up`].
+    Draining = 2,
+}
+
+impl BackendState {
+    /// The state with number `value`; unknown numbers count as down.
+    #[inline(always)]
+    pub const fn from_raw(value: u8) -> Self {
+        match value {
+            1 => Self::Up,
+            2 => Self::Draining,
+            _ => Self::Down,
+        }
+    }
+}
+
+/// Value of `backends4`/`backends6`, indexed by backend id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend<A> {
+    addr: A,
+    ifindex: u32,
+    service: u32,
+    node: u32,
+    port: u16,
+    mac: Mac,
+    method: u8,
+    state: u8,
+    pad: [u8; 2],
+}
+
+impl<A: Address> Backend<A> {
+    /// An unused element.
+    pub const EMPTY: Self = Self {
+        addr: A::ZERO,
+        ifindex: 0,
+        service: 0,
+        node: 0,
+        port: 0,
+        mac: [0; 6],
+        method: 0,
+        state: 0,
+        pad: [0; 2],
+    };
+
+    /// A backend `addr:port` (host order) of service id `service` on node number `node`.
+    #[inline(always)]
+    pub const fn new(
+        addr: A,
+        port: u16,
+        service: u32,
+        node: u32,
+        method: Method,
+        state: BackendState,
+    ) -> Self {
+        Self {
+            addr,
+            ifindex: 0,
+            service,
+            node,
+            port,
+            mac: [0; 6],
+            method: method as u8,
+            state: state as u8,
+            pad: [0; 2],
+        }
+    }
+
+    /// The same backend, reached through interface `ifindex` by next hop `mac`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn via(mut self, ifindex: u32, mac: Mac) -> Self {
+        self.ifindex = ifindex;
+        self.mac = mac;
+        self
+    }
+
+    /// Backend address.
+    #[inline(always)]
+    pub const fn addr(&self) -> A {
+        self.addr
+    }
+
+    /// Backend port, host order.
+    #[inline(always)]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Interface towards the backend, 0 while unresolved.
+    #[inline(always)]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Next hop's MAC; meaningless while [`Backend::ifindex`] is 0.
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// Service id; 0 marks an unused element.
+    #[inline(always)]
+    pub const fn service(&self) -> u32 {
+        self.service
+    }
+
+    /// Number of the node that hosts the backend ([`NODE_NONE`] if it runs no xvip).
+    #[inline(always)]
+    pub const fn node(&self) -> u32 {
+        self.node
+    }
+
+    /// Forwarding method, `None` for an unused element.
+    #[inline(always)]
+    pub const fn method(&self) -> Option<Method> {
+        Method::from_raw(self.method)
+    }
+
+    /// What the data plane may do with it.
+    #[inline(always)]
+    pub const fn state(&self) -> BackendState {
+        BackendState::from_raw(self.state)
+    }
+}
+
+/// Value of `flows4`/`flows6`: the conntrack entry of one client flow on the owner.
+///
+/// Flows that are delivered locally have no entry: the kernel's socket table is their conntrack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub(crate) backend: u32,
+    pub(crate) last_seen: u32,
+    pub(crate) cl_ack: u32,
+    pub(crate) cl_next: u32,
+    pub(crate) nat_port: u16,
+    pub(crate) state: u8,
+    pub(crate) flags: u8,
+}
+
+impl Flow {
+    /// `cl_ack` and `cl_next` hold values seen in a client segment with ACK.
+    pub const ACK_KNOWN: u8 = 1;
+
+    /// A flow to backend id `backend`; `nat_port` (host order) is the source port that nat uses,
+    /// 0 for other methods; `now` in seconds of the boot-time coarse clock.
+    #[inline(always)]
+    pub const fn new(backend: u32, nat_port: u16, state: FlowState, now: u32) -> Self {
+        Self {
+            backend,
+            last_seen: now,
+            cl_ack: 0,
+            cl_next: 0,
+            nat_port,
+            state: state as u8,
+            flags: 0,
+        }
+    }
+
+    /// Backend id.
+    #[inline(always)]
+    pub const fn backend(&self) -> u32 {
+        self.backend
+    }
+
+    /// Seconds of the coarse monotonic clock at the last packet.
+    #[inline(always)]
+    pub const fn last_seen(&self) -> u32 {
+        self.last_seen
+    }
+
+    /// Source port towards a nat backend, host order; 0 for other methods.
+    #[inline(always)]
+    pub const fn nat_port(&self) -> u16 {
+        self.nat_port
+    }
+
+    /// Highest acknowledgement number that the client sent, `None` before the first ACK.
+    #[inline(always)]
+    pub const fn cl_ack(&self) -> Option<u32> {
+        if self.flags & Self::ACK_KNOWN != 0 {
+            Some(self.cl_ack)
+        } else {
+            None
+        }
+    }
+
+    /// Sequence number that follows the client's last segment, `None` before the first ACK.
+    #[inline(always)]
+    pub const fn cl_next(&self) -> Option<u32> {
+        if self.flags & Self::ACK_KNOWN != 0 {
+            Some(self.cl_next)
+        } else {
+            None
+        }
+    }
+
+    /// TCP state as far as the client's segments tell it.
+    #[inline(always)]
+    pub const fn state(&self) -> FlowState {
+        FlowState::from_raw(self.state)
+    }
+}
+
+/// Value of `returns4`/`returns6`, keyed by (backend, VIP, backend port, nat port): where a nat
+/// backend's reply goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatReturn<A> {
+    client: A,
+    ifindex: u32,
+    backend: u32,
+    client_port: u16,
+    vip_port: u16,
+    mac: Mac,
+    pad: [u8; 2],
+}
+
+impl<A: Copy> NatReturn<A> {
+    /// Replies become `VIP:vip_port -> client:client_port` (host order) and leave through
+    /// `ifindex` to `mac`, where the flow last came from.
+    #[inline(always)]
+    pub const fn new(
+        client: A,
+        client_port: u16,
+        vip_port: u16,
+        backend: u32,
+        ifindex: u32,
+        mac: Mac,
+    ) -> Self {
+        Self {
+            client,
+            ifindex,
+            backend,
+            client_port,
+            vip_port,
+            mac,
+            pad: [0; 2],
+        }
+    }
+
+    /// Client address.
+    #[inline(always)]
+    pub const fn client(&self) -> A {
+        self.client
+    }
+
+    /// Client port, host order.
+    #[inline(always)]
+    pub const fn client_port(&self) -> u16 {
+        self.client_port
+    }
+
+    /// The service's port, host order.
+    #[inline(always)]
+    pub const fn vip_port(&self) -> u16 {
+        self.vip_port
+    }
+
+    /// Backend id.
+    #[inline(always)]
+    pub const fn backend(&self) -> u32 {
+        self.backend
+    }
+
+    /// Interface that the flow came in through.
+    #[inline(always)]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// MAC that the flow came from.
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// Record where the flow came from last (the client's path may change).
+    #[inline(always)]
+    pub const fn set_path(&mut self, ifindex: u32, mac: Mac) {
+        self.ifindex = ifindex;
+        self.mac = mac;
+    }
+}
+
+/// Value of `vips4`/`vips6`, keyed by the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vip {
+    lease: u32,
+}
+
+impl Vip {
+    /// A VIP fenced by lease index `lease`; 0: not managed by VRRP and never fenced.
+    #[inline(always)]
+    pub const fn new(lease: u32) -> Self {
+        Self { lease }
+    }
+
+    /// Lease index.
+    #[inline(always)]
+    pub const fn lease(&self) -> u32 {
+        self.lease
+    }
+}
+
+/// Value of `leases`, indexed by lease index: until when this node may claim the VIPs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    deadline_ns: u64,
+}
+
+impl Lease {
+    /// No right to the address.
+    pub const NONE: Self = Self { deadline_ns: 0 };
+
+    /// Valid until `deadline_ns` on `CLOCK_BOOTTIME`, in nanoseconds.
+    #[inline(always)]
+    pub const fn until(deadline_ns: u64) -> Self {
+        Self { deadline_ns }
+    }
+
+    /// Deadline in nanoseconds of `CLOCK_BOOTTIME`.
+    #[inline(always)]
+    pub const fn deadline_ns(&self) -> u64 {
+        self.deadline_ns
+    }
+
+    /// Whether the lease holds at `now_ns` (`CLOCK_BOOTTIME`).
+    #[inline(always)]
+    pub const fn is_valid(&self, now_ns: u64) -> bool {
+        now_ns < self.deadline_ns
+    }
+}
+
+/// Key of `peer_macs`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MacKey {
+    mac: Mac,
+    pad: [u8; 2],
+}
+
+impl MacKey {
+    /// The key of `mac`.
+    #[inline(always)]
+    pub const fn new(mac: Mac) -> Self {
+        Self { mac, pad: [0; 2] }
+    }
+
+    /// The address.
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
+/// Value of `peer_macs` and `peer_addrs4`/`peer_addrs6`: the node that an address belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    node: u32,
+}
+
+impl Node {
+    /// Node number `node`.
+    #[inline(always)]
+    pub const fn new(node: u32) -> Self {
+        Self { node }
+    }
+
+    /// Node number.
+    #[inline(always)]
+    pub const fn number(&self) -> u32 {
+        self.node
+    }
+}
+
+/// Value of `reply_ports4`/`reply_ports6`, keyed by (VIP, backend port): the port that a local
+/// backend's replies must carry, where it differs from the backend's own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyPort {
+    port: u16,
+    pad: [u8; 2],
+}
+
+impl ReplyPort {
+    /// Replies leave with source port `port` (host order).
+    #[inline(always)]
+    pub const fn new(port: u16) -> Self {
+        Self { port, pad: [0; 2] }
+    }
+
+    /// VIP port, host order.
+    #[inline(always)]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+/// Value of `uplinks`, keyed by interface index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    mac: Mac,
+    pad: [u8; 2],
+}
+
+impl Uplink {
+    /// The interface's own MAC.
+    #[inline(always)]
+    pub const fn new(mac: Mac) -> Self {
+        Self { mac, pad: [0; 2] }
+    }
+
+    /// The interface's own MAC.
+    #[inline(always)]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+}
+
+/// The single value of `node`: facts about this node and this ABI.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    netns_cookie: u64,
+    abi_version: u32,
+    pad: u32,
+}
+
+impl NodeConfig {
+    /// `netns_cookie` of the controller's network namespace (`SO_NETNS_COOKIE`).
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64) -> Self {
+        Self {
+            netns_cookie,
+            abi_version: ABI_VERSION,
+            pad: 0,
+        }
+    }
+
+    /// Cookie of the controller's network namespace.
+    #[inline(always)]
+    pub const fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    /// ABI version of whoever wrote it; 0 in a new map.
+    #[inline(always)]
+    pub const fn abi_version(&self) -> u32 {
+        self.abi_version
+    }
+}
+
+/// Value of `connects4`/`connects6`, keyed by socket cookie: the destination that a local
+/// process asked for, before connect() was rewritten.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectOrigin<A> {
+    vip: A,
+    backend_addr: A,
+    backend: u32,
+    vip_port: u16,
+    backend_port: u16,
+}
+
+impl<A: Copy + PartialEq> ConnectOrigin<A> {
+    /// The process asked for `vip:vip_port` and got `backend_addr:backend_port` (host order).
+    #[inline(always)]
+    pub const fn new(
+        vip: A,
+        vip_port: u16,
+        backend_addr: A,
+        backend_port: u16,
+        backend: u32,
+    ) -> Self {
+        Self {
+            vip,
+            backend_addr,
+            backend,
+            vip_port,
+            backend_port,
+        }
+    }
+
+    /// The VIP asked for.
+    #[inline(always)]
+    pub const fn vip(&self) -> A {
+        self.vip
+    }
+
+    /// The port asked for, host order.
+    #[inline(always)]
+    pub const fn vip_port(&self) -> u16 {
+        self.vip_port
+    }
+
+    /// Backend id.
+    #[inline(always)]
+    pub const fn backend(&self) -> u32 {
+        self.backend
+    }
+
+    /// Whether the socket is still connected to the backend that was chosen for it.
+    #[inline(always)]
+    pub fn leads_to(&self, addr: A, port: u16) -> bool {
+        self.backend_addr == addr && self.backend_port == port
+    }
+}
+
+/// Per-CPU value of `service_stats`, `backend_stats` and `reason_stats`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    packets: u64,
+    bytes: u64,
+    connections: u64,
+}
+
+impl Counters {
+    /// Count one packet of `bytes` bytes.
+    #[inline(always)]
+    pub const fn packet(&mut self, bytes: u64) {
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes);
+    }
+
+    /// Count one new connection.
+    #[inline(always)]
+    pub const fn connection(&mut self) {
+        self.connections = self.connections.wrapping_add(1);
+    }
+
+    /// Packets, towards the service or backend.
+    pub const fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Frame bytes of those packets.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// New connections (unused in `reason_stats`).
+    pub const fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// The sum of two CPUs' counters.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.wrapping_add(other.packets),
+            bytes: self.bytes.wrapping_add(other.bytes),
+            connections: self.connections.wrapping_add(other.connections),
+        }
+    }
+}
+
+type V4 = [u8; 4];
+type V6 = [u8; 16];
+
+macro_rules! assert_layout {
+    ($($type:ty: size $size:literal align $align:literal;)+) => {
+        $(const _: () = {
+            assert!(size_of::<$type>() == $size, concat!("size of ", stringify!($type)));
+            assert!(align_of::<$type>() == $align, concat!("alignment of ", stringify!($type)));
+        };)+
+    };
+}
+
+assert_layout! {
+    FlowKey<V4>: size 16 align 2;
+    FlowKey<V6>: size 40 align 2;
+    ServiceKey<V4>: size 8 align 2;
+    ServiceKey<V6>: size 20 align 2;
+    Service: size 16 align 4;
+    MaglevTable: size 32_768 align 2;
+    Backend<V4>: size 28 align 4;
+    Backend<V6>: size 40 align 4;
+    Flow: size 20 align 4;
+    NatReturn<V4>: size 24 align 4;
+    NatReturn<V6>: size 36 align 4;
+    Vip: size 4 align 4;
+    Lease: size 8 align 8;
+    MacKey: size 8 align 1;
+    Node: size 4 align 4;
+    ReplyPort: size 4 align 2;
+    Uplink: size 8 align 1;
+    NodeConfig: size 16 align 8;
+    ConnectOrigin<V4>: size 16 align 4;
+    ConnectOrigin<V6>: size 40 align 4;
+    Counters: size 24 align 8;
+}

@@ -1,0 +1,286 @@
+//! The validated configuration. Values of these types are correct by construction of the
+//! validator: nothing downstream checks them again.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+/// Everything that one xvip needs to know. Immutable: a reload makes a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub node: NodeConfig,
+    /// Other nodes that run xvip, in file order (their position numbers them in the map ABI).
+    pub peers: Vec<Peer>,
+    /// VRRP instances in file order.
+    pub vrrp: Vec<VrrpConfig>,
+    /// Services in file order.
+    pub services: Vec<ServiceConfig>,
+}
+
+/// `[node]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Name of this node, default: the host name.
+    pub name: String,
+    /// Names the pins below the BPF file system; letters, digits, `-` and `_`.
+    pub instance: String,
+    /// Uplinks that carry the data plane; at least one.
+    pub interfaces: Vec<String>,
+    /// How the ingress program is attached.
+    pub attach: AttachMode,
+    /// Where the connect hooks are attached.
+    pub cgroup: CgroupPath,
+    /// Directory of the admin socket.
+    pub state_dir: PathBuf,
+}
+
+/// `node.attach`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Native where the driver has it, else generic (said at start and in status).
+    Auto,
+    /// Native XDP or refuse to start.
+    Native,
+    /// Generic XDP.
+    Generic,
+}
+
+/// `node.cgroup`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupPath {
+    /// The root of cgroup2.
+    Auto,
+    /// A cgroup2 directory.
+    Path(PathBuf),
+    /// No connect hooks.
+    Off,
+}
+
+/// `[[peer]]`: another node that runs xvip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Name.
+    pub name: String,
+    /// Every address of the node in `address` and `addresses`; at least one.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// `[[vrrp]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VrrpConfig {
+    /// Name.
+    pub name: String,
+    /// Interface that adverts are sent on and the addresses are added to.
+    pub interface: String,
+    /// Virtual router id, 1..=255.
+    pub vrid: NonZeroU8,
+    /// Protocol version.
+    pub version: VrrpVersion,
+    /// Priority 1..=255; 255 is the address owner.
+    pub priority: NonZeroU8,
+    /// Advertisement interval.
+    pub advert_interval: AdvertInterval,
+    /// Take over from a lower-priority Active.
+    pub preempt: bool,
+    /// How long a higher-priority Backup hears a lower-priority Active before it takes over.
+    pub preempt_delay: Duration,
+    /// Virtual addresses with prefix length, all of one family; at least one.
+    pub addresses: Vec<IpNet>,
+    /// Source address of adverts; default: the interface's first address of the family
+    /// (IPv6: link-local).
+    pub unicast_source: Option<IpAddr>,
+    /// Unicast peers; empty: multicast.
+    pub unicast_peers: Vec<IpAddr>,
+    /// Simple password (v2 only), zero-padded to 8 bytes.
+    pub password: Option<Password>,
+}
+
+impl VrrpConfig {
+    /// Whether the addresses are IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.addresses
+            .first()
+            .is_some_and(|net| net.addr().is_ipv6())
+    }
+}
+
+/// VRRP protocol version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VrrpVersion {
+    /// RFC 3768.
+    V2,
+    /// RFC 9568 (and its predecessor RFC 5798).
+    V3,
+}
+
+/// An advertisement interval in centiseconds: 1..=4095 (v3), or whole seconds 1..=255 (v2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdvertInterval(u16);
+
+impl AdvertInterval {
+    /// An interval of `centis` centiseconds; `None` for 0.
+    pub const fn from_centis(centis: u16) -> Option<Self> {
+        if centis == 0 {
+            None
+        } else {
+            Some(Self(centis))
+        }
+    }
+
+    /// Centiseconds.
+    pub const fn centis(self) -> u16 {
+        self.0
+    }
+
+    /// As a duration.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.0 as u64 * 10)
+    }
+}
+
+/// RFC 2338 simple text password, zero-padded. Not shown by `Debug`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Password(pub [u8; 8]);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Name.
+    pub name: String,
+    /// VIP.
+    pub address: IpAddr,
+    /// Port.
+    pub port: NonZeroU16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// How the backends are checked.
+    pub health: HealthConfig,
+    /// Backends in file order; 1..=`MAX_BACKENDS_PER_SERVICE`.
+    pub backends: Vec<BackendConfig>,
+}
+
+/// `service.protocol`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+}
+
+/// `[[service.backend]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Name, unique in its service.
+    pub name: String,
+    /// Address (the family of the service's) and port.
+    pub address: SocketAddr,
+    /// Share of new flows relative to the other backends.
+    pub weight: NonZeroU32,
+    /// The backend's own `forwarding`, else its service's.
+    pub forwarding: Forwarding,
+}
+
+/// `forwarding`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Forwarding {
+    /// local on this node, dsr on a peer, else nat.
+    Auto,
+    /// Direct server return.
+    Dsr,
+    /// Full NAT.
+    Nat,
+}
+
+/// `[service.health]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// What is asked.
+    pub check: CheckConfig,
+    /// Time between checks in a settled state, default 2 s.
+    pub interval: Duration,
+    /// Time that one check may take, default 1 s.
+    pub timeout: Duration,
+    /// Successes in a row that make a backend UP, default 2.
+    pub rise: NonZeroU32,
+    /// Failures in a row that make it DRAINING or DOWN, default 3.
+    pub fall: NonZeroU32,
+    /// Time between checks while the state is changing, default 500 ms.
+    pub fast_interval: Duration,
+    /// State before the first result.
+    pub start: StartState,
+}
+
+/// `service.health.start`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartState {
+    /// DOWN until `rise` checks succeed.
+    Down,
+    /// DOWN until the first check succeeds (default): one result decides.
+    Probe,
+    /// UP until `fall` checks fail.
+    Up,
+}
+
+/// `service.health.type` and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckConfig {
+    /// An HTTP request over TLS.
+    Https(TlsConfig, HttpConfig),
+    /// A plain HTTP request.
+    Http(HttpConfig),
+    /// A TLS handshake.
+    Tls(TlsConfig),
+    /// A TCP handshake.
+    Tcp,
+}
+
+/// TLS side of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Whether and how the server's certificate is verified.
+    pub verify: TlsVerify,
+    /// SNI and, with a CA, the name that the certificate must carry. Default: the address.
+    pub server_name: Option<String>,
+    /// Client certificate chain and key, PEM files.
+    pub client: Option<ClientCert>,
+}
+
+/// `service.health.verify`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsVerify {
+    /// Any certificate.
+    None,
+    /// Signed by a CA in this PEM file.
+    Ca(PathBuf),
+}
+
+/// `service.health.client_cert_file` and `client_key_file`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCert {
+    /// PEM file with the chain.
+    pub cert_file: PathBuf,
+    /// PEM file with the key.
+    pub key_file: PathBuf,
+}
+
+/// HTTP side of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Path and query, default `/readyz`.
+    pub path: String,
+    /// `Host` header; default: the backend's address and port.
+    pub host: Option<String>,
+    /// Statuses that count as success, default 200.
+    pub expect_status: Vec<u16>,
+}

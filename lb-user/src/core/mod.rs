@@ -1,0 +1,5 @@
+//! The core: every decision that xvip takes, sans-IO. Nothing here knows tokio, aya, netlink or
+//! the clock: time and facts come in as values, effects go out as values, and a failed effect
+//! comes back as an input. A test holds that.
+
+pub mod time;

@@ -1,0 +1,8 @@
+//! xvip's controller: VRRP for the VIP, checks of the backends, and reconciliation of the data
+//! plane's maps, addresses and neighbours.
+//!
+//! [`core`] decides, [`io`] acts, [`config`] says what is wanted.
+
+pub mod config;
+pub mod core;
+pub mod io;

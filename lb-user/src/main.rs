@@ -1,0 +1,2 @@
+//! xvip.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Build driver of xvip.
+fn main() {}
