@@ -1,0 +1,516 @@
+//! The admin interface's language: requests, answers and the status document.
+//!
+//! # Stability
+//!
+//! The JSON form of these types is an interface that scripts and the lab read (`xvip status
+//! --json`). Its names are `snake_case` and stay: fields and enum values are added, never renamed,
+//! removed or given another meaning. Readers ignore fields that they do not know.
+//!
+//! Units are in the names (`_ms`: milliseconds). A `since_ms` is an age: how long ago the last
+//! change was. Counters count from the moment that the data plane was created (packets, bytes,
+//! connections) or the controller started (VRRP).
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A request: one line of JSON, for example `{"command":"step_down","vrrp":"control-plane"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Asks for the status document.
+    Status,
+    /// Gives up the addresses of a VRRP instance and stays Backup until `resume`.
+    StepDown {
+        /// The instance's name; every instance if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vrrp: Option<String>,
+    },
+    /// Ends a `step_down`: the instance takes part in elections again.
+    Resume {
+        /// The instance's name; every instance if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vrrp: Option<String>,
+    },
+}
+
+/// An answer: one line of JSON, `{"ok":...}` or `{"error":"..."}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response<T> {
+    /// The command was carried out.
+    Ok(T),
+    /// It was not, and why.
+    Error(String),
+}
+
+/// What a carried out command answers, the value of `ok`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    /// To [`Command::Status`].
+    Status(Box<Status>),
+    /// To [`Command::StepDown`] and [`Command::Resume`].
+    Vrrp(VrrpReply),
+}
+
+/// The VRRP instances that a command applied to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpReply {
+    /// Their names, in configuration order.
+    pub instances: Vec<String>,
+}
+
+/// Everything that a running xvip says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// xvip's version.
+    pub version: String,
+    /// `node.name`.
+    pub node: String,
+    /// `node.instance`.
+    pub instance: String,
+    /// Milliseconds since the controller started (the data plane may be older).
+    pub uptime_ms: u64,
+    /// The configuration file that the controller runs with.
+    pub config_file: String,
+    /// What is attached to the kernel.
+    pub data_plane: DataPlaneStatus,
+    /// VRRP instances in configuration order.
+    pub vrrp: Vec<VrrpStatus>,
+    /// Services in configuration order.
+    pub services: Vec<ServiceStatus>,
+    /// Other xvip nodes in configuration order.
+    pub peers: Vec<PeerStatus>,
+    /// Why packets got their verdicts: only the reasons with a count, in the order of their number.
+    pub reasons: Vec<ReasonStatus>,
+}
+
+/// The programs and where they are attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPlaneStatus {
+    /// Version of the map ABI (`lb_common::abi`).
+    pub abi_version: u32,
+    /// The uplinks in configuration order.
+    pub attach: Vec<AttachStatus>,
+    /// The cgroup that carries the connect hooks; absent when they are off.
+    pub cgroup: Option<String>,
+    /// What an operator should know or mend, in words.
+    pub warnings: Vec<String>,
+}
+
+/// An uplink and how the ingress program is attached to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachStatus {
+    /// Interface name.
+    pub interface: String,
+    /// How the program is attached.
+    pub mode: AttachedMode,
+    /// Why this mode, if it is not the one that was to be expected.
+    pub note: Option<String>,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// In the network core, after the packet became a socket buffer.
+    Generic,
+}
+
+/// A VRRP instance as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpStatus {
+    /// `vrrp.name`.
+    pub name: String,
+    /// Interface that the adverts are sent on.
+    pub interface: String,
+    /// Virtual router id, 1..=255.
+    pub vrid: u8,
+    /// Protocol version, 2 or 3.
+    pub version: u8,
+    /// State of this node.
+    pub state: VrrpState,
+    /// Configured priority, 1..=255.
+    pub priority: u8,
+    /// Priority that this node takes part with now; 0: it stands aside.
+    pub effective_priority: u8,
+    /// Virtual addresses with prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Address of the node that is Active, as far as known (the source of its adverts; this node's
+    /// own while it is Active itself).
+    pub owner: Option<IpAddr>,
+    /// Milliseconds since the last change of `state`.
+    pub since_ms: u64,
+    /// Why `state` changed last.
+    pub cause: String,
+    /// Changes of `state` since the controller started.
+    pub transitions: u64,
+    /// Milliseconds until the lease of the data plane lapses; absent when this node has none.
+    pub lease_remaining_ms: Option<u64>,
+    /// Adverts sent.
+    pub adverts_sent: u64,
+    /// Good adverts received.
+    pub adverts_received: u64,
+    /// Refused adverts by the label of what was wrong with them; only those with a count.
+    pub adverts_bad: BTreeMap<String, u64>,
+}
+
+/// State of a VRRP instance (RFC 9568 section 6.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VrrpState {
+    /// Not taking part (yet): start, or the interface is down.
+    Initialize,
+    /// Another node is, or will be, Active.
+    Backup,
+    /// This node owns the addresses.
+    Active,
+}
+
+/// A service and its counters on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// `service.name`.
+    pub name: String,
+    /// VIP.
+    pub address: IpAddr,
+    /// Port of the VIP.
+    pub port: u16,
+    /// Transport protocol, `"tcp"`.
+    pub protocol: String,
+    /// Packets from clients.
+    pub packets: u64,
+    /// Bytes from clients (IP length).
+    pub bytes: u64,
+    /// New connections.
+    pub connections: u64,
+    /// Backends in configuration order.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend of one service as this node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// `backend.name`.
+    pub name: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Configured weight.
+    pub weight: u32,
+    /// How packets get there from this node.
+    pub method: Method,
+    /// What this node's checks say.
+    pub state: BackendState,
+    /// Milliseconds since the last change of `state`.
+    pub since_ms: u64,
+    /// Why `state` changed last.
+    pub reason: String,
+    /// Packets from clients that went there.
+    pub packets: u64,
+    /// Bytes from clients that went there (IP length).
+    pub bytes: u64,
+    /// New connections that went there.
+    pub connections: u64,
+    /// Flows that are open now; absent where they are not tracked or not counted.
+    pub active_flows: Option<u64>,
+    /// Part of the Maglev slots, 0 to 1: its share of the connections to come.
+    pub share: f64,
+    /// Whether the next hop's MAC is known (always so for `local`).
+    pub resolved: bool,
+}
+
+/// How packets get to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// To this node's own stack.
+    Local,
+    /// To the backend's node with its addresses untouched; replies go straight to the client.
+    Dsr,
+    /// With source and destination translated; replies come back through this node.
+    Nat,
+}
+
+/// State of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// Takes new flows.
+    Up,
+    /// Keeps its flows and takes no new ones while another backend is up.
+    Draining,
+    /// Takes nothing.
+    Down,
+}
+
+/// Another node that runs xvip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// `peer.name`.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC as `aa:bb:cc:dd:ee:ff`, once known.
+    pub mac: Option<String>,
+    /// Whether `mac` is known now.
+    pub resolved: bool,
+}
+
+/// How often packets got a verdict for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonStatus {
+    /// Label of the reason (`lb_common::reason`).
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+macro_rules! display_as_json {
+    ($($type:ident { $($variant:ident = $text:literal),+ $(,)? })+) => {$(
+        impl fmt::Display for $type {
+            /// The word that stands in the JSON form.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $(Self::$variant => $text),+ })
+            }
+        }
+    )+};
+}
+
+display_as_json! {
+    AttachedMode { Native = "native", Generic = "generic" }
+    VrrpState { Initialize = "initialize", Backup = "backup", Active = "active" }
+    Method { Local = "local", Dsr = "dsr", Nat = "nat" }
+    BackendState { Up = "up", Draining = "draining", Down = "down" }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A document with a value in every field: three backends, one method and state each.
+    pub(crate) fn sample() -> Status {
+        Status {
+            version: "0.1.0".into(),
+            node: "master01".into(),
+            instance: "default".into(),
+            uptime_ms: 3_723_000,
+            config_file: "/etc/xvip/xvip.toml".into(),
+            data_plane: DataPlaneStatus {
+                abi_version: 1,
+                attach: vec![AttachStatus {
+                    interface: "enp0s3".into(),
+                    mode: AttachedMode::Generic,
+                    note: Some("the driver has no native XDP".into()),
+                }],
+                cgroup: Some("/sys/fs/cgroup".into()),
+                warnings: vec!["the apiserver listens on one address".into()],
+            },
+            vrrp: vec![VrrpStatus {
+                name: "control-plane".into(),
+                interface: "enp0s3".into(),
+                vrid: 51,
+                version: 3,
+                state: VrrpState::Active,
+                priority: 200,
+                effective_priority: 200,
+                addresses: vec!["10.0.2.100/24".parse().unwrap()],
+                owner: Some("10.0.2.10".parse().unwrap()),
+                since_ms: 64_000,
+                cause: "no advert for 3.218 s".into(),
+                transitions: 2,
+                lease_remaining_ms: Some(2_750),
+                adverts_sent: 64,
+                adverts_received: 12,
+                adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
+            }],
+            services: vec![ServiceStatus {
+                name: "apiserver".into(),
+                address: "10.0.2.100".parse().unwrap(),
+                port: 1644,
+                protocol: "tcp".into(),
+                packets: 48_000,
+                bytes: 9_437_184,
+                connections: 1_200,
+                backends: vec![
+                    backend("master01", 10, Method::Local, BackendState::Up, "200 OK"),
+                    backend("master02", 11, Method::Dsr, BackendState::Draining, "500"),
+                    BackendStatus {
+                        resolved: false,
+                        share: 0.0,
+                        active_flows: None,
+                        ..backend("master03", 12, Method::Nat, BackendState::Down, "refused")
+                    },
+                ],
+            }],
+            peers: vec![PeerStatus {
+                name: "master02".into(),
+                addresses: vec!["10.0.2.11".parse().unwrap(), "fd00::11".parse().unwrap()],
+                mac: Some("02:00:00:00:00:11".into()),
+                resolved: true,
+            }],
+            reasons: vec![ReasonStatus {
+                reason: "local".into(),
+                packets: 16_000,
+                bytes: 3_145_728,
+            }],
+        }
+    }
+
+    fn backend(
+        name: &str,
+        host: u8,
+        method: Method,
+        state: BackendState,
+        reason: &str,
+    ) -> BackendStatus {
+        BackendStatus {
+            name: name.into(),
+            address: SocketAddr::from(([10, 0, 2, host], 6443)),
+            weight: 1,
+            method,
+            state,
+            since_ms: 64_000,
+            reason: reason.into(),
+            packets: 16_000,
+            bytes: 3_145_728,
+            connections: 400,
+            active_flows: Some(7),
+            share: 0.5,
+            resolved: true,
+        }
+    }
+
+    /// The names in the JSON form are the interface: a renamed field or value fails here.
+    #[test]
+    fn status_has_its_documented_json_form() {
+        let backend = |name: &str, address: &str, method: &str, state: &str, reason: &str| {
+            json!({
+                "name": name, "address": address, "weight": 1, "method": method, "state": state,
+                "since_ms": 64_000, "reason": reason, "packets": 16_000, "bytes": 3_145_728,
+                "connections": 400, "active_flows": 7, "share": 0.5, "resolved": true,
+            })
+        };
+        let mut down = backend("master03", "10.0.2.12:6443", "nat", "down", "refused");
+        down["active_flows"] = json!(null);
+        down["share"] = json!(0.0);
+        down["resolved"] = json!(false);
+        let expected = json!({
+            "version": "0.1.0", "node": "master01", "instance": "default", "uptime_ms": 3_723_000,
+            "config_file": "/etc/xvip/xvip.toml",
+            "data_plane": {
+                "abi_version": 1,
+                "attach": [{
+                    "interface": "enp0s3", "mode": "generic", "note": "the driver has no native XDP",
+                }],
+                "cgroup": "/sys/fs/cgroup",
+                "warnings": ["the apiserver listens on one address"],
+            },
+            "vrrp": [{
+                "name": "control-plane", "interface": "enp0s3", "vrid": 51, "version": 3,
+                "state": "active", "priority": 200, "effective_priority": 200,
+                "addresses": ["10.0.2.100/24"], "owner": "10.0.2.10", "since_ms": 64_000,
+                "cause": "no advert for 3.218 s", "transitions": 2, "lease_remaining_ms": 2_750,
+                "adverts_sent": 64, "adverts_received": 12, "adverts_bad": {"checksum": 3},
+            }],
+            "services": [{
+                "name": "apiserver", "address": "10.0.2.100", "port": 1644, "protocol": "tcp",
+                "packets": 48_000, "bytes": 9_437_184, "connections": 1_200,
+                "backends": [
+                    backend("master01", "10.0.2.10:6443", "local", "up", "200 OK"),
+                    backend("master02", "10.0.2.11:6443", "dsr", "draining", "500"),
+                    down,
+                ],
+            }],
+            "peers": [{
+                "name": "master02", "addresses": ["10.0.2.11", "fd00::11"],
+                "mac": "02:00:00:00:00:11", "resolved": true,
+            }],
+            "reasons": [{"reason": "local", "packets": 16_000, "bytes": 3_145_728}],
+        });
+        assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_value::<Status>(expected).unwrap(),
+            sample()
+        );
+    }
+
+    /// A newer xvip's status, with fields that this one does not know, is still read.
+    #[test]
+    fn unknown_status_fields_are_ignored() {
+        let mut value = serde_json::to_value(sample()).unwrap();
+        value["added_later"] = json!({"x": 1});
+        value["vrrp"][0]["added_later"] = json!(1);
+        assert_eq!(serde_json::from_value::<Status>(value).unwrap(), sample());
+    }
+
+    /// Requests have the documented form, with and without a name.
+    #[test]
+    fn commands_have_their_documented_json_form() {
+        for (text, command) in [
+            (r#"{"command":"status"}"#, Command::Status),
+            (
+                r#"{"command":"step_down","vrrp":"control-plane"}"#,
+                Command::StepDown {
+                    vrrp: Some("control-plane".into()),
+                },
+            ),
+            (r#"{"command":"resume"}"#, Command::Resume { vrrp: None }),
+        ] {
+            assert_eq!(serde_json::from_str::<Command>(text).unwrap(), command);
+            assert_eq!(serde_json::to_string(&command).unwrap(), text);
+        }
+    }
+
+    /// A misspelt command or field is refused, not half understood: `step_down` with a misspelt
+    /// `vrrp` must not step every instance down.
+    #[test]
+    fn unknown_commands_and_fields_are_refused() {
+        for text in [
+            r#"{"command":"stats"}"#,
+            r#"{"command":"step_down","vrpp":"x"}"#,
+            r#"{"command":"step_down","vrrp":1}"#,
+            r#"{"vrrp":"x"}"#,
+            r#""status""#,
+            "{}",
+            "[]",
+            "",
+        ] {
+            assert!(serde_json::from_str::<Command>(text).is_err(), "{text}");
+        }
+    }
+
+    /// The words in tables and logs are the words of the JSON form.
+    #[test]
+    fn display_is_the_json_word() {
+        fn check(value: impl Serialize + fmt::Display) {
+            assert_eq!(
+                serde_json::to_value(&value).unwrap(),
+                json!(value.to_string())
+            );
+        }
+        [AttachedMode::Native, AttachedMode::Generic]
+            .into_iter()
+            .for_each(check);
+        [VrrpState::Initialize, VrrpState::Backup, VrrpState::Active]
+            .into_iter()
+            .for_each(check);
+        [Method::Local, Method::Dsr, Method::Nat]
+            .into_iter()
+            .for_each(check);
+        [BackendState::Up, BackendState::Draining, BackendState::Down]
+            .into_iter()
+            .for_each(check);
+    }
+}
