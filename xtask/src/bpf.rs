@@ -1,0 +1,54 @@
+//! Builds the BPF object. It has a target directory of its own: another RUSTFLAGS and target in
+//! the shared one would rebuild every proc macro at each switch.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::shell::{self, Workspace};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Full debug information and `--btf`: bpftool prints field names from the BTF made of it.
+const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
+
+/// Builds the object and puts it where lb-user's build script looks.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    shell::run(&mut cargo(workspace, "build")).context("the BPF object does not build")?;
+    let built = workspace
+        .target
+        .join("bpf")
+        .join(TARGET)
+        .join("release/xvip-bpf");
+    copy_if_changed(&built, &workspace.bpf_object())
+}
+
+/// Clippy over the programs, on their own target.
+pub(crate) fn clippy(workspace: &Workspace) -> Command {
+    let mut command = cargo(workspace, "clippy");
+    command.args(["--", "-Dwarnings"]);
+    command
+}
+
+fn cargo(workspace: &Workspace, subcommand: &str) -> Command {
+    let mut command = workspace.cargo(subcommand);
+    command
+        .args(["--package", "lb-ebpf", "--release", "--target", TARGET])
+        // The target has no precompiled core.
+        .arg("-Zbuild-std=core")
+        .arg("--target-dir")
+        .arg(workspace.target.join("bpf"))
+        // -Zbuild-std and aya-ebpf's inline assembly are unstable: allow them on this toolchain.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS);
+    command
+}
+
+/// An object that did not change keeps its time stamp: lb-user is not rebuilt.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
+}

@@ -1,0 +1,136 @@
+//! What the build and the lab need beyond a Rust toolchain: says what it installs and why, and
+//! costs a few milliseconds when everything is there.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{self, Workspace};
+
+const BPF_LINKER: &str = "0.10.4";
+const CARGO_DENY: &str = "0.20.2";
+
+/// Programs that the lab and the namespace tests call, and the Debian package of each.
+const SYSTEM_TOOLS: &[(&str, &str, &str)] = &[
+    ("ip", "iproute2", "network namespaces, bridge and links"),
+    ("ethtool", "ethtool", "checksum offload of the links"),
+    ("nsenter", "util-linux", "processes inside a namespace"),
+    ("setpriv", "util-linux", "children that end with the lab"),
+    ("bpftool", "bpftool", "inspection of the maps"),
+    ("curl", "curl", "requests by hand in the lab"),
+];
+
+/// What compiling needs: the sources of `core` and the BPF linker.
+pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {
+    rust_src(workspace)?;
+    cargo_tool(
+        workspace,
+        "bpf-linker",
+        BPF_LINKER,
+        "links the eBPF programs; about two minutes, once",
+    )
+}
+
+/// cargo-deny, for `cargo xtask test`.
+pub(crate) fn cargo_deny(workspace: &Workspace) -> Result<()> {
+    cargo_tool(
+        workspace,
+        "cargo-deny",
+        CARGO_DENY,
+        "checks licenses and sources of dependencies; about three minutes, once",
+    )
+}
+
+/// The BPF target has no precompiled `core`: it is built from source.
+fn rust_src(workspace: &Workspace) -> Result<()> {
+    let sysroot = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .current_dir(&workspace.root)
+        .output()
+        .context("cannot start rustc: install Rust with rustup (https://rustup.rs)")?;
+    let sysroot = String::from_utf8(sysroot.stdout).context("rustc's sysroot is not UTF-8")?;
+    if Path::new(sysroot.trim())
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .is_file()
+    {
+        return Ok(());
+    }
+    println!("xtask: installing the rust-src component: `core` is compiled for the BPF target");
+    let mut rustup = Command::new("rustup");
+    rustup
+        .args(["component", "add", "rust-src"])
+        .current_dir(&workspace.root);
+    shell::run(&mut rustup).context("rust-src is needed to build the eBPF programs")
+}
+
+/// Installs a tool of an exact version below target/tools, where it bothers nobody else.
+fn cargo_tool(workspace: &Workspace, name: &str, version: &str, why: &str) -> Result<()> {
+    let installed = Command::new(workspace.tool(name))
+        .arg("--version")
+        .stderr(Stdio::null())
+        .output();
+    if installed.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(version)) {
+        return Ok(());
+    }
+    let tools = workspace.tools();
+    println!(
+        "xtask: installing {name} {version} into {}: it {why}",
+        tools.display()
+    );
+    let mut install = workspace.cargo("install");
+    install
+        .args(["--locked", "--quiet", "--force", "--root"])
+        .arg(&tools)
+        .arg(format!("{name}@{version}"));
+    shell::run(&mut install)
+}
+
+/// What the lab and the namespace tests call. Mounting bpffs and cgroup2 is left to them: they
+/// need it at every boot, not once.
+pub(crate) fn system_tools() -> Result<()> {
+    let missing: Vec<_> = SYSTEM_TOOLS
+        .iter()
+        .filter(|(program, ..)| shell::find_program(program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (program, package, why) in &missing {
+        println!("xtask: {program} is missing (package {package}): {why}");
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|(_, package, _)| *package).collect();
+    packages.dedup();
+    if shell::find_program("apt-get").is_none() {
+        bail!(
+            "there is no apt-get here: install {} by this system's means",
+            packages.join(", ")
+        );
+    }
+    println!("xtask: installing {}", packages.join(", "));
+    // Without fresh package lists (a new container) the first attempt fails: then update.
+    if apt_get(&["install"], &packages).is_err() {
+        apt_get(&["update"], &[])?;
+        apt_get(&["install"], &packages)?;
+    }
+    Ok(())
+}
+
+fn apt_get(verb: &[&str], packages: &[&str]) -> Result<()> {
+    let mut command = shell::as_root("env", "apt-get")?;
+    command
+        .args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "--quiet=2",
+            "--yes",
+        ])
+        .args(verb)
+        .args(packages);
+    if verb == ["install"] {
+        command.arg("--no-install-recommends");
+    }
+    shell::run(&mut command)
+}

@@ -1,0 +1,246 @@
+//! `cargo xtask test`: every check that a change must pass, and one line with the counts.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    bpf, setup,
+    shell::{self, Workspace},
+    tally::Tally,
+};
+
+/// What to test.
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Run one part only.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Names of tests and other arguments for the test binaries.
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+/// A part of the whole.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Formatting, clippy, licenses.
+    Lint,
+    /// Tests of the crates themselves: no root needed.
+    Unit,
+    /// Tests that load the programs into the kernel (tests/tests/bpf).
+    Bpf,
+    /// Scenarios in network namespaces (tests/tests/net).
+    Net,
+    /// Documentation builds without warnings.
+    Docs,
+}
+
+/// Runs the parts; the last line of output is the counts.
+pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    setup::build_tools(workspace)?;
+    if wants(Part::Bpf) || wants(Part::Net) {
+        setup::system_tools()?;
+    }
+    if wants(Part::Lint) {
+        setup::cargo_deny(workspace)?;
+    }
+    bpf::build(workspace)?;
+
+    let mut session = Session::start(workspace)?;
+    if wants(Part::Lint) {
+        session.lint();
+    }
+    if args.only.is_none() {
+        // One build for all parts: the same features everywhere, nothing compiled twice.
+        session.cargo_test(&["--workspace", "--exclude", "lb-ebpf"], &args.filter)?;
+    } else if wants(Part::Unit) {
+        let crates = [
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--exclude",
+            "lb-tests",
+        ];
+        session.cargo_test(&crates, &args.filter)?;
+        session.cargo_test(&["--package", "lb-tests", "--lib", "--bins"], &args.filter)?;
+    } else if wants(Part::Bpf) {
+        session.cargo_test(&["--package", "lb-tests", "--test", "bpf"], &args.filter)?;
+    } else if wants(Part::Net) {
+        session.cargo_test(&["--package", "lb-tests", "--test", "net"], &args.filter)?;
+    }
+    if wants(Part::Docs) {
+        session.docs();
+    }
+    session.finish()
+}
+
+/// One run: what has been counted, and which steps failed.
+struct Session<'a> {
+    workspace: &'a Workspace,
+    tally: Tally,
+    failed: Vec<String>,
+    skip_notes: PathBuf,
+}
+
+impl<'a> Session<'a> {
+    fn start(workspace: &'a Workspace) -> Result<Self> {
+        let skip_notes = workspace.target.join("skipped-tests");
+        fs::write(&skip_notes, "")
+            .with_context(|| format!("cannot write {}", skip_notes.display()))?;
+        Ok(Self {
+            workspace,
+            tally: Tally::default(),
+            failed: Vec::new(),
+            skip_notes,
+        })
+    }
+
+    fn lint(&mut self) {
+        let mut fmt = self.workspace.cargo("fmt");
+        fmt.args(["--all", "--", "--check"]);
+        self.step("rustfmt", &mut fmt);
+
+        let mut clippy = self.workspace.cargo("clippy");
+        clippy.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]);
+        clippy.args(["--all-features", "--", "-Dwarnings"]);
+        self.step("clippy", &mut clippy);
+        self.step("clippy of the programs", &mut bpf::clippy(self.workspace));
+
+        // Advisories are left to a CI with network: their database is fetched.
+        let mut deny = self.workspace.cargo("deny");
+        deny.args([
+            "--log-level",
+            "error",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ]);
+        self.step("cargo-deny", &mut deny);
+    }
+
+    fn docs(&mut self) {
+        let mut doc = self.workspace.cargo("doc");
+        doc.args([
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--no-deps",
+            "--quiet",
+        ]);
+        doc.env("RUSTDOCFLAGS", "-Dwarnings");
+        self.step("rustdoc", &mut doc);
+    }
+
+    /// A step that passes or fails as a whole.
+    fn step(&mut self, name: &str, command: &mut Command) {
+        println!("xtask: {name}");
+        if let Err(error) = shell::run(command) {
+            self.fail(format!("{name}: {error:#}"));
+        }
+    }
+
+    fn fail(&mut self, what: String) {
+        eprintln!("xtask: {what}");
+        self.tally += Tally::FAILED_STEP;
+        self.failed.push(what);
+    }
+
+    /// Builds the selected tests and the binaries that they start, runs them and adds their counts.
+    fn cargo_test(&mut self, packages: &[&str], filter: &[String]) -> Result<()> {
+        println!("xtask: tests of {}", packages.join(" "));
+        let mut build = self.workspace.cargo("build");
+        build.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]);
+        if let Err(error) = shell::run(&mut build) {
+            self.fail(format!("build: {error:#}"));
+            return Ok(());
+        }
+        let mut command = self.workspace.cargo("test");
+        command
+            .args(packages)
+            .arg("--no-fail-fast")
+            .env("XVIP_SKIPPED_TESTS", &self.skip_notes);
+        if let Some((variable, sudo)) = self.runner() {
+            command.env(variable, sudo);
+        }
+        command.arg("--").args(filter);
+        let (counts, success) = run_counting(&mut command)?;
+        self.tally += counts;
+        // A test binary that died (or did not link) printed no counts.
+        if !success && counts.failed == 0 {
+            self.fail(format!("`{}` failed", shell::show(&command)));
+        }
+        Ok(())
+    }
+
+    /// Tests that touch the kernel need root: an ordinary user's run goes through sudo.
+    fn runner(&self) -> Option<(String, String)> {
+        if shell::is_root() || shell::find_program("sudo").is_none() {
+            return None;
+        }
+        let output = Command::new("rustc")
+            .args(["--print", "host-tuple"])
+            .current_dir(&self.workspace.root)
+            .output()
+            .ok()?;
+        let host = String::from_utf8(output.stdout).ok()?;
+        let host = host.trim().to_uppercase().replace('-', "_");
+        println!("xtask: tests that touch the kernel need root: through sudo");
+        Some((
+            format!("CARGO_TARGET_{host}_RUNNER"),
+            "sudo --preserve-env=PATH,XVIP_SKIPPED_TESTS".to_owned(),
+        ))
+    }
+
+    fn finish(mut self) -> Result<ExitCode> {
+        let notes = read(&self.skip_notes)?;
+        for note in notes.lines() {
+            println!("skipped {note}");
+        }
+        self.tally.move_skipped(&notes);
+        for what in &self.failed {
+            println!("failed {what}");
+        }
+        println!("{}", self.tally);
+        Ok(if self.tally.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+/// Runs a test command, showing its output as it comes and adding up the summaries in it.
+fn run_counting(command: &mut Command) -> Result<(Tally, bool)> {
+    let shown = shell::show(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{shown}`"))?;
+    let stdout = child.stdout.take().context("the output is not piped")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read the tests' output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        if let Some(counts) = Tally::of_line(&line) {
+            tally += counts;
+        }
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("waiting for `{shown}`"))?;
+    Ok((tally, status.success()))
+}
+
+fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
