@@ -2,4 +2,5 @@
 //! the clock: time and facts come in as values, effects go out as values, and a failed effect
 //! comes back as an input. A test holds that.
 
+pub mod health;
 pub mod time;

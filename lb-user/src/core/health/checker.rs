@@ -1,0 +1,313 @@
+//! One backend's checks: when the next one starts, which results count, and how many of a kind
+//! came in a row. The group rule, which needs all backends, is in the parent module.
+
+use std::time::Duration;
+
+use lb_common::abi::BackendState;
+
+use super::{
+    Seen,
+    outcome::{Class, ProbeOutcome},
+};
+use crate::{config::model::StartState, core::time::Timestamp};
+
+/// Results of one kind in a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Run(u32);
+
+impl Run {
+    /// Counts a result that belongs to the run or ends it.
+    const fn count(&mut self, belongs: bool) {
+        self.0 = if belongs { self.0.saturating_add(1) } else { 0 };
+    }
+}
+
+/// Dead results in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DeadRun {
+    count: u32,
+    /// Start of the first probe of the run.
+    since: Timestamp,
+    /// Whether any of them proves the backend's death.
+    proven: bool,
+}
+
+/// When something happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The next probe starts at `at`.
+    Waiting { at: Timestamp, repeat: bool },
+    /// A probe is under way.
+    Flying(Flight),
+}
+
+/// A probe under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flight {
+    started: Timestamp,
+    give_up: Timestamp,
+    /// It repeats one whose result was discarded.
+    repeat: bool,
+    /// Hull of the times that the controller was late in meanwhile.
+    late: Option<(Timestamp, Timestamp)>,
+}
+
+/// A finished probe that counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) started: Timestamp,
+    pub(super) finished: Timestamp,
+}
+
+/// What the runs call for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The state stays.
+    Stay,
+    /// `rise` passes in a row.
+    Up { count: u32 },
+    /// UP, and `fall` checks in a row did not pass.
+    Unready { count: u32 },
+    /// DOWN, and `rise` checks in a row were answered, though not all of them passed.
+    Answers { count: u32 },
+    /// `fall` Dead results in a row.
+    Down { count: u32 },
+}
+
+/// Checks of one backend.
+#[derive(Clone, Debug)]
+pub(super) struct Checker {
+    state: BackendState,
+    phase: Phase,
+    serial: u64,
+    /// `start = "probe"` and nothing passed yet: one result decides.
+    unproven: bool,
+    passes: Run,
+    failures: Run,
+    answers: Run,
+    dead: Option<DeadRun>,
+    seen: Option<Seen>,
+    held: bool,
+    discarded: u64,
+}
+
+impl Checker {
+    /// A backend whose first probe starts at `at`.
+    pub(super) const fn new(start: StartState, at: Timestamp) -> Self {
+        Self {
+            state: match start {
+                StartState::Down | StartState::Probe => BackendState::Down,
+                StartState::Up => BackendState::Up,
+            },
+            phase: Phase::Waiting { at, repeat: false },
+            serial: 0,
+            unproven: matches!(start, StartState::Probe),
+            passes: Run(0),
+            failures: Run(0),
+            answers: Run(0),
+            dead: None,
+            seen: None,
+            held: false,
+            discarded: 0,
+        }
+    }
+
+    /// State of the backend.
+    pub(super) const fn state(&self) -> BackendState {
+        self.state
+    }
+
+    /// What was seen last.
+    pub(super) const fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
+    }
+
+    /// Whether the group rule keeps the backend from DOWN.
+    pub(super) const fn held(&self) -> bool {
+        self.held
+    }
+
+    /// Results that were discarded because the controller was late.
+    pub(super) const fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
+    /// Enters `state` with or without the group rule's hold.
+    pub(super) const fn enter(&mut self, state: BackendState, held: bool) {
+        self.state = state;
+        self.held = held;
+    }
+
+    /// Takes over a state that is known from before: no first result decides any more.
+    pub(super) const fn adopt(&mut self, state: BackendState) {
+        self.state = state;
+        self.unproven = false;
+    }
+
+    /// Next time that something is due.
+    pub(super) const fn due(&self) -> Timestamp {
+        match &self.phase {
+            Phase::Waiting { at, .. } => *at,
+            Phase::Flying(flight) => flight.give_up,
+        }
+    }
+
+    /// Start of a run of Dead results without proof.
+    pub(super) fn silent_since(&self) -> Option<Timestamp> {
+        self.dead.filter(|run| !run.proven).map(|run| run.since)
+    }
+
+    /// Starts a probe if one is due, and returns its serial number.
+    pub(super) fn start(&mut self, now: Timestamp, limit: Duration) -> Option<u64> {
+        let Phase::Waiting { at, repeat } = self.phase else {
+            return None;
+        };
+        if at > now {
+            return None;
+        }
+        self.serial += 1;
+        self.phase = Phase::Flying(Flight {
+            started: now,
+            give_up: now + limit,
+            repeat,
+            late: None,
+        });
+        Some(self.serial)
+    }
+
+    /// Time that a probe under way has taken, if it is to be given up.
+    pub(super) fn overdue(&self, now: Timestamp) -> Option<Span> {
+        match &self.phase {
+            Phase::Flying(flight) if flight.give_up <= now => Some(Span {
+                started: flight.started,
+                finished: now,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the probe with number `serial` is under way.
+    pub(super) fn expects(&self, serial: u64) -> bool {
+        matches!(self.phase, Phase::Flying(_)) && self.serial == serial
+    }
+
+    /// Notes that the controller was late from `from` to `to`, if a probe is under way.
+    pub(super) fn note_late(&mut self, from: Timestamp, to: Timestamp) {
+        if let Phase::Flying(flight) = &mut self.phase {
+            let (first, last) = flight.late.unwrap_or((from, to));
+            flight.late = Some((first.min(from), last.max(to)));
+        }
+    }
+
+    /// Discards the result of the probe under way if the controller was late within `span`, and
+    /// has the probe repeated at once. Whether it did.
+    ///
+    /// A repeat's result counts all the same unless a time limit decided: lateness cannot make
+    /// up an answer or a refusal, and a controller that is late every time must still see a
+    /// dead backend.
+    pub(super) fn discard(&mut self, span: Span, outcome: &ProbeOutcome, now: Timestamp) -> bool {
+        let Phase::Flying(flight) = self.phase else {
+            return false;
+        };
+        let late = flight
+            .late
+            .is_some_and(|(from, to)| span.started <= to && span.finished >= from);
+        let discard = late && (outcome.timed_out() || !flight.repeat);
+        if discard {
+            self.discarded += 1;
+            self.phase = Phase::Waiting {
+                at: now,
+                repeat: true,
+            };
+        }
+        discard
+    }
+
+    /// Counts a result.
+    pub(super) fn count(&mut self, span: Span, outcome: ProbeOutcome) {
+        let class = outcome.class();
+        if class != Class::Void {
+            self.passes.count(class == Class::Pass);
+            self.failures.count(class != Class::Pass);
+            self.answers.count(class != Class::Dead);
+            self.count_dead(span, class, &outcome);
+        }
+        let same = self
+            .seen
+            .take()
+            .filter(|seen| seen.outcome.class() == class);
+        self.seen = Some(Seen {
+            outcome,
+            at: span.finished,
+            since: same.as_ref().map_or(span.finished, |seen| seen.since),
+            count: same.map_or(1, |seen| seen.count.saturating_add(1)),
+        });
+    }
+
+    /// What the results so far call for.
+    pub(super) fn wanted(&self, rise: u32, fall: u32) -> Wanted {
+        let rise = if self.unproven { 1 } else { rise };
+        let is = |state| self.state == state;
+        if let Some(run) = self.dead.filter(|run| run.count >= fall) {
+            return if is(BackendState::Down) {
+                Wanted::Stay
+            } else {
+                Wanted::Down { count: run.count }
+            };
+        }
+        let (passes, failures, answers) = (self.passes.0, self.failures.0, self.answers.0);
+        match self.state {
+            BackendState::Draining | BackendState::Down if passes >= rise => {
+                Wanted::Up { count: passes }
+            }
+            BackendState::Up if failures >= fall => Wanted::Unready { count: failures },
+            BackendState::Down if answers >= rise => Wanted::Answers { count: answers },
+            BackendState::Up | BackendState::Draining | BackendState::Down => Wanted::Stay,
+        }
+    }
+
+    /// When the probe under way started.
+    pub(super) const fn started(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Flying(flight) => Some(flight.started),
+            Phase::Waiting { .. } => None,
+        }
+    }
+
+    /// Ends the probe under way; the next one starts at `at`, not before `now`.
+    pub(super) fn wait_until(&mut self, at: Timestamp, now: Timestamp) {
+        self.unproven &= self.passes.0 == 0;
+        self.phase = Phase::Waiting {
+            at: at.max(now),
+            repeat: false,
+        };
+    }
+
+    /// Whether the last result calls for another state than the present one, so that the next
+    /// probe should come soon. A held backend is settled: only the others can change its state.
+    pub(super) fn in_doubt(&self) -> bool {
+        let Some(seen) = &self.seen else {
+            return false;
+        };
+        match (seen.outcome.class(), self.state) {
+            (Class::Pass, BackendState::Up)
+            | (Class::NotReady, BackendState::Draining)
+            | (Class::Dead, BackendState::Down) => false,
+            (Class::Void, _) => true,
+            (Class::Pass | Class::NotReady | Class::Dead, _) => !self.held,
+        }
+    }
+
+    fn count_dead(&mut self, span: Span, class: Class, outcome: &ProbeOutcome) {
+        let run = self.dead.take().unwrap_or(DeadRun {
+            count: 0,
+            since: span.started,
+            proven: false,
+        });
+        self.dead = (class == Class::Dead).then_some(DeadRun {
+            count: run.count.saturating_add(1),
+            since: run.since,
+            proven: run.proven || outcome.proves_death(),
+        });
+    }
+}
