@@ -2,3 +2,5 @@
 //! feeds the results back as inputs.
 
 pub mod clock;
+pub mod netlink;
+pub mod sysctl;
