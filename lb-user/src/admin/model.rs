@@ -66,6 +66,22 @@ pub struct VrrpReply {
     pub instances: Vec<String>,
 }
 
+/// Why the controller refused a command.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// No VRRP instance has this name.
+    #[error("no VRRP instance is named {name:?} (there are: {})", known.join(", "))]
+    UnknownVrrp {
+        /// The name that was asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// A command for every VRRP instance, and there is none.
+    #[error("no VRRP instance is configured")]
+    NoVrrp,
+}
+
 /// Everything that a running xvip says about itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
