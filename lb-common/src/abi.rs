@@ -56,14 +56,61 @@ pub type Mac = [u8; 6];
 pub trait Address: Copy + Eq + 'static {
     /// The all-zeroes address.
     const ZERO: Self;
+
+    /// Equality by words: `==` on byte arrays becomes a call to a byte loop in BPF.
+    fn same(&self, other: &Self) -> bool;
 }
 
 impl Address for [u8; 4] {
     const ZERO: Self = [0; 4];
+
+    #[inline(always)]
+    fn same(&self, other: &Self) -> bool {
+        u32::from_ne_bytes(*self) == u32::from_ne_bytes(*other)
+    }
 }
 
 impl Address for [u8; 16] {
     const ZERO: Self = [0; 16];
+
+    #[inline(always)]
+    fn same(&self, other: &Self) -> bool {
+        let [a, b] = halves(self);
+        let [c, d] = halves(other);
+        (a ^ c) | (b ^ d) == 0
+    }
+}
+
+/// The two halves of an IPv6 address as words in native order. (Not by destructuring: that makes
+/// LLVM load bytes one by one.)
+#[inline(always)]
+#[must_use]
+pub fn halves(addr: &[u8; 16]) -> [u64; 2] {
+    let (halves, _) = addr.as_chunks::<8>();
+    match halves {
+        [a, b] => [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)],
+        _ => [0, 0],
+    }
+}
+
+/// Equality of MACs by words, for the same reason as [`Address::same`].
+#[inline(always)]
+#[must_use]
+pub fn same_mac(a: &Mac, b: &Mac) -> bool {
+    mac_words(a) == mac_words(b)
+}
+
+/// A MAC as three words in native order.
+#[inline(always)]
+fn mac_words(mac: &Mac) -> (u16, u16, u16) {
+    match mac.as_chunks::<2>().0 {
+        [a, b, c] => (
+            u16::from_ne_bytes(*a),
+            u16::from_ne_bytes(*b),
+            u16::from_ne_bytes(*c),
+        ),
+        _ => (0, 0, 0),
+    }
 }
 
 /// Key of `flows4`/`flows6` and `returns4`/`returns6`: a 5-tuple as seen on the wire.
@@ -75,7 +122,8 @@ pub struct FlowKey<A> {
     sport: u16,
     dport: u16,
     proto: u8,
-    pad: [u8; 3],
+    pad0: u8,
+    pad1: u16,
 }
 
 impl<A: Copy> FlowKey<A> {
@@ -88,7 +136,8 @@ impl<A: Copy> FlowKey<A> {
             sport,
             dport,
             proto,
-            pad: [0; 3],
+            pad0: 0,
+            pad1: 0,
         }
     }
 
@@ -102,6 +151,26 @@ impl<A: Copy> FlowKey<A> {
     #[inline(always)]
     pub const fn dst(&self) -> A {
         self.dst
+    }
+
+    /// The source address in place: itself a map key.
+    #[inline(always)]
+    pub const fn src_ref(&self) -> &A {
+        &self.src
+    }
+
+    /// The destination address in place: itself a map key.
+    #[inline(always)]
+    pub const fn dst_ref(&self) -> &A {
+        &self.dst
+    }
+
+    /// Fill in what the transport header says; ports in host order.
+    #[inline(always)]
+    pub const fn set_transport(&mut self, sport: u16, dport: u16, proto: u8) {
+        self.sport = sport;
+        self.dport = dport;
+        self.proto = proto;
     }
 
     /// Source port, host order.
@@ -336,7 +405,7 @@ pub struct Backend<A> {
     mac: Mac,
     method: u8,
     state: u8,
-    pad: [u8; 2],
+    pad: u16,
 }
 
 impl<A: Address> Backend<A> {
@@ -350,7 +419,7 @@ impl<A: Address> Backend<A> {
         mac: [0; 6],
         method: 0,
         state: 0,
-        pad: [0; 2],
+        pad: 0,
     };
 
     /// A backend `addr:port` (host order) of service id `service` on node number `node`.
@@ -372,7 +441,7 @@ impl<A: Address> Backend<A> {
             mac: [0; 6],
             method: method as u8,
             state: state as u8,
-            pad: [0; 2],
+            pad: 0,
         }
     }
 
@@ -389,6 +458,12 @@ impl<A: Address> Backend<A> {
     #[inline(always)]
     pub const fn addr(&self) -> A {
         self.addr
+    }
+
+    /// The backend's address in place.
+    #[inline(always)]
+    pub const fn addr_ref(&self) -> &A {
+        &self.addr
     }
 
     /// Backend port, host order.
@@ -445,26 +520,31 @@ pub struct Flow {
     pub(crate) cl_ack: u32,
     pub(crate) cl_next: u32,
     pub(crate) nat_port: u16,
+    pub(crate) path: u16,
     pub(crate) state: u8,
     pub(crate) flags: u8,
+    pub(crate) pad: u16,
 }
 
 impl Flow {
     /// `cl_ack` and `cl_next` hold values seen in a client segment with ACK.
     pub const ACK_KNOWN: u8 = 1;
 
-    /// A flow to backend id `backend`; `nat_port` (host order) is the source port that nat uses,
-    /// 0 for other methods; `now` in seconds of the boot-time coarse clock.
+    /// A flow to backend id `backend`; `nat_port` (host order) is the source port that nat uses
+    /// and `path` the [`path_tag`] of where it comes from, both 0 for other methods; `now` in
+    /// seconds of the coarse monotonic clock.
     #[inline(always)]
-    pub const fn new(backend: u32, nat_port: u16, state: FlowState, now: u32) -> Self {
+    pub const fn new(backend: u32, nat_port: u16, path: u16, state: FlowState, now: u32) -> Self {
         Self {
             backend,
             last_seen: now,
             cl_ack: 0,
             cl_next: 0,
             nat_port,
+            path,
             state: state as u8,
             flags: 0,
+            pad: 0,
         }
     }
 
@@ -484,6 +564,18 @@ impl Flow {
     #[inline(always)]
     pub const fn nat_port(&self) -> u16 {
         self.nat_port
+    }
+
+    /// Tag of the path that the flow last came in by (nat), see [`path_tag`].
+    #[inline(always)]
+    pub const fn path(&self) -> u16 {
+        self.path
+    }
+
+    /// Record that the flow now comes in by another path.
+    #[inline(always)]
+    pub const fn set_path(&mut self, path: u16) {
+        self.path = path;
     }
 
     /// Highest acknowledgement number that the client sent, `None` before the first ACK.
@@ -513,6 +605,16 @@ impl Flow {
     }
 }
 
+/// A 16-bit tag of the interface and MAC that a nat flow comes from: when it changes, the return
+/// entry is updated. Two paths with one tag (1 in 65,536) keep the old path until the next flow.
+#[inline(always)]
+#[must_use]
+pub fn path_tag(ifindex: u32, mac: Mac) -> u16 {
+    let (a, b, c) = mac_words(&mac);
+    // The low half of the interface index is all that differs between interfaces in practice.
+    c ^ b.rotate_left(5) ^ a.rotate_left(10) ^ (ifindex as u16).rotate_left(3)
+}
+
 /// Value of `returns4`/`returns6`, keyed by (backend, VIP, backend port, nat port): where a nat
 /// backend's reply goes.
 #[repr(C)]
@@ -524,10 +626,22 @@ pub struct NatReturn<A> {
     client_port: u16,
     vip_port: u16,
     mac: Mac,
-    pad: [u8; 2],
+    pad: u16,
 }
 
-impl<A: Copy> NatReturn<A> {
+impl<A: Address> NatReturn<A> {
+    /// Whether the entry belongs to the flow `client:client_port -> VIP:vip_port`.
+    #[inline(always)]
+    pub fn belongs_to(&self, client: &A, client_port: u16, vip_port: u16) -> bool {
+        self.client_port == client_port && self.vip_port == vip_port && self.client.same(client)
+    }
+
+    /// The client's address in place.
+    #[inline(always)]
+    pub const fn client_ref(&self) -> &A {
+        &self.client
+    }
+
     /// Replies become `VIP:vip_port -> client:client_port` (host order) and leave through
     /// `ifindex` to `mac`, where the flow last came from.
     #[inline(always)]
@@ -546,7 +660,7 @@ impl<A: Copy> NatReturn<A> {
             client_port,
             vip_port,
             mac,
-            pad: [0; 2],
+            pad: 0,
         }
     }
 
@@ -650,14 +764,14 @@ impl Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacKey {
     mac: Mac,
-    pad: [u8; 2],
+    pad: u16,
 }
 
 impl MacKey {
     /// The key of `mac`.
     #[inline(always)]
     pub const fn new(mac: Mac) -> Self {
-        Self { mac, pad: [0; 2] }
+        Self { mac, pad: 0 }
     }
 
     /// The address.
@@ -694,14 +808,14 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyPort {
     port: u16,
-    pad: [u8; 2],
+    pad: u16,
 }
 
 impl ReplyPort {
     /// Replies leave with source port `port` (host order).
     #[inline(always)]
     pub const fn new(port: u16) -> Self {
-        Self { port, pad: [0; 2] }
+        Self { port, pad: 0 }
     }
 
     /// VIP port, host order.
@@ -716,14 +830,14 @@ impl ReplyPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uplink {
     mac: Mac,
-    pad: [u8; 2],
+    pad: u16,
 }
 
 impl Uplink {
     /// The interface's own MAC.
     #[inline(always)]
     pub const fn new(mac: Mac) -> Self {
-        Self { mac, pad: [0; 2] }
+        Self { mac, pad: 0 }
     }
 
     /// The interface's own MAC.
@@ -778,7 +892,7 @@ pub struct ConnectOrigin<A> {
     backend_port: u16,
 }
 
-impl<A: Copy + PartialEq> ConnectOrigin<A> {
+impl<A: Address> ConnectOrigin<A> {
     /// The process asked for `vip:vip_port` and got `backend_addr:backend_port` (host order).
     #[inline(always)]
     pub const fn new(
@@ -818,7 +932,7 @@ impl<A: Copy + PartialEq> ConnectOrigin<A> {
     /// Whether the socket is still connected to the backend that was chosen for it.
     #[inline(always)]
     pub fn leads_to(&self, addr: A, port: u16) -> bool {
-        self.backend_addr == addr && self.backend_port == port
+        self.backend_port == port && self.backend_addr.same(&addr)
     }
 }
 
@@ -892,15 +1006,15 @@ assert_layout! {
     MaglevTable: size 32_768 align 2;
     Backend<V4>: size 28 align 4;
     Backend<V6>: size 40 align 4;
-    Flow: size 20 align 4;
+    Flow: size 24 align 4;
     NatReturn<V4>: size 24 align 4;
     NatReturn<V6>: size 36 align 4;
     Vip: size 4 align 4;
     Lease: size 8 align 8;
-    MacKey: size 8 align 1;
+    MacKey: size 8 align 2;
     Node: size 4 align 4;
     ReplyPort: size 4 align 2;
-    Uplink: size 8 align 1;
+    Uplink: size 8 align 2;
     NodeConfig: size 16 align 8;
     ConnectOrigin<V4>: size 16 align 4;
     ConnectOrigin<V6>: size 40 align 4;

@@ -12,18 +12,21 @@ pub const fn update16(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(sum)
 }
 
-/// [`update16`] for every word of an address: `N` must be even.
+/// [`update16`] for every word of an address (`N` a multiple of 4).
+///
+/// Sums 32-bit words in native order: one's complement sums do not depend on byte order
+/// (RFC 1071 section 2), so only the checksum itself is swapped.
 #[inline(always)]
 #[must_use]
 pub fn update_bytes<const N: usize>(checksum: u16, old: &[u8; N], new: &[u8; N]) -> u16 {
-    let mut sum = u32::from(!checksum);
-    for (from, to) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
-        if let (&[a, b], &[c, d]) = (from, to) {
-            sum += u32::from(!u16::from_be_bytes([a, b]));
-            sum += u32::from(u16::from_be_bytes([c, d]));
-        }
+    let mut sum = u64::from(!checksum.to_be());
+    for (from, to) in old.as_chunks::<4>().0.iter().zip(new.as_chunks::<4>().0) {
+        sum += u64::from(!u32::from_ne_bytes(*from));
+        sum += u64::from(u32::from_ne_bytes(*to));
     }
-    !fold(sum)
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    u16::from_be(!fold(sum as u32))
 }
 
 /// One's complement sum of `data` (an odd last byte is padded with zero) added to `initial`.

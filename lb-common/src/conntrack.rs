@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn established() -> Flow {
-        let mut flow = Flow::new(1, 0, FlowState::Syn, 10);
+        let mut flow = Flow::new(1, 0, 0, FlowState::Syn, 10);
         flow.observe(segment(ACK, 101, 501, 0), 10);
         flow
     }
@@ -167,7 +167,7 @@ mod tests {
     /// Old and reordered segments never move the numbers back, also across the wrap at 2^32.
     #[test]
     fn numbers_only_move_forward_across_the_wrap() {
-        let mut flow = Flow::new(1, 0, FlowState::Syn, 10);
+        let mut flow = Flow::new(1, 0, 0, FlowState::Syn, 10);
         flow.observe(segment(ACK, u32::MAX - 9, u32::MAX, 20), 10);
         assert_eq!(flow.cl_next(), Some(10));
         flow.observe(segment(ACK, u32::MAX - 9, 5, 0), 11);

@@ -3,6 +3,8 @@
 //!
 //! Multi-byte fields are big-endian arrays with accessors in host order.
 
+use crate::abi::same_mac;
+
 /// Ethernet II type of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// Ethernet II type of ARP.
@@ -128,6 +130,10 @@ pub struct Ipv4Header {
 impl Ipv4Header {
     /// Length in bytes without options.
     pub const LEN: usize = 20;
+    /// Offset of the header checksum.
+    pub const CHECKSUM: usize = 10;
+    /// Offset of the two addresses.
+    pub const ADDRESSES: usize = 12;
 
     /// IP version.
     #[inline(always)]
@@ -184,6 +190,8 @@ pub struct Ipv6Header {
 impl Ipv6Header {
     /// Length in bytes.
     pub const LEN: usize = 40;
+    /// Offset of the two addresses.
+    pub const ADDRESSES: usize = 8;
 
     /// IP version.
     #[inline(always)]
@@ -325,6 +333,18 @@ impl ArpPacket {
     pub const REQUEST: [u8; 2] = [0, 1];
     /// `operation` of a reply.
     pub const REPLY: [u8; 2] = [0, 2];
+
+    /// Whether it is about IPv4 over Ethernet (compared by words, for BPF).
+    #[inline(always)]
+    pub fn is_ipv4_ethernet(&self) -> bool {
+        same_mac(&self.fixed, &Self::FIXED)
+    }
+
+    /// Whether it asks for the target address.
+    #[inline(always)]
+    pub const fn is_request(&self) -> bool {
+        u16::from_be_bytes(self.operation) == u16::from_be_bytes(Self::REQUEST)
+    }
 }
 
 /// Neighbour solicitation and advertisement, RFC 4861 sections 4.3 and 4.4 (without options).
@@ -383,5 +403,7 @@ wire!(
     NdPacket: NdPacket::LEN,
 );
 
-// SAFETY: bytes.
-unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: one byte.
+unsafe impl Wire for u8 {}
+// SAFETY: an array has its elements' alignment and no padding.
+unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}

@@ -1,3 +1,99 @@
-//! The eBPF programs.
+//! xvip's eBPF programs. Each one gathers facts, runs the pipeline for a [`Reason`] and
+//! executes the reason's verdict; the calculations are lb-common's.
+//!
+//! `unsafe` lives in `packet` (packet and context access), `maps` (maps and the kernel's own
+//! tables and clocks) and `forward` (redirection), nowhere else.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod connect;
+mod conntrack;
+mod egress;
+mod family;
+mod fence;
+mod forward;
+mod ingress;
+mod maps;
+mod nat;
+mod packet;
+mod parse;
+mod select;
+
+use aya_ebpf::{
+    bindings::{tcx_action_base, xdp_action},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
+};
+use lb_common::reason::Verdict;
+
+use crate::family::V4;
+
+/// Forwards what is addressed to a VIP: attached to each uplink.
+#[xdp]
+pub fn xdp_ingress(ctx: XdpContext) -> u32 {
+    let decision = ingress::ingress(&ctx);
+    maps::count_reason(decision.reason, packet::length(&ctx));
+    match decision.reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Tx => xdp_action::XDP_TX,
+        Verdict::Redirect => forward::redirect(decision.ifindex),
+    }
+}
+
+/// Passes everything. XDP_TX and XDP_REDIRECT to one end of a veth pair deliver only if the
+/// other end runs an XDP program as well.
+#[xdp]
+pub fn xdp_stub(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Gives the replies of local backends the VIP's port and holds back ARP and ND for VIPs that
+/// this node has no lease for: attached to each uplink.
+#[classifier]
+pub fn tc_egress(ctx: TcContext) -> i32 {
+    let reason = egress::egress(&ctx);
+    maps::count_reason(reason, u64::from(ctx.len()));
+    match reason.verdict() {
+        Verdict::Pass => tcx_action_base::TCX_NEXT,
+        // Egress has no reason that sends a packet elsewhere.
+        Verdict::Drop | Verdict::Tx | Verdict::Redirect => tcx_action_base::TCX_DROP,
+    }
+}
+
+/// Sends a local process's IPv4 connect(VIP:port) to a healthy backend.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect::<V4>(&ctx)
+}
+
+/// Sends a local process's IPv6 connect(VIP:port) to a healthy backend, also when the address
+/// is an IPv4-mapped one.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&ctx)
+}
+
+/// Shows the VIP as the peer of a connection that `connect4` redirected.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    connect::getpeername::<V4>(&ctx)
+}
+
+/// Shows the VIP as the peer of a connection that `connect6` redirected.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    connect::getpeername6(&ctx)
+}
+
+/// Loops forever, which the verifier refuses: an object with a reachable panic does not load.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Kernel helpers that are GPL-only need this licence string.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

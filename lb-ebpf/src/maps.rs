@@ -1,0 +1,455 @@
+//! The maps, and safe ways to use them. Also the kernel's own tables and clocks that programs
+//! consult: the socket table, the boot clock, cookies.
+//!
+//! Map names end in 4 or 6 where a map exists once per family. What each holds is said in
+//! lb-common's `abi`; docs/MAP-ABI.md has the overview.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+    },
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::{
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
+        bpf_ktime_get_coarse_ns, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
+    },
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        Backend, ConnectOrigin, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MAX_CONNECTS,
+        MAX_FLOWS, MAX_LEASES, MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS, MAX_VIPS,
+        Mac, MacKey, MaglevTable, NODE_NONE, NatReturn, Node, NodeConfig, ReplyPort, Service,
+        ServiceKey, Uplink, Vip,
+    },
+    reason::Reason,
+};
+
+use crate::packet::{Context, SockAddr};
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+#[btf_map(name = "services4")]
+pub static SERVICES4: HashMap<ServiceKey<A4>, Service, { MAX_SERVICES as usize }> = HashMap::new();
+#[btf_map(name = "services6")]
+pub static SERVICES6: HashMap<ServiceKey<A6>, Service, { MAX_SERVICES as usize }> = HashMap::new();
+#[btf_map(name = "maglev")]
+static MAGLEV: Array<MaglevTable, { 2 * MAX_SERVICES as usize }> = Array::new();
+#[btf_map(name = "backends4")]
+pub static BACKENDS4: Array<Backend<A4>, { MAX_BACKENDS as usize }> = Array::new();
+#[btf_map(name = "backends6")]
+pub static BACKENDS6: Array<Backend<A6>, { MAX_BACKENDS as usize }> = Array::new();
+#[btf_map(name = "flows4")]
+pub static FLOWS4: LruHashMap<FlowKey<A4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "flows6")]
+pub static FLOWS6: LruHashMap<FlowKey<A6>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map(name = "returns4")]
+pub static RETURNS4: LruHashMap<FlowKey<A4>, NatReturn<A4>, { MAX_NAT_RETURNS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "returns6")]
+pub static RETURNS6: LruHashMap<FlowKey<A6>, NatReturn<A6>, { MAX_NAT_RETURNS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "nat_sources4")]
+pub static NAT_SOURCES4: HashMap<ServiceKey<A4>, Node, { MAX_BACKENDS as usize }> = HashMap::new();
+#[btf_map(name = "nat_sources6")]
+pub static NAT_SOURCES6: HashMap<ServiceKey<A6>, Node, { MAX_BACKENDS as usize }> = HashMap::new();
+#[btf_map(name = "vips4")]
+pub static VIPS4: HashMap<A4, Vip, { MAX_VIPS as usize }> = HashMap::new();
+#[btf_map(name = "vips6")]
+pub static VIPS6: HashMap<A6, Vip, { MAX_VIPS as usize }> = HashMap::new();
+#[btf_map(name = "leases")]
+static LEASES: Array<Lease, { MAX_LEASES as usize }> = Array::new();
+#[btf_map(name = "peer_macs")]
+static PEER_MACS: HashMap<MacKey, Node, { MAX_PEERS as usize }> = HashMap::new();
+#[btf_map(name = "peer_addrs4")]
+pub static PEER_ADDRS4: HashMap<A4, Node, { MAX_PEERS as usize }> = HashMap::new();
+#[btf_map(name = "peer_addrs6")]
+pub static PEER_ADDRS6: HashMap<A6, Node, { MAX_PEERS as usize }> = HashMap::new();
+#[btf_map(name = "reply_ports4")]
+pub static REPLY_PORTS4: HashMap<ServiceKey<A4>, ReplyPort, { MAX_SERVICES as usize }> =
+    HashMap::new();
+#[btf_map(name = "reply_ports6")]
+pub static REPLY_PORTS6: HashMap<ServiceKey<A6>, ReplyPort, { MAX_SERVICES as usize }> =
+    HashMap::new();
+#[btf_map(name = "uplinks")]
+static UPLINKS: HashMap<u32, Uplink, { MAX_UPLINKS as usize }> = HashMap::new();
+#[btf_map(name = "node")]
+static NODE: Array<NodeConfig, 1> = Array::new();
+#[btf_map(name = "connects4")]
+pub static CONNECTS4: LruHashMap<u64, ConnectOrigin<A4>, { MAX_CONNECTS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "connects6")]
+pub static CONNECTS6: LruHashMap<u64, ConnectOrigin<A6>, { MAX_CONNECTS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "service_stats")]
+static SERVICE_STATS: PerCpuArray<Counters, { MAX_SERVICES as usize }> = PerCpuArray::new();
+#[btf_map(name = "backend_stats")]
+static BACKEND_STATS: PerCpuArray<Counters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+#[btf_map(name = "reason_stats")]
+static REASON_STATS: PerCpuArray<Counters, { Reason::COUNT }> = PerCpuArray::new();
+
+/// Working memory of one run of the ingress pipeline: keys and values that are too large for
+/// the 512 bytes of stack. Not shared with user space.
+#[repr(C)]
+pub struct Scratch<A> {
+    /// The flow as on the wire.
+    pub key: FlowKey<A>,
+    /// The flow as a nat backend's replies carry it.
+    pub back: FlowKey<A>,
+    /// A service to look up.
+    pub service_key: ServiceKey<A>,
+    /// A return entry to write.
+    pub entry: NatReturn<A>,
+}
+
+#[btf_map(name = "scratch4")]
+static SCRATCH4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
+#[btf_map(name = "scratch6")]
+static SCRATCH6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
+
+/// This CPU's working memory for IPv4.
+///
+/// Exclusive: only the ingress program asks for it, once a run, and runs of it do not interrupt
+/// one another on a CPU (XDP runs in the network softirq).
+#[inline(always)]
+pub fn scratch4() -> Option<&'static mut Scratch<A4>> {
+    // SAFETY: see above; map memory outlives the program's run.
+    SCRATCH4
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
+
+/// This CPU's working memory for IPv6; see [`scratch4`].
+#[inline(always)]
+pub fn scratch6() -> Option<&'static mut Scratch<A6>> {
+    // SAFETY: as in `scratch4`.
+    SCRATCH6
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
+
+/// A map lookup that copies the value.
+///
+/// May race with an update by the controller, which replaces whole elements of hash maps (the
+/// copy is old or new) and overwrites array elements in place: a copied [`Backend`] may then be
+/// half old and half new, which sends at most the packets of that microsecond to the old next
+/// hop; TCP repeats them.
+#[inline(always)]
+pub fn get<K, V: Copy, const N: usize>(map: &HashMap<K, V, N>, key: &K) -> Option<V> {
+    // SAFETY: the value is copied at once; the race is described above.
+    unsafe { map.get(key) }.copied()
+}
+
+/// [`get`] for LRU maps.
+#[inline(always)]
+pub fn get_lru<K, V: Copy, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -> Option<V> {
+    // SAFETY: as in `get`.
+    unsafe { map.get(key) }.copied()
+}
+
+/// Run `change` on the value of `key` in place.
+///
+/// Two CPUs may do so at once (a flow's packets on two queues): fields are single words, so a
+/// reader sees an old or a new one; `cl_ack`/`cl_next` may miss one step forward and catch up
+/// with the next segment. An evicted entry may be recycled meanwhile: the change is then lost
+/// or, in the worst case, moves another flow's sequence numbers once.
+#[inline(always)]
+pub fn update_lru<K, V, R, const N: usize>(
+    map: &LruHashMap<K, V, N>,
+    key: &K,
+    change: impl FnOnce(&mut V) -> R,
+) -> Option<R> {
+    // SAFETY: the pointer is valid until the program ends (RCU); races as described above.
+    map.get_ptr_mut(key)
+        .map(|value| change(unsafe { &mut *value }))
+}
+
+/// Insert or replace.
+#[inline(always)]
+pub fn put_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
+    map.insert(key, value, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Insert; false if the key exists or there is no memory.
+#[inline(always)]
+pub fn put_new_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
+    map.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
+}
+
+/// Backend id in `slot` of Maglev table `table`; 0 if there is none.
+#[inline(always)]
+pub fn maglev(table: u32, slot: u32) -> u32 {
+    MAGLEV
+        .get(table)
+        .map_or(0, |table| u32::from(table.backend(slot)))
+}
+
+/// Whether this node may claim the address of `vip` now.
+#[inline(always)]
+pub fn may_claim(vip: Vip) -> bool {
+    if vip.lease() == 0 {
+        return true;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    LEASES
+        .get(vip.lease())
+        .is_some_and(|lease| lease.is_valid(now))
+}
+
+/// Node number of the peer with this MAC, [`NODE_NONE`] if there is none.
+#[inline(always)]
+pub fn peer_of_mac(mac: Mac) -> u32 {
+    get(&PEER_MACS, &MacKey::new(mac)).map_or(NODE_NONE, |node| node.number())
+}
+
+/// The MAC of uplink `ifindex`.
+#[inline(always)]
+pub fn uplink_mac(ifindex: u32) -> Option<Mac> {
+    get(&UPLINKS, &ifindex).map(|uplink| uplink.mac())
+}
+
+/// Seconds of the coarse monotonic clock: a timer tick old at most, and cheap.
+#[inline(always)]
+pub fn now_seconds() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+#[inline(always)]
+fn count<const N: usize>(
+    map: &PerCpuArray<Counters, N>,
+    index: u32,
+    change: impl FnOnce(&mut Counters),
+) {
+    if let Some(counters) = map.get_ptr_mut(index) {
+        // SAFETY: the element of this CPU; programs do not preempt one another on a CPU except
+        // by interrupt (tc egress from a timer, say), which can lose one count.
+        change(unsafe { &mut *counters });
+    }
+}
+
+/// Count a packet (or connect()) of `bytes` bytes under `reason`.
+#[inline(always)]
+pub fn count_reason(reason: Reason, bytes: u64) {
+    count(&REASON_STATS, reason.index(), |counters| {
+        counters.packet(bytes)
+    });
+}
+
+/// Count a packet to a service and its backend.
+#[inline(always)]
+pub fn count_packet(service: u32, backend: u32, bytes: u64) {
+    count(&SERVICE_STATS, service, |counters| counters.packet(bytes));
+    count(&BACKEND_STATS, backend, |counters| counters.packet(bytes));
+}
+
+/// Count a new connection to a service and its backend.
+#[inline(always)]
+pub fn count_connection(service: u32, backend: u32) {
+    count(&SERVICE_STATS, service, Counters::connection);
+    count(&BACKEND_STATS, backend, Counters::connection);
+}
+
+/// Cookie of a hooked socket: unique while the machine is up.
+#[inline(always)]
+pub fn socket_cookie(addr: &SockAddr) -> u64 {
+    // SAFETY: the pointer is the program's own context.
+    unsafe { bpf_get_socket_cookie(addr.raw()) }
+}
+
+/// Whether a hooked socket lives in the controller's network namespace.
+#[inline(always)]
+pub fn in_node_netns(addr: &SockAddr) -> bool {
+    // SAFETY: the pointer is the program's own context.
+    let cookie = unsafe { bpf_get_netns_cookie(addr.raw()) };
+    NODE.get(0)
+        .is_some_and(|node| node.netns_cookie() == cookie)
+}
+
+/// Make the hooked system call fail with -`errno`.
+#[inline(always)]
+pub fn set_errno(errno: i32) {
+    // SAFETY: the helper has no preconditions in the hooks that use it (connect4, connect6).
+    unsafe { bpf_set_retval(-errno) };
+}
+
+/// `struct bpf_sock.state` values (include/net/tcp_states.h).
+const TCP_LISTEN: u32 = 10;
+const TCP_NEW_SYN_RECV: u32 = 12;
+
+/// A socket found in the kernel's table, released when dropped.
+struct Sock(NonNull<bpf_sock>);
+
+impl Sock {
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: the reference is held until drop.
+        unsafe { (&raw const (*self.0.as_ptr()).state).read_volatile() }
+    }
+}
+
+impl Drop for Sock {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: taken by a lookup helper and released once.
+        unsafe { bpf_sk_release(self.0.as_ptr().cast()) };
+    }
+}
+
+/// The calling program's network namespace, as the lookup helpers take it.
+const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+
+/// What the kernel's socket table has for a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum SocketMatch {
+    /// Nothing.
+    None,
+    /// A listener only.
+    Listener,
+    /// A connection request that this node answered.
+    Request,
+    /// A connection, also one in TIME-WAIT.
+    Connection,
+}
+
+#[inline(always)]
+fn classify(sock: Option<Sock>) -> SocketMatch {
+    let Some(sock) = sock else {
+        return SocketMatch::None;
+    };
+    match sock.state() {
+        TCP_LISTEN => SocketMatch::Listener,
+        TCP_NEW_SYN_RECV => SocketMatch::Request,
+        _ => SocketMatch::Connection,
+    }
+}
+
+/// The kernel's socket for an IPv4 flow to port `dport` of this node.
+#[inline(always)]
+pub fn socket4<C: Context>(ctx: &C, flow: &FlowKey<A4>, dport: u16) -> SocketMatch {
+    let mut tuple = tuple4(flow, dport);
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_skc_lookup_tcp(
+            ctx.raw(),
+            tuple,
+            size_of::<Tuple4>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    classify(NonNull::new(sock).map(Sock))
+}
+
+/// The kernel's socket for an IPv6 flow to port `dport` of this node.
+#[inline(always)]
+pub fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> SocketMatch {
+    let mut tuple = tuple6(flow, dport);
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_skc_lookup_tcp(
+            ctx.raw(),
+            tuple,
+            size_of::<Tuple6>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    classify(NonNull::new(sock).map(Sock))
+}
+
+/// Whether the hooked socket's network namespace has a listener for this IPv4 flow.
+#[inline(always)]
+pub fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
+    let mut tuple = tuple4(flow, flow.dport());
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_sk_lookup_tcp(
+            addr.raw(),
+            tuple,
+            size_of::<Tuple4>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    classify(NonNull::new(sock).map(Sock)) == SocketMatch::Listener
+}
+
+/// Whether the hooked socket's network namespace has a listener for this IPv6 flow.
+#[inline(always)]
+pub fn listens6(addr: &SockAddr, flow: &FlowKey<A6>) -> bool {
+    let mut tuple = tuple6(flow, flow.dport());
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_sk_lookup_tcp(
+            addr.raw(),
+            tuple,
+            size_of::<Tuple6>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    classify(NonNull::new(sock).map(Sock)) == SocketMatch::Listener
+}
+
+#[inline(always)]
+fn tuple4(flow: &FlowKey<A4>, dport: u16) -> Tuple4 {
+    Tuple4 {
+        saddr: u32::from_ne_bytes(flow.src()),
+        daddr: u32::from_ne_bytes(flow.dst()),
+        sport: flow.sport().to_be(),
+        dport: dport.to_be(),
+    }
+}
+
+#[inline(always)]
+fn tuple6(flow: &FlowKey<A6>, dport: u16) -> Tuple6 {
+    Tuple6 {
+        saddr: words(flow.src()),
+        daddr: words(flow.dst()),
+        sport: flow.sport().to_be(),
+        dport: dport.to_be(),
+    }
+}
+
+/// An IPv6 address as four words in network order.
+#[inline(always)]
+pub fn words(addr: A6) -> [u32; 4] {
+    match addr.as_chunks::<4>().0 {
+        [a, b, c, d] => [
+            u32::from_ne_bytes(*a),
+            u32::from_ne_bytes(*b),
+            u32::from_ne_bytes(*c),
+            u32::from_ne_bytes(*d),
+        ],
+        _ => [0; 4],
+    }
+}
+
+/// The inverse of [`words`].
+#[inline(always)]
+pub fn from_words(words: [u32; 4]) -> A6 {
+    let mut addr = [0; 16];
+    for (to, from) in addr.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *to = from.to_ne_bytes();
+    }
+    addr
+}
