@@ -4,6 +4,8 @@
 //! [`core`] decides, [`io`] acts, [`config`] says what is wanted, [`admin`] answers the operator.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod io;
+pub mod logging;

@@ -53,10 +53,9 @@ impl LockError {
     pub fn is_permission(&self) -> bool {
         match self {
             Self::Held { .. } => false,
-            Self::Directory { source, .. } | Self::Io { source, .. } => matches!(
-                source.kind(),
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            ),
+            Self::Directory { source, .. } | Self::Io { source, .. } => {
+                super::is_permission(source)
+            }
         }
     }
 }

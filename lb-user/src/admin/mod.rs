@@ -10,7 +10,10 @@ pub mod model;
 pub mod render;
 pub mod server;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Where an instance keeps its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,13 @@ impl Paths {
     pub fn lock(&self) -> PathBuf {
         self.state_dir.join(format!("{}.lock", self.instance))
     }
+}
+
+fn is_permission(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 #[cfg(test)]

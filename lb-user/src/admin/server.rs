@@ -86,6 +86,13 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+impl BindError {
+    /// Whether more privilege would have helped.
+    pub fn is_permission(&self) -> bool {
+        super::is_permission(&self.source)
+    }
+}
+
 /// The bound socket. Dropping it removes the socket's file, then gives up the instance.
 #[derive(Debug)]
 pub struct AdminServer {
