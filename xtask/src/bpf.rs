@@ -9,8 +9,9 @@ use crate::shell::{self, Workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Full debug information and `--btf`: bpftool prints field names from the BTF made of it.
-const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
+/// Instruction set v3 (Linux 5.1): 32-bit arithmetic, which halves the spills. Full debug
+/// information and `--btf`: bpftool prints field names from the BTF made of it.
+const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf";
 
 /// Builds the object and puts it where lb-user's build script looks.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
