@@ -1,0 +1,713 @@
+//! The state machine of one virtual router (RFC 9568 section 6.4, RFC 3768 section 6.4), sans-IO.
+//!
+//! Inputs are methods with the time, effects come out of [`Instance::poll_action`] in the order
+//! in which they must be executed, and [`Instance::poll_timeout`] says when
+//! [`Instance::handle_timeout`] has something to do. After every input: poll all actions, then
+//! the timeout.
+//!
+//! Beyond the RFCs, an Active router owns its addresses by a **lease**: from just before an
+//! advert left until three intervals later, which is before any Backup that heard the advert
+//! can take over. The data plane compares the deadline with the clock itself, so a frozen
+//! controller loses the addresses without anyone's help. One that wakes up after that must not
+//! renew: it becomes Backup and listens for a full down interval (the lapse rule).
+//!
+//! Takeovers are decided in [`Instance::handle_timeout`] alone. A caller that is late must hand
+//! in what has queued up in its socket first: then silence is silence of the others, not
+//! deafness of its own.
+
+use std::{collections::VecDeque, net::IpAddr, num::NonZeroU8, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    announce::Announcements,
+    packet::{Advert, Auth, PRIORITY_OWNER, PRIORITY_STOPPING},
+    status::{Cause, Counters, Discard, Peer, State, Transition},
+    timing,
+};
+use crate::{
+    config::model::{AdvertInterval, VrrpConfig, VrrpVersion},
+    core::time::Timestamp,
+};
+
+/// What the caller has to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VrrpAction {
+    /// Send an advert to the group or to every unicast peer, and report back: with
+    /// [`Instance::handle_advert_sent`], or [`Instance::handle_advert_failed`].
+    SendAdvert {
+        /// What to send.
+        advert: Advert,
+        /// Do not send it at or after this time, report a failure instead: whoever was frozen
+        /// between decision and execution has no right to claim the addresses any more.
+        not_after: Timestamp,
+    },
+    /// Write the lease to the data plane; `None`: the addresses are not owned.
+    SetLease {
+        /// Boot clock time at which the lease ends by itself.
+        deadline: Option<Timestamp>,
+    },
+    /// Add the virtual addresses. Alternates with [`VrrpAction::BecomeBackup`].
+    BecomeActive,
+    /// Remove the virtual addresses.
+    BecomeBackup,
+    /// Send gratuitous ARP or unsolicited NA for every address, now.
+    Announce,
+}
+
+/// What the configuration says.
+#[derive(Debug)]
+struct Settings {
+    version: VrrpVersion,
+    vrid: NonZeroU8,
+    interval: AdvertInterval,
+    preempt: bool,
+    preempt_delay: Duration,
+    addresses: Vec<IpAddr>,
+    unicast_peers: Vec<IpAddr>,
+    auth: Auth,
+}
+
+impl Settings {
+    fn from_config(config: &VrrpConfig) -> Self {
+        let auth = match (config.version, config.password) {
+            (VrrpVersion::V2, Some(password)) => Auth::Password(password),
+            _ => Auth::None,
+        };
+        // RFC 9568 section 6.1: the address owner preempts whatever Preempt_Mode says.
+        let preempt = config.preempt || config.priority.get() == PRIORITY_OWNER;
+        Self {
+            version: config.version,
+            vrid: config.vrid,
+            interval: config.advert_interval,
+            preempt,
+            preempt_delay: config.preempt_delay,
+            addresses: config.addresses.iter().map(IpNet::addr).collect(),
+            unicast_peers: config.unicast_peers.clone(),
+            auth,
+        }
+    }
+
+    fn has_addresses(&self, others: &[IpAddr]) -> bool {
+        others.len() == self.addresses.len() && self.addresses.iter().all(|a| others.contains(a))
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Initialize,
+    Backup(Backup),
+    Active(Active),
+}
+
+#[derive(Debug)]
+struct Backup {
+    /// `Active_Down_Timer`; `None` while the operator holds the node back.
+    down_at: Option<Timestamp>,
+    /// What a takeover by that timer will be due to.
+    takeover_cause: Cause,
+    /// End of the preemption delay, while a lower-priority Active is heard.
+    preempt_at: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Active {
+    since: Timestamp,
+    /// `Adver_Timer`.
+    adver_at: Timestamp,
+    /// Set once the first advert has left: only then the addresses are owned.
+    owned: Option<Ownership>,
+}
+
+#[derive(Debug)]
+struct Ownership {
+    deadline: Timestamp,
+    announcements: Announcements,
+}
+
+impl Active {
+    /// When the right to be Active ends if nothing renews it.
+    fn ends_at(&self, settings: &Settings) -> Timestamp {
+        self.owned.as_ref().map_or_else(
+            || self.since + timing::lease(settings.interval),
+            |owned| owned.deadline,
+        )
+    }
+}
+
+/// One virtual router on this node.
+#[derive(Debug)]
+pub struct Instance {
+    settings: Settings,
+    priority: u8,
+    source: Option<IpAddr>,
+    held: bool,
+    phase: Phase,
+    /// `Active_Adver_Interval`.
+    active_interval: AdvertInterval,
+    peer: Option<Peer>,
+    last_transition: Transition,
+    transitions: u64,
+    counters: Counters,
+    actions: VecDeque<VrrpAction>,
+}
+
+impl Instance {
+    /// An instance that starts `now`: as Backup, or as Active with priority 255.
+    pub fn new(config: &VrrpConfig, now: Timestamp) -> Self {
+        let settings = Settings::from_config(config);
+        let mut instance = Self {
+            priority: config.priority.get(),
+            source: config.unicast_source,
+            held: false,
+            phase: Phase::Initialize,
+            active_interval: settings.interval,
+            peer: None,
+            last_transition: Transition {
+                at: now,
+                from: State::Initialize,
+                to: State::Initialize,
+                cause: Cause::Startup,
+            },
+            transitions: 0,
+            counters: Counters::default(),
+            actions: VecDeque::new(),
+            settings,
+        };
+        instance.start(now);
+        instance
+    }
+
+    // --- Inputs -------------------------------------------------------------------------------
+
+    /// Startup event (RFC 9568 section 6.4.1). Nothing happens unless stopped.
+    pub fn start(&mut self, now: Timestamp) {
+        if !matches!(self.phase, Phase::Initialize) {
+            return;
+        }
+        self.active_interval = self.settings.interval;
+        if self.priority == PRIORITY_OWNER && !self.held {
+            self.take_over(now, Cause::AddressOwner);
+        } else {
+            self.enter_backup(now, Cause::Startup);
+        }
+    }
+
+    /// Shutdown event (RFC 9568 sections 6.4.2 and 6.4.3): resign and leave.
+    ///
+    /// Resigning fences first, then tells the others, then takes the addresses down: the next
+    /// owner starts as early as possible and never beside this one.
+    pub fn stop(&mut self, now: Timestamp) {
+        self.resign(now);
+        self.transition(now, Phase::Initialize, Cause::Stop);
+    }
+
+    /// The operator takes this node out: resign if Active, and stay Backup until
+    /// [`Instance::resume`].
+    pub fn step_down(&mut self, now: Timestamp) {
+        self.held = true;
+        match &mut self.phase {
+            Phase::Initialize => {}
+            Phase::Backup(backup) => {
+                backup.down_at = None;
+                backup.preempt_at = None;
+            }
+            Phase::Active(_) => {
+                self.resign(now);
+                self.enter_backup(now, Cause::StepDown);
+            }
+        }
+    }
+
+    /// The operator lets this node take part again; it first listens for a down interval.
+    pub fn resume(&mut self, now: Timestamp) {
+        if !std::mem::take(&mut self.held) {
+            return;
+        }
+        if let Phase::Backup(_) = self.phase {
+            self.phase = self.fresh_backup(now);
+        }
+    }
+
+    /// This node's own primary address, the source of its adverts: breaks ties, and tells own
+    /// adverts from others. Unknown, ties are lost.
+    pub fn set_source_address(&mut self, source: IpAddr) {
+        self.source = Some(source);
+    }
+
+    /// A well-formed advert from `src` was received. Adverts that have queued up must be handed
+    /// in before [`Instance::handle_timeout`].
+    pub fn handle_advert(
+        &mut self,
+        now: Timestamp,
+        src: IpAddr,
+        advert: &Advert,
+    ) -> Result<(), Discard> {
+        if let Err(discard) = self.check(src, advert) {
+            self.counters.count_discard(discard);
+            return Err(discard);
+        }
+        self.note(now, src, advert);
+        // Frozen since the lease ended: what was heard is heard as Backup.
+        self.lapse_if_due(now);
+        match self.phase {
+            Phase::Initialize => {}
+            Phase::Backup(_) => self.hear_as_backup(now, advert),
+            Phase::Active(_) => self.hear_as_active(now, src, advert),
+        }
+        Ok(())
+    }
+
+    /// An advert left; `sent_at` is the time just before it was handed to the kernel.
+    pub fn handle_advert_sent(&mut self, now: Timestamp, sent_at: Timestamp) {
+        self.counters.adverts_sent += 1;
+        let Phase::Active(active) = &mut self.phase else {
+            return;
+        };
+        if sent_at < active.since {
+            return; // of an earlier time as Active
+        }
+        if sent_at >= active.ends_at(&self.settings) {
+            self.lapse(now);
+            return;
+        }
+        let renewed = sent_at + timing::lease(self.settings.interval);
+        match &mut active.owned {
+            None => {
+                active.owned = Some(Ownership {
+                    deadline: renewed,
+                    announcements: Announcements::start(now),
+                });
+                self.counters.became_active += 1;
+                self.actions.extend([
+                    VrrpAction::SetLease {
+                        deadline: Some(renewed),
+                    },
+                    VrrpAction::BecomeActive,
+                    VrrpAction::Announce,
+                ]);
+            }
+            Some(owned) if renewed > owned.deadline => {
+                owned.deadline = renewed;
+                self.actions.push_back(VrrpAction::SetLease {
+                    deadline: Some(renewed),
+                });
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// An advert could not be sent. The lease is not renewed; a takeover that nobody heard of is
+    /// none.
+    pub fn handle_advert_failed(&mut self, now: Timestamp) {
+        self.counters.send_failures += 1;
+        if let Phase::Active(Active { owned: None, .. }) = self.phase {
+            self.enter_backup(now, Cause::SendFailed);
+        }
+    }
+
+    /// Do what is due. Calls that are early or repeated do nothing; late ones do everything
+    /// once.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.lapse_if_due(now);
+        match &mut self.phase {
+            Phase::Initialize => {}
+            Phase::Backup(backup) => {
+                let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+                // RFC 9568 section 6.4.2: the Active_Down_Timer fires.
+                if is_due(backup.down_at) {
+                    let cause = backup.takeover_cause;
+                    self.take_over(now, cause);
+                } else if is_due(backup.preempt_at) {
+                    self.take_over(now, Cause::Preemption);
+                }
+            }
+            Phase::Active(active) => {
+                // RFC 9568 section 6.4.3: the Adver_Timer fires.
+                let send = active.adver_at <= now;
+                if send {
+                    // From the last time, not from now: lateness does not add up. But never
+                    // two in quick succession to catch up.
+                    let interval = self.settings.interval.duration();
+                    active.adver_at = (active.adver_at + interval).max(now + interval / 2);
+                }
+                let owned = active.owned.as_mut();
+                let announce = owned.is_some_and(|owned| owned.announcements.take_due(now));
+                if send {
+                    self.send_advert();
+                }
+                if announce {
+                    self.actions.push_back(VrrpAction::Announce);
+                }
+            }
+        }
+    }
+
+    // --- Outputs ------------------------------------------------------------------------------
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<VrrpAction> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Instance::handle_timeout`] has something to do; `None`: not before another input.
+    /// Every input may change it, to a sooner or a later time; nothing else does. A time in the
+    /// past means now.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Initialize => None,
+            Phase::Backup(backup) => backup.down_at.into_iter().chain(backup.preempt_at).min(),
+            Phase::Active(active) => {
+                let owned = active.owned.as_ref();
+                let announce = owned.and_then(|owned| owned.announcements.poll_timeout());
+                let timers = [active.adver_at, active.ends_at(&self.settings)];
+                timers.into_iter().chain(announce).min()
+            }
+        }
+    }
+
+    /// State.
+    pub const fn state(&self) -> State {
+        match self.phase {
+            Phase::Initialize => State::Initialize,
+            Phase::Backup(_) => State::Backup,
+            Phase::Active(_) => State::Active,
+        }
+    }
+
+    /// End of the lease; `None`: the addresses are not owned. A deadline that has passed is
+    /// none either.
+    pub fn lease_deadline(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Active(active) => active.owned.as_ref().map(|owned| owned.deadline),
+            _ => None,
+        }
+    }
+
+    /// Virtual router id.
+    pub const fn vrid(&self) -> NonZeroU8 {
+        self.settings.vrid
+    }
+
+    /// Own priority.
+    pub const fn priority(&self) -> u8 {
+        self.priority
+    }
+
+    /// Whether the operator holds this node back.
+    pub const fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Own primary address, as far as it is known.
+    pub const fn source_address(&self) -> Option<IpAddr> {
+        self.source
+    }
+
+    /// The router whose advert was accepted last.
+    pub const fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// Primary address of the Active router as this node sees it: its own, or that of the peer
+    /// that is heard.
+    pub fn active_address(&self) -> Option<IpAddr> {
+        match &self.phase {
+            Phase::Initialize => None,
+            Phase::Active(_) => self.source,
+            Phase::Backup(_) => {
+                let peer = self.peer.filter(|peer| peer.priority != PRIORITY_STOPPING);
+                peer.map(|peer| peer.address)
+            }
+        }
+    }
+
+    /// `Active_Adver_Interval`: the learnt interval of the Active router.
+    pub const fn active_interval(&self) -> AdvertInterval {
+        self.active_interval
+    }
+
+    /// The last change of state.
+    pub const fn last_transition(&self) -> Transition {
+        self.last_transition
+    }
+
+    /// Number of changes of state: tells a caller whether [`Instance::last_transition`] is new.
+    pub const fn transitions(&self) -> u64 {
+        self.transitions
+    }
+
+    /// Counters.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    // --- Received adverts ---------------------------------------------------------------------
+
+    /// The checks of RFC 9568 section 7.1 (RFC 3768 section 7.1) that need the configuration.
+    fn check(&self, src: IpAddr, advert: &Advert) -> Result<(), Discard> {
+        let settings = &self.settings;
+        if matches!(self.phase, Phase::Initialize) {
+            return Err(Discard::Stopped);
+        }
+        if self.source == Some(src) {
+            return Err(Discard::Own);
+        }
+        if advert.vrid != settings.vrid {
+            return Err(Discard::Vrid(advert.vrid));
+        }
+        if advert.version != settings.version {
+            return Err(Discard::Version(advert.version));
+        }
+        if !settings.unicast_peers.is_empty() && !settings.unicast_peers.contains(&src) {
+            return Err(Discard::UnknownPeer(src));
+        }
+        if advert.auth != settings.auth {
+            return Err(Discard::Auth);
+        }
+        if advert.version == VrrpVersion::V2 {
+            if advert.interval != settings.interval {
+                return Err(Discard::Interval(advert.interval));
+            }
+            if advert.priority != PRIORITY_OWNER && !settings.has_addresses(&advert.addresses) {
+                return Err(Discard::Addresses);
+            }
+        }
+        Ok(())
+    }
+
+    /// Remember an accepted advert. Version 3 takes other addresses and intervals: refusing them
+    /// would make two owners out of a configuration that is being rolled out.
+    fn note(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) {
+        let counters = &mut self.counters;
+        counters.adverts_received += 1;
+        counters.resignations_received += u64::from(advert.priority == PRIORITY_STOPPING);
+        let same_interval = advert.interval == self.settings.interval;
+        counters.interval_mismatches += u64::from(!same_interval);
+        let same_addresses = self.settings.has_addresses(&advert.addresses);
+        counters.address_mismatches += u64::from(!same_addresses);
+        self.peer = Some(Peer {
+            address: src,
+            priority: advert.priority,
+            interval: advert.interval,
+            heard: now,
+        });
+    }
+
+    /// RFC 9568 section 6.4.2, RFC 3768 section 6.4.2.
+    fn hear_as_backup(&mut self, now: Timestamp, advert: &Advert) {
+        if self.held {
+            self.active_interval = advert.interval;
+        } else if advert.priority == PRIORITY_STOPPING {
+            self.hear_resignation(now);
+        } else if advert.priority >= self.priority || !self.settings.preempt {
+            // Learn Active_Adver_Interval and start the Active_Down_Timer again.
+            self.active_interval = advert.interval;
+            self.phase = self.fresh_backup(now);
+        } else {
+            self.hear_lower(now, advert);
+        }
+    }
+
+    /// The Active router has resigned: take over after `Skew_Time`.
+    fn hear_resignation(&mut self, now: Timestamp) {
+        let skewed = now + self.skew();
+        if let Phase::Backup(backup) = &mut self.phase {
+            backup.down_at = backup.down_at.map(|at| at.min(skewed));
+            backup.takeover_cause = Cause::PeerResigned;
+        }
+    }
+
+    /// A lower-priority Active is heard, and may be preempted. Without a delay its adverts are
+    /// discarded, as the RFCs say: the timer runs on and takes over. With one, they count until
+    /// the delay is over, so that its death is noticed meanwhile.
+    fn hear_lower(&mut self, now: Timestamp, advert: &Advert) {
+        let delay = self.settings.preempt_delay;
+        let Phase::Backup(backup) = &mut self.phase else {
+            return;
+        };
+        if delay.is_zero() {
+            backup.takeover_cause = Cause::Preemption;
+            return;
+        }
+        // A delay shorter than what is left of the timer does not make the takeover sooner.
+        let earliest = backup.down_at.map_or(now, |at| at.max(now));
+        let preempt_at = backup.preempt_at.unwrap_or((now + delay).max(earliest));
+        self.active_interval = advert.interval;
+        self.phase = Phase::Backup(Backup {
+            down_at: Some(now + self.down_interval()),
+            takeover_cause: Cause::NoAdvert,
+            preempt_at: Some(preempt_at),
+        });
+    }
+
+    /// RFC 9568 section 6.4.3, RFC 3768 section 6.4.3.
+    fn hear_as_active(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) {
+        if advert.priority == PRIORITY_STOPPING {
+            // Tell whoever is about to take over by that advert that there is an Active.
+            if let Phase::Active(active) = &mut self.phase {
+                active.adver_at = now + self.settings.interval.duration();
+            }
+            self.send_advert();
+        } else if advert.priority > self.priority {
+            self.active_interval = advert.interval;
+            self.enter_backup(now, Cause::HigherPriority);
+        } else if advert.priority == self.priority && self.source.is_none_or(|own| src > own) {
+            self.active_interval = advert.interval;
+            self.enter_backup(now, Cause::HigherAddress);
+        } else {
+            self.assert_active(now);
+        }
+    }
+
+    /// A lesser router believes to be Active. Version 3 asserts itself at once (version 2 stays
+    /// silent until the timer). In both, neighbours may have learnt its MAC: win them back.
+    fn assert_active(&mut self, now: Timestamp) {
+        self.counters.conflicts += 1;
+        if self.settings.version == VrrpVersion::V3 {
+            self.send_advert();
+        }
+        let Phase::Active(active) = &mut self.phase else {
+            return;
+        };
+        let owned = active.owned.as_mut();
+        if owned.is_some_and(|owned| owned.announcements.conflict(now)) {
+            self.actions.push_back(VrrpAction::Announce);
+        }
+    }
+
+    // --- Changes of state ---------------------------------------------------------------------
+
+    /// Claim the addresses. They are owned, and the other actions follow, when the first advert
+    /// has left.
+    fn take_over(&mut self, now: Timestamp, cause: Cause) {
+        let active = Active {
+            since: now,
+            adver_at: now + self.settings.interval.duration(),
+            owned: None,
+        };
+        self.transition(now, Phase::Active(active), cause);
+        self.send_advert();
+    }
+
+    fn enter_backup(&mut self, now: Timestamp, cause: Cause) {
+        let backup = self.fresh_backup(now);
+        self.transition(now, backup, cause);
+    }
+
+    /// Backup that has just heard the Active router, or assumes to have.
+    fn fresh_backup(&self, now: Timestamp) -> Phase {
+        Phase::Backup(Backup {
+            down_at: (!self.held).then(|| now + self.down_interval()),
+            takeover_cause: Cause::NoAdvert,
+            preempt_at: None,
+        })
+    }
+
+    fn lapse_if_due(&mut self, now: Timestamp) {
+        if let Phase::Active(active) = &self.phase
+            && now >= active.ends_at(&self.settings)
+        {
+            self.lapse(now);
+        }
+    }
+
+    /// The lapse rule: the others may have taken over, so listen first. The interval to wait by
+    /// is this node's own: nobody else was heard as Active since it was.
+    fn lapse(&mut self, now: Timestamp) {
+        self.counters.lapses += 1;
+        self.active_interval = self.settings.interval;
+        self.enter_backup(now, Cause::LeaseLapsed);
+    }
+
+    /// Fence, tell the others, and leave the rest to the change of state that follows. After a
+    /// lapse there is nothing to resign from.
+    fn resign(&mut self, now: Timestamp) {
+        self.lapse_if_due(now);
+        if let Phase::Active(active) = &mut self.phase {
+            if active.owned.is_some() {
+                self.actions
+                    .push_back(VrrpAction::SetLease { deadline: None });
+            }
+            self.push_advert(
+                PRIORITY_STOPPING,
+                now + timing::lease(self.settings.interval),
+            );
+        }
+    }
+
+    /// Change the state and drop what was owned by the old one.
+    fn transition(&mut self, now: Timestamp, to: Phase, cause: Cause) {
+        let from = self.state();
+        if let Phase::Active(Active { owned, .. }) = &self.phase {
+            let owned = owned.is_some();
+            self.withdraw_claims();
+            if owned {
+                self.fence();
+                self.actions.push_back(VrrpAction::BecomeBackup);
+            }
+        }
+        self.phase = to;
+        if from != self.state() {
+            self.transitions += 1;
+            self.last_transition = Transition {
+                at: now,
+                from,
+                to: self.state(),
+                cause,
+            };
+        }
+    }
+
+    /// Take back adverts and announcements that nobody has executed yet.
+    fn withdraw_claims(&mut self) {
+        self.actions.retain(|action| match action {
+            VrrpAction::SendAdvert { advert, .. } => advert.priority == PRIORITY_STOPPING,
+            VrrpAction::Announce => false,
+            _ => true,
+        });
+    }
+
+    /// End the lease, unless the last word about it did so.
+    fn fence(&mut self) {
+        let last = self.actions.iter().rev().find_map(|action| match action {
+            VrrpAction::SetLease { deadline } => Some(*deadline),
+            _ => None,
+        });
+        if last != Some(None) {
+            self.actions
+                .push_back(VrrpAction::SetLease { deadline: None });
+        }
+    }
+
+    // --- Adverts and timers -------------------------------------------------------------------
+
+    /// Advertise as Active.
+    fn send_advert(&mut self) {
+        if let Phase::Active(active) = &self.phase {
+            let not_after = active.ends_at(&self.settings);
+            self.push_advert(self.priority, not_after);
+        }
+    }
+
+    fn push_advert(&mut self, priority: u8, not_after: Timestamp) {
+        let advert = Advert {
+            version: self.settings.version,
+            vrid: self.settings.vrid,
+            priority,
+            interval: self.settings.interval,
+            addresses: self.settings.addresses.clone(),
+            auth: self.settings.auth,
+        };
+        self.actions
+            .push_back(VrrpAction::SendAdvert { advert, not_after });
+    }
+
+    fn skew(&self) -> Duration {
+        timing::skew(self.settings.version, self.priority, self.active_interval)
+    }
+
+    fn down_interval(&self) -> Duration {
+        timing::down_interval(self.settings.version, self.priority, self.active_interval)
+    }
+}

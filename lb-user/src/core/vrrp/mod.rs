@@ -1,0 +1,17 @@
+//! VRRP: who owns the virtual addresses. Version 3 (RFC 9568) for IPv4 and IPv6, version 2
+//! (RFC 3768) for IPv4.
+//!
+//! [`packet`] turns bytes into adverts and back, [`instance`] is the state machine of one
+//! virtual router, [`timing`] its arithmetic, [`status`] what it tells about itself.
+
+mod announce;
+pub mod instance;
+pub mod packet;
+pub mod status;
+#[cfg(test)]
+mod tests;
+pub mod timing;
+
+pub use instance::{Instance, VrrpAction};
+pub use packet::{Advert, AdvertError, Auth, RxMeta};
+pub use status::{Cause, Counters, Discard, Peer, State, Transition};

@@ -1,0 +1,6 @@
+//! Timed traces of one to three virtual routers. Times are microseconds since the start.
+
+mod election;
+mod lease;
+mod net;
+mod schedules;
