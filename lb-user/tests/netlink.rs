@@ -19,13 +19,20 @@ use std::{
 
 use ipnet::IpNet;
 use lb_user::io::{
+    announce::Announcer,
+    mounts::{self, Bpffs},
     netlink::{
         AddressInfo, AddressSpec, Lifetime, LinkInfo, NeighbourInfo, NeighbourState, NetEvent,
         NetEvents, Netlink, Resolution,
     },
+    netns,
+    packet_socket::PacketError,
     sysctl::{self, Requirement, Wanted},
 };
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// A network namespace without a name: it ends with the last file and thread in it, so there is
 /// nothing to clean up, whatever becomes of the test.
@@ -141,9 +148,25 @@ impl Pair {
         for (namespace, number) in [(&node, 10), (&peer, 20)] {
             namespace.ip(&format!("addr add 10.0.2.{number}/24 dev eth0"));
             namespace.ip(&format!("addr add fd00:2::{number}/64 dev eth0 nodad"));
-            namespace.ip("link set eth0 up");
         }
+        // Each end has carrier once both are set up, and sends what it is given (rather than
+        // dropping it silently) once that is announced.
+        std::thread::scope(|scope| {
+            for namespace in [&node, &peer] {
+                scope.spawn(|| namespace.run_async(|| Self::bring_up(namespace)));
+            }
+        });
         Self { node, peer }
+    }
+
+    async fn bring_up(namespace: &Namespace) {
+        let mut events = NetEvents::open().unwrap();
+        namespace.ip("link set eth0 up");
+        events_until(
+            &mut events,
+            |event| matches!(event, NetEvent::Link(link) if link.name == "eth0" && link.up),
+        )
+        .await;
     }
 }
 
@@ -706,4 +729,101 @@ fn removing_a_primary_vip_keeps_the_nodes_address() {
         netlink.remove_address(ifindex, vip).unwrap();
         assert!(!find_address(&mut netlink, own).unwrap().secondary);
     });
+}
+
+/// An announcement moves the neighbours' entries for the VIP to the new owner's MAC, also where
+/// the entry was confirmed this very moment, and both families alike.
+#[test]
+fn announcements_move_the_neighbours_entries() {
+    let pair = Pair::new();
+    for vip in ["10.0.2.100", "fd00:2::100"] {
+        pair.peer.ip(&format!(
+            "neigh replace {vip} lladdr 02:00:00:00:00:99 dev eth0 nud reachable"
+        ));
+        pair.peer.run_async(async || {
+            let mut events = NetEvents::open().unwrap();
+            let mac = pair.node.run(|| {
+                let eth0 = link(&mut Netlink::open().unwrap(), "eth0");
+                let mac = eth0.mac.unwrap();
+                let announcer = Announcer::open(eth0.ifindex).unwrap();
+                announcer.announce(mac, addr(vip)).unwrap();
+                mac
+            });
+            events_until(&mut events, |event| {
+                matches!(event, NetEvent::Neighbour(entry)
+                    if entry.addr == addr(vip) && entry.mac == Some(mac))
+            })
+            .await;
+        });
+    }
+}
+
+/// Announcing on a link that is not there, or is down, is an error that names the link.
+#[test]
+fn announcing_on_a_missing_link_fails() {
+    let pair = Pair::new();
+    pair.node.run(|| {
+        assert!(matches!(
+            Announcer::open(4711),
+            Err(PacketError::NoLink { ifindex: 4711 })
+        ));
+        let eth0 = link(&mut Netlink::open().unwrap(), "eth0");
+        let announcer = Announcer::open(eth0.ifindex).unwrap();
+        pair.node.ip("link set eth0 down");
+        let error = announcer
+            .announce(eth0.mac.unwrap(), addr("10.0.2.100"))
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("link {}", eth0.ifindex))
+        );
+    });
+}
+
+/// Every network namespace has an id of its own, the same each time.
+#[test]
+fn namespaces_have_their_own_ids() {
+    let (here, there) = (Namespace::new(), Namespace::new());
+    let cookie = |namespace: &Namespace| namespace.run(|| netns::cookie().unwrap());
+    assert_eq!(cookie(&here), cookie(&here));
+    assert_ne!(cookie(&here), cookie(&there));
+    assert_ne!(cookie(&here).get(), 0);
+}
+
+/// A directory becomes a BPF file system once, and is then left as it is. In a mount namespace
+/// of the test's own.
+#[test]
+fn the_bpf_file_system_is_mounted_once() {
+    std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let target = Path::new("/mnt");
+        mount(
+            Some("t"),
+            target,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        assert_eq!(mounts::ensure_bpffs(target).unwrap(), Bpffs::Mounted);
+        assert_eq!(mounts::ensure_bpffs(target).unwrap(), Bpffs::Present);
+        let missing = mounts::ensure_bpffs(Path::new("/mnt/none")).unwrap_err();
+        assert!(missing.to_string().contains("/mnt/none"), "{missing}");
+    })
+    .join()
+    .unwrap();
+}
+
+/// The root of cgroup2 is found and opened on this machine, or its absence is said.
+#[test]
+fn the_cgroup_root_opens() {
+    use lb_user::config::model::CgroupPath;
+    let found = mounts::open_cgroup(&CgroupPath::Auto);
+    match found {
+        Ok(cgroup) => assert!(cgroup.unwrap().path.join("cgroup.procs").exists()),
+        Err(error) => assert!(matches!(error, mounts::MountError::NoCgroup2), "{error}"),
+    }
 }

@@ -1,6 +1,10 @@
 //! Effects: sockets, netlink, BPF, TLS probes and the clock. Executes the core's actions and
 //! feeds the results back as inputs.
 
+pub mod announce;
 pub mod clock;
+pub mod mounts;
 pub mod netlink;
+pub mod netns;
+pub mod packet_socket;
 pub mod sysctl;
