@@ -77,27 +77,30 @@ pub struct Cli {
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Global {
     /// Configuration file
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
-    /// How logs look (on standard error)
+    /// How logs look on standard error: text or json
     #[arg(
         long,
         global = true,
-        value_enum,
         value_name = "FORMAT",
-        default_value_t
+        default_value_t,
+        value_enum
     )]
+    #[arg(hide_possible_values = true)]
     pub log_format: LogFormat,
     /// What is logged: off, error, warn, info, debug, trace, or a list of MODULE=LEVEL
     #[arg(
         long,
         global = true,
         value_name = "LEVEL",
-        env = "XVIP_LOG",
-        default_value = "info"
+        default_value = "info",
+        env = "XVIP_LOG"
     )]
+    #[arg(hide_env_values = true)]
     pub log_level: LogFilter,
 }
 

@@ -6,6 +6,7 @@
 //! bounded memory and time.
 
 use std::{
+    convert::Infallible,
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt,
@@ -134,7 +135,7 @@ impl AdminServer {
     }
 
     /// Serves clients for ever; dropping the future ends it and every connection.
-    pub async fn serve(&self, requests: mpsc::Sender<AdminRequest>) {
+    pub async fn serve(&self, requests: mpsc::Sender<AdminRequest>) -> Infallible {
         let places = Arc::new(Semaphore::new(self.limits.clients));
         let mut clients = JoinSet::new();
         loop {
@@ -378,7 +379,7 @@ mod tests {
             };
             tokio::select! {
                 result = client => result,
-                () = self.server.serve(sender) => unreachable!("it serves for ever"),
+                never = self.server.serve(sender) => match never {},
                 () = controller => unreachable!("the server holds the channel"),
             }
         }
@@ -597,7 +598,7 @@ mod tests {
         };
         let answer = tokio::select! {
             answer = client => answer,
-            () = fixture.server.serve(sender) => unreachable!("it serves for ever"),
+            never = fixture.server.serve(sender) => match never {},
         };
         assert_eq!(answer, json!({"error": "xvip is stopping"}));
     }
