@@ -2,6 +2,11 @@
 //! the clock: time and facts come in as values, effects go out as values, and a failed effect
 //! comes back as an input. A test holds that.
 
+pub mod controller;
+pub mod desired;
 pub mod health;
+pub mod maglev;
+pub mod network;
+pub mod tables;
 pub mod time;
 pub mod vrrp;

@@ -1,0 +1,431 @@
+//! From configuration, health and network to the tables that the data plane shall hold.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::{
+    abi::{
+        Address, Backend, BackendState, MAX_BACKENDS, MAX_SERVICES, MacKey, MaglevTable, Method,
+        NODE_NONE, NODE_SELF, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+    },
+    headers::IPPROTO_TCP,
+};
+
+use super::{
+    maglev::{self, Member},
+    network::Network,
+    tables::{FamilyTables, Tables},
+};
+use crate::config::model::{BackendConfig, Config, Forwarding, ServiceConfig};
+
+/// Numbers of peers in the data plane begin here, in configuration order.
+const FIRST_PEER: u32 = NODE_SELF + 1;
+
+/// The facts that tables are made of.
+pub struct Facts<'a> {
+    /// Configuration.
+    pub config: &'a Config,
+    /// Network.
+    pub network: &'a Network,
+    /// State of each backend of each service, in configuration order.
+    pub health: &'a [Vec<BackendState>],
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+}
+
+/// What became of a backend in the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Id in the data plane.
+    pub id: u32,
+    /// Forwarding method in force.
+    pub method: Method,
+    /// The next hop's MAC is known (always for local).
+    pub resolved: bool,
+    /// Its part of the Maglev slots, in slots.
+    pub slots: u32,
+}
+
+/// A service in the tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePlacement {
+    /// Id in the data plane.
+    pub id: u32,
+    /// Backends in configuration order.
+    pub backends: Vec<Placement>,
+}
+
+/// The tables, and where services and backends are in them.
+pub struct Desired {
+    /// What the data plane shall hold.
+    pub tables: Tables,
+    /// Services in configuration order.
+    pub services: Vec<ServicePlacement>,
+}
+
+/// Makes tables; remembers the Maglev tables that it has made.
+#[derive(Default)]
+pub struct Builder {
+    cache: BTreeMap<u32, (Vec<Member>, Arc<MaglevTable>)>,
+}
+
+/// Ids that are taken, and those to be kept for what is in the tables already: entries of
+/// established flows refer to them.
+struct Ids {
+    services: BTreeSet<u32>,
+    backends: BTreeSet<u32>,
+}
+
+fn lowest_free(taken: &mut BTreeSet<u32>, limit: u32) -> u32 {
+    // The configuration is checked to fit; 0 would be the reserved id, which selects nothing.
+    let id = (1..limit).find(|id| !taken.contains(id)).unwrap_or(0);
+    taken.insert(id);
+    id
+}
+
+impl Builder {
+    /// The desired tables. `observed` decides ids and which of a service's two Maglev tables
+    /// is free to be filled.
+    pub fn build(&mut self, facts: &Facts<'_>, observed: &Tables) -> Desired {
+        let mut tables = Tables {
+            node: Some(NodeConfig::new(facts.netns_cookie)),
+            ..Tables::default()
+        };
+        uplinks(facts, &mut tables);
+        peers(facts, &mut tables);
+        vips(facts, &mut tables);
+        let mut ids = Ids {
+            services: observed
+                .v4
+                .services
+                .values()
+                .chain(observed.v6.services.values())
+                .map(Service::id)
+                .collect(),
+            backends: observed
+                .v4
+                .backends
+                .keys()
+                .chain(observed.v6.backends.keys())
+                .copied()
+                .collect(),
+        };
+        let mut services = Vec::new();
+        for (index, service) in facts.config.services.iter().enumerate() {
+            let states = facts.health.get(index).map_or(&[][..], Vec::as_slice);
+            let build = ServiceBuild {
+                facts,
+                service,
+                states,
+                observed,
+            };
+            services.push(match service.address {
+                IpAddr::V4(vip) => {
+                    self.service(&build, vip.octets(), &observed.v4, &mut tables, &mut ids)
+                }
+                IpAddr::V6(vip) => {
+                    self.service(&build, vip.octets(), &observed.v6, &mut tables, &mut ids)
+                }
+            });
+        }
+        Desired { tables, services }
+    }
+
+    fn service<A: FamilyAddress>(
+        &mut self,
+        build: &ServiceBuild<'_>,
+        vip: A,
+        observed: &FamilyTables<A>,
+        tables: &mut Tables,
+        ids: &mut Ids,
+    ) -> ServicePlacement {
+        let service = build.service;
+        let port = service.port.get();
+        let key = ServiceKey::new(vip, port, IPPROTO_TCP);
+        let known = observed.services.get(&key);
+        let id = known.map_or_else(|| lowest_free(&mut ids.services, MAX_SERVICES), Service::id);
+        let mut local = (0, 0);
+        let mut members = Vec::new();
+        let mut placements = Vec::new();
+        let pool = build.pool();
+        for (position, config) in service.backends.iter().enumerate() {
+            let state = build.state(position);
+            let (address, backend_port) = (config.address.ip(), config.address.port());
+            let Some(bytes) = A::from_ip(address) else {
+                continue;
+            };
+            let same = |(_, backend): &(&u32, &Backend<A>)| {
+                backend.service() == id
+                    && backend.addr().same(&bytes)
+                    && backend.port() == backend_port
+            };
+            let backend_id = observed.backends.iter().find(same).map_or_else(
+                || lowest_free(&mut ids.backends, MAX_BACKENDS),
+                |(id, _)| *id,
+            );
+            let (method, node) = place(build.facts, config);
+            let mut backend = Backend::new(bytes, backend_port, id, node, method, state);
+            let hop = reachable(build.facts.network, address, method);
+            if let Some((ifindex, mac)) = hop {
+                backend = backend.via(ifindex, mac);
+            }
+            match method {
+                Method::Local => {
+                    local = (backend_id, backend_port);
+                    if backend_port != port {
+                        let key = ServiceKey::new(vip, backend_port, IPPROTO_TCP);
+                        A::tables(tables)
+                            .reply_ports
+                            .insert(key, ReplyPort::new(port));
+                    }
+                }
+                Method::Nat => {
+                    let key = ServiceKey::new(bytes, backend_port, IPPROTO_TCP);
+                    A::tables(tables)
+                        .nat_sources
+                        .insert(key, Node::new(NODE_NONE));
+                }
+                Method::Dsr => {}
+            }
+            A::tables(tables).backends.insert(backend_id, backend);
+            if Some(state) == pool {
+                let weight = config.weight.get();
+                members.push(Member {
+                    id: backend_id,
+                    address: config.address,
+                    weight,
+                });
+            }
+            placements.push(Placement {
+                id: backend_id,
+                method,
+                resolved: method == Method::Local || hop.is_some(),
+                slots: 0,
+            });
+        }
+        let (index, table) = self.table(id, members, known, build.observed);
+        for placement in &mut placements {
+            let holds = |slot: &&u16| u32::from(**slot) == placement.id;
+            placement.slots = table.slots().iter().filter(holds).count() as u32;
+        }
+        let value = Service::new(id, index, local.0, local.1, pool.is_some());
+        A::tables(tables).services.insert(key, value);
+        tables.maglev.insert(index, table);
+        ServicePlacement {
+            id,
+            backends: placements,
+        }
+    }
+
+    /// The Maglev table of `members` and the index that it belongs at: the one in force if it is
+    /// the same, else the other one of the two.
+    fn table(
+        &mut self,
+        service: u32,
+        members: Vec<Member>,
+        known: Option<&Service>,
+        observed: &Tables,
+    ) -> (u32, Arc<MaglevTable>) {
+        let table = match self.cache.get(&service) {
+            Some((cached, table)) if *cached == members => Arc::clone(table),
+            _ => {
+                let table = Arc::new(maglev::table(&members));
+                self.cache.insert(service, (members, Arc::clone(&table)));
+                table
+            }
+        };
+        let first = 2 * service;
+        let index = match known.map(Service::table) {
+            Some(current) if observed.maglev.get(&current) == Some(&table) => current,
+            Some(current) if current == first => first + 1,
+            _ => first,
+        };
+        (index, table)
+    }
+}
+
+/// One service while its tables are made.
+struct ServiceBuild<'a> {
+    facts: &'a Facts<'a>,
+    service: &'a ServiceConfig,
+    states: &'a [BackendState],
+    observed: &'a Tables,
+}
+
+impl ServiceBuild<'_> {
+    fn state(&self, backend: usize) -> BackendState {
+        self.states
+            .get(backend)
+            .copied()
+            .unwrap_or(BackendState::Down)
+    }
+
+    /// Which backends take new flows: those that are UP; without any, those that are DRAINING.
+    fn pool(&self) -> Option<BackendState> {
+        [BackendState::Up, BackendState::Draining]
+            .into_iter()
+            .find(|wanted| self.states.contains(wanted))
+    }
+}
+
+/// Address bytes of a family, with the family's tables.
+trait FamilyAddress: Address + Ord {
+    fn from_ip(ip: IpAddr) -> Option<Self>;
+    fn tables(tables: &mut Tables) -> &mut FamilyTables<Self>;
+}
+
+impl FamilyAddress for [u8; 4] {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V4(ip) => Some(ip.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn tables(tables: &mut Tables) -> &mut FamilyTables<Self> {
+        &mut tables.v4
+    }
+}
+
+impl FamilyAddress for [u8; 16] {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        match ip {
+            IpAddr::V6(ip) => Some(ip.octets()),
+            IpAddr::V4(_) => None,
+        }
+    }
+
+    fn tables(tables: &mut Tables) -> &mut FamilyTables<Self> {
+        &mut tables.v6
+    }
+}
+
+/// Forwarding method and node number of a backend: this node's own is always local.
+fn place(facts: &Facts<'_>, backend: &BackendConfig) -> (Method, u32) {
+    let address = backend.address.ip();
+    if is_local(facts, address) {
+        return (Method::Local, NODE_SELF);
+    }
+    let peer = facts
+        .config
+        .peers
+        .iter()
+        .position(|peer| peer.addresses.contains(&address));
+    let node = peer.map_or(NODE_NONE, peer_number);
+    match backend.forwarding {
+        Forwarding::Auto if peer.is_some() => (Method::Dsr, node),
+        Forwarding::Dsr => (Method::Dsr, node),
+        Forwarding::Auto | Forwarding::Nat => (Method::Nat, node),
+    }
+}
+
+/// Whether `address` is this node's own, and no VIP.
+fn is_local(facts: &Facts<'_>, address: IpAddr) -> bool {
+    facts.network.has_address(address)
+        && !facts
+            .config
+            .services
+            .iter()
+            .any(|service| service.address == address)
+}
+
+fn peer_number(position: usize) -> u32 {
+    FIRST_PEER.saturating_add(u32::try_from(position).unwrap_or(u32::MAX))
+}
+
+/// Interface and MAC towards a backend. dsr changes nothing but the MAC, so a router on the way
+/// would send the packet back to the VIP: such a backend counts as unresolved.
+fn reachable(network: &Network, address: IpAddr, method: Method) -> Option<(u32, [u8; 6])> {
+    let hop = network.resolved(address)?;
+    match method {
+        Method::Local => None,
+        Method::Dsr if !hop.on_link => None,
+        Method::Dsr | Method::Nat => Some((hop.ifindex, hop.mac)),
+    }
+}
+
+fn uplinks(facts: &Facts<'_>, tables: &mut Tables) {
+    for name in &facts.config.node.interfaces {
+        if let Some(interface) = facts.network.interface(name)
+            && let Some(mac) = interface.mac
+        {
+            tables.uplinks.insert(interface.ifindex, Uplink::new(mac));
+        }
+    }
+}
+
+fn peers(facts: &Facts<'_>, tables: &mut Tables) {
+    for (position, peer) in facts.config.peers.iter().enumerate() {
+        let node = Node::new(peer_number(position));
+        for &address in &peer.addresses {
+            match address {
+                IpAddr::V4(ip) => tables.v4.peer_addrs.insert(ip.octets(), node),
+                IpAddr::V6(ip) => tables.v6.peer_addrs.insert(ip.octets(), node),
+            };
+            if let Some(hop) = facts.network.resolved(address).filter(|hop| hop.on_link) {
+                tables.peer_macs.insert(MacKey::new(hop.mac), node);
+            }
+        }
+    }
+}
+
+/// Every address of every VRRP instance with its lease, and services' addresses without one.
+fn vips(facts: &Facts<'_>, tables: &mut Tables) {
+    let mut insert = |address: IpAddr, lease: u32| {
+        match address {
+            IpAddr::V4(ip) => tables.v4.vips.entry(ip.octets()).or_insert(Vip::new(lease)),
+            IpAddr::V6(ip) => tables.v6.vips.entry(ip.octets()).or_insert(Vip::new(lease)),
+        };
+    };
+    for (position, instance) in facts.config.vrrp.iter().enumerate() {
+        for net in &instance.addresses {
+            insert(net.addr(), lease_index(position));
+        }
+    }
+    for service in &facts.config.services {
+        insert(service.address, 0);
+    }
+}
+
+/// Index in `leases` of the VRRP instance at `position` of the configuration.
+pub fn lease_index(position: usize) -> u32 {
+    u32::try_from(position).map_or(u32::MAX, |position| position.saturating_add(1))
+}
+
+/// VIPs that this node's stack must accept packets for: those of services with a backend here.
+pub fn loopback_vips(facts: &Facts<'_>) -> BTreeSet<IpAddr> {
+    facts
+        .config
+        .services
+        .iter()
+        .filter(|service| {
+            service
+                .backends
+                .iter()
+                .any(|backend| is_local(facts, backend.address.ip()))
+        })
+        .map(|service| service.address)
+        .collect()
+}
+
+/// Addresses whose next hop and MAC the data plane needs.
+pub fn to_resolve(facts: &Facts<'_>) -> BTreeSet<IpAddr> {
+    let peers = facts
+        .config
+        .peers
+        .iter()
+        .flat_map(|peer| peer.addresses.iter().copied());
+    let backends = facts
+        .config
+        .services
+        .iter()
+        .flat_map(|service| service.backends.iter().map(|backend| backend.address))
+        .map(|address: SocketAddr| address.ip());
+    peers
+        .chain(backends)
+        .filter(|address| !is_local(facts, *address))
+        .collect()
+}

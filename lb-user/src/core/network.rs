@@ -1,0 +1,132 @@
+//! What the core knows of this node's network: interfaces, addresses, and how other nodes are
+//! reached. Facts come in from outside and are replaced as a whole or one by one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use lb_common::abi::Mac;
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Up and with carrier.
+    pub up: bool,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Address and prefix length.
+    pub net: IpNet,
+    /// Added by xvip, as its mark on the address says.
+    pub ours: bool,
+}
+
+/// How packets to an address leave this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The neighbour that takes them; the address itself when it is on-link.
+    pub gateway: IpAddr,
+}
+
+/// Next hop with its MAC, ready for the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The neighbour's MAC.
+    pub mac: Mac,
+    /// Whether the neighbour is the address itself, not a router.
+    pub on_link: bool,
+}
+
+/// This node's network as last seen.
+#[derive(Clone, Debug, Default)]
+pub struct Network {
+    interfaces: BTreeMap<u32, Interface>,
+    addresses: BTreeSet<InterfaceAddress>,
+    hops: BTreeMap<IpAddr, Hop>,
+    macs: BTreeMap<(u32, IpAddr), Mac>,
+}
+
+impl Network {
+    /// Replace all interfaces and addresses.
+    pub fn set_links(
+        &mut self,
+        interfaces: Vec<Interface>,
+        addresses: impl IntoIterator<Item = InterfaceAddress>,
+    ) {
+        self.interfaces = interfaces
+            .into_iter()
+            .map(|interface| (interface.ifindex, interface))
+            .collect();
+        self.addresses = addresses.into_iter().collect();
+    }
+
+    /// Record how `address` is reached; `None`: not at all.
+    pub fn set_hop(&mut self, address: IpAddr, hop: Option<Hop>) {
+        match hop {
+            Some(hop) => {
+                self.hops.insert(address, hop);
+            }
+            None => {
+                self.hops.remove(&address);
+            }
+        }
+    }
+
+    /// Record a neighbour's MAC. A neighbour that stops answering keeps the last one: whether
+    /// the node is alive is the checks' business, and its MAC seldom changes.
+    pub fn set_neighbour(&mut self, ifindex: u32, address: IpAddr, mac: Mac) -> bool {
+        self.macs.insert((ifindex, address), mac) != Some(mac)
+    }
+
+    /// The interface named `name`.
+    pub fn interface(&self, name: &str) -> Option<&Interface> {
+        self.interfaces
+            .values()
+            .find(|interface| interface.name == name)
+    }
+
+    /// Every address of every interface.
+    pub fn addresses(&self) -> impl Iterator<Item = &InterfaceAddress> {
+        self.addresses.iter()
+    }
+
+    /// Whether some interface has `address`.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|own| own.net.addr() == address)
+    }
+
+    /// Addresses of interface `ifindex`.
+    pub fn addresses_of(&self, ifindex: u32) -> impl Iterator<Item = IpAddr> {
+        self.addresses
+            .iter()
+            .filter(move |own| own.ifindex == ifindex)
+            .map(|own| own.net.addr())
+    }
+
+    /// Next hop of `address` with its MAC, once both are known.
+    pub fn resolved(&self, address: IpAddr) -> Option<Resolved> {
+        let hop = self.hops.get(&address)?;
+        let mac = *self.macs.get(&(hop.ifindex, hop.gateway))?;
+        Some(Resolved {
+            ifindex: hop.ifindex,
+            mac,
+            on_link: hop.gateway == address,
+        })
+    }
+}
