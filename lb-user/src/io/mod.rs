@@ -7,4 +7,5 @@ pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
+pub mod probe;
 pub mod sysctl;

@@ -1,0 +1,323 @@
+//! Probes of backends: one fresh connection each, in up to three stages (TCP connection, TLS
+//! handshake, HTTP exchange) under one deadline. A probe reports what it saw; what that means is
+//! judged by [`crate::core::health`].
+//!
+//! # How a probe ends its connection
+//!
+//! A completed probe closes in order (TLS `close_notify`, FIN), like any client: a reset would
+//! show as an error in the log of many a server with every check. The price is a socket in
+//! TIME-WAIT on this node for a minute, thirty per backend at the default interval, and none on
+//! the backend. (If the backend sent more than the probe reads, such as session tickets or its
+//! own `close_notify`, the kernel resets after the FIN all the same; by then all is said.)
+//! A probe that failed or ran out of time resets its connection (`SO_LINGER` 0): a FIN to a dead
+//! host would be retransmitted for minutes, and a frozen backend that comes back should find
+//! nothing to work off.
+
+mod http;
+mod tls;
+
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use self::{http::HttpProbe, tls::TlsProbe};
+use crate::{
+    config::model::{CheckConfig, HealthConfig},
+    core::health::{Failure, Finding, ProbeOutcome, Stage, StageTimes},
+};
+
+/// Longest text of a foreign error that an outcome carries, in characters.
+const MAX_ERROR_TEXT: usize = 160;
+
+/// Makes the probes of one service. Files are read when it is made, not with every probe.
+#[derive(Debug)]
+pub struct Prober {
+    tls: Option<TlsProbe>,
+    http: Option<HttpProbe>,
+}
+
+/// Why no [`Prober`] could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeSetupError {
+    /// A PEM file cannot be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A PEM file holds no certificate.
+    #[error("no certificate in {path}", path = .0.display())]
+    NoCertificate(PathBuf),
+    /// A certificate in the CA file is malformed.
+    #[error("unusable CA certificate in {path}: {source}", path = .path.display())]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Client certificate and key are unusable, or do not belong together.
+    #[error("unusable client certificate {cert} with key {key}: {source}",
+        cert = .cert.display(), key = .key.display())]
+    Client {
+        /// File of the chain.
+        cert: PathBuf,
+        /// File of the key.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The server name is neither a DNS name nor an address.
+    #[error("server name {0:?} is neither a DNS name nor an IP address")]
+    ServerName(String),
+    /// The path cannot stand in a request line.
+    #[error("{0:?} is no request path")]
+    Path(String),
+    /// The host cannot stand in a `Host` header.
+    #[error("{0:?} is no host")]
+    Host(String),
+    /// The TLS library refused its own defaults.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A stage that failed, and how.
+type StageError = (Stage, Failure);
+
+impl Prober {
+    /// A prober for the checks of `config`. Reads the files that it names.
+    pub fn new(config: &HealthConfig) -> Result<Self, ProbeSetupError> {
+        let (tls, http) = match &config.check {
+            CheckConfig::Https(tls, http) => (Some(tls), Some(http)),
+            CheckConfig::Http(http) => (None, Some(http)),
+            CheckConfig::Tls(tls) => (Some(tls), None),
+            CheckConfig::Tcp => (None, None),
+        };
+        let alpn = http.map(|_| http::ALPN);
+        Ok(Self {
+            tls: tls.map(|tls| TlsProbe::new(tls, alpn)).transpose()?,
+            http: http.map(HttpProbe::new).transpose()?,
+        })
+    }
+
+    /// Probes the backend at `target` within `timeout`.
+    ///
+    /// The future does no work outside of its own polls: dropping it resets the connection.
+    pub async fn probe(&self, target: SocketAddr, timeout: Duration) -> ProbeOutcome {
+        let mut stages = Stages {
+            deadline: Instant::now() + timeout,
+            times: StageTimes::default(),
+        };
+        let finding = self
+            .run(target, &mut stages)
+            .await
+            .unwrap_or_else(|(stage, failure)| Finding::Failed { stage, failure });
+        ProbeOutcome {
+            finding,
+            times: stages.times,
+        }
+    }
+
+    async fn run(&self, target: SocketAddr, stages: &mut Stages) -> Result<Finding, StageError> {
+        let tcp = stages.run(Stage::Connect, connect(target)).await?;
+        match &self.tls {
+            None => {
+                let exchange = self.exchange(tcp, target, Finding::Connected, stages);
+                exchange.await
+            }
+            Some(tls) => {
+                let handshake = tls.handshake(target, tcp);
+                let stream = stages.run(Stage::Tls, handshake).await?;
+                let exchange = self.exchange(stream, target, Finding::Handshake, stages);
+                exchange.await
+            }
+        }
+    }
+
+    /// The HTTP stage, if the check has one, and the end of the connection. `so_far` is the
+    /// finding of a check without an HTTP stage.
+    async fn exchange<S: Connection>(
+        &self,
+        mut stream: S,
+        target: SocketAddr,
+        so_far: Finding,
+        stages: &mut Stages,
+    ) -> Result<Finding, StageError> {
+        let finding = match &self.http {
+            None => so_far,
+            Some(http) => {
+                let exchange = http.exchange(&mut stream, target);
+                stages.run(Stage::Http, exchange).await?
+            }
+        };
+        close(stream, stages.deadline).await;
+        Ok(finding)
+    }
+}
+
+/// Deadline of a probe and the times of its stages.
+struct Stages {
+    deadline: Instant,
+    times: StageTimes,
+}
+
+impl Stages {
+    /// Runs one stage up to the deadline and takes its time.
+    async fn run<T>(
+        &mut self,
+        stage: Stage,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, StageError> {
+        let started = Instant::now();
+        let result = timeout_at(self.deadline, work).await;
+        let time = match stage {
+            Stage::Connect => &mut self.times.connect,
+            Stage::Tls => &mut self.times.tls,
+            Stage::Http => &mut self.times.http,
+        };
+        *time = Some(started.elapsed());
+        result
+            .unwrap_or(Err(Failure::TimedOut))
+            .map_err(|failure| (stage, failure))
+    }
+}
+
+/// A stream over a TCP connection.
+trait Connection: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP connection below.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Connection for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Connection for tokio_rustls::client::TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+/// Opens a connection that ends in a reset unless [`close`] ends it.
+async fn connect(target: SocketAddr) -> Result<TcpStream, Failure> {
+    let stream = TcpStream::connect(target)
+        .await
+        .map_err(|error| io_failure(&error))?;
+    let abort_on_drop = stream.set_zero_linger();
+    abort_on_drop.map_err(|error| io_failure(&error))?;
+    // Only a matter of speed.
+    let _ = stream.set_nodelay(true);
+    if is_connected_to_itself(&stream) {
+        return Err(Failure::Refused);
+    }
+    Ok(stream)
+}
+
+/// A backend on this node whose port is in the ephemeral range, and on which nobody listens: the
+/// kernel may choose that very port as source, and TCP's simultaneous open (RFC 9293 section
+/// 3.5) then connects the socket to itself.
+fn is_connected_to_itself(stream: &TcpStream) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) => local == peer,
+        _ => false,
+    }
+}
+
+/// Closes in order, as far as that is possible before `deadline`; else the connection is reset.
+async fn close(mut stream: impl Connection, deadline: Instant) {
+    if let Ok(Ok(())) = timeout_at(deadline, stream.shutdown()).await {
+        // If this fails, the end is a reset: no harm to the result.
+        let _ = SockRef::from(stream.tcp()).set_linger(None);
+    }
+}
+
+/// What an error of the connection says. Works through wrappers down to the kernel's or the TLS
+/// library's error.
+fn io_failure(error: &io::Error) -> Failure {
+    use nix::libc::{EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
+    if let Some(EMFILE | ENFILE | ENOMEM | ENOBUFS | EADDRNOTAVAIL | EACCES | EPERM) =
+        error.raw_os_error()
+    {
+        return Failure::Local(shorten(error));
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Failure::Refused,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => Failure::Reset,
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::NotConnected => Failure::Closed,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown => Failure::Unreachable,
+        // The kernel's own retransmissions ended before our deadline.
+        io::ErrorKind::TimedOut => Failure::TimedOut,
+        _ => Failure::Protocol(shorten(error)),
+    }
+}
+
+/// The text of a foreign error: it may quote what the backend sent, so its length is bounded.
+fn shorten(error: &dyn std::fmt::Display) -> String {
+    error.to_string().chars().take(MAX_ERROR_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use nix::libc;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// Proves that errors of this node are told from those of the backend.
+    #[test]
+    fn kernel_errors_say_whose_fault_it_is() {
+        let failure = |errno| io_failure(&io::Error::from_raw_os_error(errno));
+        for local in [
+            libc::EMFILE,
+            libc::ENOBUFS,
+            libc::EADDRNOTAVAIL,
+            libc::EPERM,
+        ] {
+            assert!(matches!(failure(local), Failure::Local(_)), "{local}");
+        }
+        assert_eq!(failure(libc::ECONNREFUSED), Failure::Refused);
+        assert_eq!(failure(libc::ECONNRESET), Failure::Reset);
+        assert_eq!(failure(libc::EPIPE), Failure::Reset);
+        assert_eq!(failure(libc::ETIMEDOUT), Failure::TimedOut);
+        for unreachable in [libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ENETDOWN] {
+            assert_eq!(failure(unreachable), Failure::Unreachable);
+        }
+    }
+
+    /// Proves that a foreign error's text is bounded, also where characters have several bytes.
+    #[test]
+    fn error_texts_are_bounded() {
+        let text = shorten(&"é".repeat(10_000));
+        assert_eq!(text.chars().count(), MAX_ERROR_TEXT);
+    }
+
+    /// Proves that a socket that TCP connected to itself is told from a backend's.
+    #[tokio::test]
+    async fn connection_to_itself_is_noticed() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let other = TcpStream::connect(address).await.unwrap();
+        assert!(!is_connected_to_itself(&other));
+
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let own = socket.local_addr().unwrap();
+        let itself = socket.connect(own).await.unwrap();
+        assert!(is_connected_to_itself(&itself));
+    }
+}
