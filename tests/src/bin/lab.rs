@@ -1,0 +1,3 @@
+//! `xvip-lab`: the lab.
+
+fn main() {}

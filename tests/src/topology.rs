@@ -1,0 +1,337 @@
+//! Nodes on one bridge.
+//!
+//! ```text
+//!     namespace m1        namespace m2        namespace client
+//!    +-----------+       +-----------+       +-----------+
+//!    |   eth0    |       |   eth0    |       |   eth0    |  10.77.0.<host>/24, fd77::<host>/64
+//!    +-----+-----+       +-----+-----+       +-----+-----+  02:77:00:00:00:<host>
+//!          |                   |                   |
+//!    +-----+-----+-------+-----+-----+-------+-----+-----+
+//!    |    m1             bridge m2               client  |  each with the XDP stub
+//!    +---------------------------------------------------+
+//!     namespace bridge
+//! ```
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    kernel::{self, Cgroup},
+    netns::{NetNs, unique},
+    process::{Process, TempDir, output, workspace_binary},
+    xdp_stub::XdpStub,
+};
+
+/// Host number of the first node; the others count on from it.
+const FIRST_HOST: u8 = 11;
+
+/// What a topology shall be made of.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    nodes: Vec<(String, u8)>,
+    tx_offload: bool,
+}
+
+impl Builder {
+    /// Adds a node; its host number is the next one, from 11 on.
+    #[must_use]
+    pub fn node(self, name: &str) -> Self {
+        let next = self.nodes.iter().map(|(_, host)| host + 1).max();
+        self.node_at(name, next.unwrap_or(FIRST_HOST))
+    }
+
+    /// Adds a node with a host number of 1..=99: the last part of both of its addresses.
+    #[must_use]
+    pub fn node_at(mut self, name: &str, host: u8) -> Self {
+        self.nodes.push((name.to_owned(), host));
+        self
+    }
+
+    /// Leaves checksums to the receiver, as Linux does between virtual interfaces. Off by
+    /// default: frames that XDP sends on would reach sockets with unfinished checksums.
+    #[must_use]
+    pub fn tx_offload(mut self, on: bool) -> Self {
+        self.tx_offload = on;
+        self
+    }
+
+    /// Makes it.
+    pub fn build(self) -> Result<Topology> {
+        kernel::ensure_bpffs()?;
+        kernel::sweep()?;
+        let bridge = Bridge::new()?;
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(name, host)| Node::new(name, *host, &bridge, self.tx_offload))
+            .collect::<Result<Vec<_>>>()?;
+        let stub = bridge
+            .0
+            .enter(|| XdpStub::attach(nodes.iter().map(Node::name)))?;
+        Ok(Topology {
+            nodes,
+            _stub: stub,
+            bridge,
+        })
+    }
+}
+
+/// Nodes on a bridge. Dropping it kills every process in them and removes everything.
+#[derive(Debug)]
+pub struct Topology {
+    // In the order of removal: nodes first, so that their processes go before the links do.
+    nodes: Vec<Node>,
+    _stub: XdpStub,
+    bridge: Bridge,
+}
+
+impl Topology {
+    /// An empty topology to add nodes to.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The node of this name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none: the scenario is wrong.
+    #[allow(clippy::panic)]
+    pub fn node(&self, name: &str) -> &Node {
+        self.find(name)
+            .unwrap_or_else(|| panic!("the topology has no node {name}"))
+    }
+
+    /// The node of this name, if there is one.
+    pub fn find(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// All nodes, in the order in which they were added.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Cuts a node off: the bridge's end of its link goes down, as when a cable is pulled.
+    pub fn cut(&self, node: &str) -> Result<()> {
+        self.bridge.0.ip(&format!("link set {node} down")).map(drop)
+    }
+
+    /// Connects a node again.
+    pub fn join(&self, node: &str) -> Result<()> {
+        self.bridge.0.ip(&format!("link set {node} up")).map(drop)
+    }
+
+    /// The namespace of the bridge: what is captured there is what the wire carries.
+    pub fn bridge(&self) -> &NetNs {
+        &self.bridge.0
+    }
+}
+
+/// The bridge, in a namespace of its own: its ports are named after the nodes.
+#[derive(Debug)]
+struct Bridge(NetNs);
+
+impl Bridge {
+    fn new() -> Result<Self> {
+        let namespace = NetNs::new("bridge")?;
+        namespace.enter(quiet_ipv6)?;
+        // Ports forward at once, and every group floods: nothing to learn before VRRP works.
+        namespace.ip("link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0")?;
+        namespace.ip("link set br0 up")?;
+        Ok(Self(namespace))
+    }
+}
+
+/// One host of the topology.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    host: u8,
+    // In the order of removal: processes, pins, namespace, files.
+    cgroup: Cgroup,
+    pins: Pins,
+    namespace: NetNs,
+    directory: TempDir,
+}
+
+impl Node {
+    fn new(name: &str, host: u8, bridge: &Bridge, tx_offload: bool) -> Result<Self> {
+        if !(1..=99).contains(&host) {
+            bail!("host number {host} of {name} is not in 1..=99");
+        }
+        let unique = unique(name);
+        let node = Self {
+            name: name.to_owned(),
+            host,
+            cgroup: Cgroup::new(&unique)?,
+            pins: Pins(unique.clone()),
+            directory: TempDir::new(&unique)?,
+            namespace: NetNs::with_name(unique)?,
+        };
+        node.connect(bridge, tx_offload)
+            .with_context(|| format!("cannot connect {name} to the bridge"))?;
+        Ok(node)
+    }
+
+    fn connect(&self, bridge: &Bridge, tx_offload: bool) -> Result<()> {
+        self.namespace.enter(quiet_ipv6)?;
+        let (name, mac, far) = (&self.name, self.mac_text(), self.namespace.name());
+        bridge.0.ip(&format!(
+            "link add {name} type veth peer name eth0 address {mac} netns {far}"
+        ))?;
+        bridge.0.ip(&format!("link set {name} master br0 up"))?;
+        if !tx_offload {
+            output(
+                self.namespace
+                    .command("ethtool")
+                    .args(["-K", "eth0", "tx", "off"]),
+            )?;
+        }
+        self.namespace
+            .ip(&format!("addr add {}/24 dev eth0", self.ipv4()))?;
+        self.namespace
+            .ip(&format!("addr add {}/64 dev eth0 nodad", self.ipv6()))?;
+        self.namespace.ip("link set eth0 up")?;
+        Ok(())
+    }
+
+    /// Its name, which is its port's on the bridge too.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `10.77.0.<host>`
+    pub fn ipv4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, self.host)
+    }
+
+    /// `fd77::<host>`, with the same digits as the IPv4 address.
+    pub fn ipv6(&self) -> Ipv6Addr {
+        // Decimal digits read as hexadecimal ones.
+        let digits = u16::from(self.host / 10) * 16 + u16::from(self.host % 10);
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits)
+    }
+
+    /// The address of the same family as another one.
+    pub fn address_like(&self, other: IpAddr) -> IpAddr {
+        if other.is_ipv4() {
+            self.ipv4().into()
+        } else {
+            self.ipv6().into()
+        }
+    }
+
+    /// Hardware address of its eth0.
+    pub fn mac(&self) -> [u8; 6] {
+        [0x02, 0x77, 0, 0, 0, self.host]
+    }
+
+    fn mac_text(&self) -> String {
+        self.mac().map(|byte| format!("{byte:02x}")).join(":")
+    }
+
+    /// Name of its xvip instance: no other node on this machine has it.
+    pub fn instance(&self) -> &str {
+        &self.pins.0
+    }
+
+    /// Where its xvip pins programs and maps.
+    pub fn pins(&self) -> PathBuf {
+        Path::new(kernel::PINS).join(self.instance())
+    }
+
+    /// Its directory for configuration, sockets and logs.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its cgroup, which every process started by [`Node::start`] is in.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &NetNs {
+        &self.namespace
+    }
+
+    /// Starts a long-running program in the node. Its output goes to `<label>.log` in the node's
+    /// directory.
+    pub fn start(&self, label: &str, program: &str, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.namespace.command(program);
+        command.args(arguments);
+        let log = self.directory().join(format!("{label}.log"));
+        let name = format!("{label} on {}", self.name);
+        Process::spawn(&name, &command, Some(self.cgroup()), log)
+    }
+
+    /// A command that runs in the node: in its namespace and its cgroup.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"echo $$ >"$0" && exec "$@""#])
+            .arg(self.cgroup().join("cgroup.procs"))
+            .arg("nsenter")
+            .arg(format!("--net={}", self.namespace.path().display()))
+            .arg("--")
+            .arg(program);
+        command
+    }
+
+    /// Runs a program in the node to its end; its output.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        output(self.command(program).args(arguments))
+    }
+
+    /// Starts the stand-in for an apiserver under this node's name; it writes `ready` when it
+    /// listens.
+    pub fn stand_in(&self, arguments: &[&str]) -> Result<Process> {
+        let binary = workspace_binary("xvip-standin")?;
+        let binary = binary
+            .to_str()
+            .context("the path of xvip-standin is not UTF-8")?;
+        let named = [&["--node", self.name.as_str()], arguments].concat();
+        self.start("standin", binary, &named)
+    }
+
+    /// Starts xvip with a configuration (written to `xvip.toml` in the node's directory).
+    pub fn xvip(&self, config: &str) -> Result<Process> {
+        let file = self.directory().join("xvip.toml");
+        std::fs::write(&file, config)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let binary = workspace_binary("xvip")?;
+        let (Some(binary), Some(file)) = (binary.to_str(), file.to_str()) else {
+            bail!("{} or {} is not UTF-8", binary.display(), file.display());
+        };
+        self.start("xvip", binary, &["run", "--config", file])
+    }
+}
+
+/// Pins outlive processes: they are removed by name.
+#[derive(Debug)]
+struct Pins(String);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = kernel::remove_pins(&self.0) {
+            eprintln!("left behind: the pins of {}: {error}", self.0);
+        }
+    }
+}
+
+/// Addresses are usable at once and nobody asks for routers: nothing in a scenario waits for
+/// IPv6's own timers. Before the links exist, because they inherit the defaults.
+fn quiet_ipv6() -> Result<()> {
+    for scope in ["all", "default"] {
+        for name in ["accept_dad", "accept_ra", "router_solicitations"] {
+            kernel::sysctl(&format!("net/ipv6/conf/{scope}/{name}"), "0")?;
+        }
+    }
+    Ok(())
+}

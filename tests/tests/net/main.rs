@@ -1,0 +1,3 @@
+//! Scenarios in network namespaces. Needs root.
+
+mod topology;
