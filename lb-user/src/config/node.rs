@@ -1,0 +1,142 @@
+//! `[node]` and `[[peer]]`.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use super::{
+    Context,
+    model::{AttachMode, CgroupPath, NodeConfig, Peer},
+    raw::{Mark, Marked, Table},
+    value::{self, Fault},
+};
+
+/// `[node]` and what is compared with other sections.
+pub(super) struct NodeDraft {
+    /// `None` if something is wrong with it.
+    pub(super) config: Option<NodeConfig>,
+    pub(super) name: Option<String>,
+    pub(super) interfaces: Vec<Marked<String>>,
+}
+
+/// `[[peer]]` and what is compared with other sections.
+pub(super) struct PeerDraft {
+    /// `None` if something is wrong with it.
+    pub(super) config: Option<Peer>,
+    pub(super) mark: Mark,
+    pub(super) name: Option<Marked<String>>,
+    pub(super) addresses: Vec<Marked<IpAddr>>,
+}
+
+/// Read `[node]`.
+pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraft {
+    let name = read_name(&mut table, &context.facts.hostname);
+    let instance = table.get_or("instance", "default".to_owned(), |value| {
+        value.text("default", value::instance)
+    });
+    let interfaces = read_interfaces(&mut table);
+    let attach = table.get_or("attach", AttachMode::Auto, |value| {
+        value.choice(&[
+            ("auto", AttachMode::Auto),
+            ("native", AttachMode::Native),
+            ("generic", AttachMode::Generic),
+        ])
+    });
+    let cgroup = table.get_or("cgroup", CgroupPath::Auto, |value| {
+        value.text("auto", cgroup)
+    });
+    let state_dir = table.get_or("state_dir", PathBuf::from("/run/xvip"), |value| {
+        value.text("/run/xvip", value::absolute_path)
+    });
+    table.finish();
+    let config = || {
+        Some(NodeConfig {
+            name: name.clone()?,
+            instance: instance?,
+            interfaces: interfaces
+                .iter()
+                .map(|interface| interface.value.clone())
+                .collect(),
+            attach: attach?,
+            cgroup: cgroup?,
+            state_dir: state_dir?,
+        })
+    };
+    NodeDraft {
+        config: config(),
+        name,
+        interfaces,
+    }
+}
+
+/// `name`, by default the host name.
+fn read_name(table: &mut Table<'_>, hostname: &str) -> Option<String> {
+    if let Some(value) = table.get("name") {
+        return Some(value.text("master01", value::name)?.value);
+    }
+    let name = value::name(hostname).ok();
+    if name.is_none() {
+        table.refuse_missing("name", "write one; this machine's host name is no name");
+    }
+    name
+}
+
+fn read_interfaces(table: &mut Table<'_>) -> Vec<Marked<String>> {
+    let hint = "name the uplinks, such as interfaces = [\"eth0\"]";
+    let Some(value) = table.need("interfaces", hint) else {
+        return Vec::new();
+    };
+    if value.is_empty_array() {
+        value.refuse(Fault::new("is empty", hint));
+    }
+    value.each(|element| element.text("eth0", value::interface))
+}
+
+fn cgroup(text: &str) -> Result<CgroupPath, Fault> {
+    match text {
+        "auto" => Ok(CgroupPath::Auto),
+        "off" => Ok(CgroupPath::Off),
+        path => match value::absolute_path(path) {
+            Ok(path) => Ok(CgroupPath::Path(path)),
+            Err(_) => Err(Fault::new(
+                format!("{text:?} is not known"),
+                "write \"auto\", \"off\" or the path of a cgroup2 directory",
+            )),
+        },
+    }
+}
+
+/// Read one `[[peer]]`.
+pub(super) fn read_peer(mut table: Table<'_>) -> PeerDraft {
+    let name = table
+        .need("name", "write the node's name")
+        .and_then(|value| value.text("master02", value::name));
+    let one = table.get("address");
+    let several = table.get("addresses");
+    match (&one, &several) {
+        (None, None) => {
+            table.refuse_missing("address", "write one such as address = \"10.0.2.11\"");
+        }
+        (None, Some(list)) if list.is_empty_array() => list.refuse(Fault::new(
+            "is empty",
+            "write one or more such as [\"10.0.2.11\", \"fd00::11\"]",
+        )),
+        _ => {}
+    }
+    let mut addresses: Vec<_> = one
+        .and_then(|value| value.text("10.0.2.11", value::host_address))
+        .into_iter()
+        .collect();
+    if let Some(list) = several {
+        addresses.extend(list.each(|value| value.text("10.0.2.11", value::host_address)));
+    }
+    let mark = table.mark().clone();
+    table.finish();
+    PeerDraft {
+        config: name.as_ref().map(|name| Peer {
+            name: name.value.clone(),
+            addresses: addresses.iter().map(|address| address.value).collect(),
+        }),
+        mark,
+        name,
+        addresses,
+    }
+}

@@ -1,0 +1,358 @@
+//! `[[service]]`, `[service.health]` and `[[service.backend]]`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::{NonZeroU16, NonZeroU32},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::{
+    Context,
+    model::{
+        BackendConfig, CheckConfig, ClientCert, Forwarding, HealthConfig, HttpConfig, Protocol,
+        ServiceConfig, StartState, TlsConfig, TlsVerify,
+    },
+    raw::{Mark, Marked, Table, Value},
+    value::{self, CHECK_TIME, Fault},
+};
+
+/// `[[service]]` and what is compared with other sections.
+pub(super) struct ServiceDraft {
+    /// `None` if something is wrong with it.
+    pub(super) config: Option<ServiceConfig>,
+    pub(super) mark: Mark,
+    pub(super) name: Option<Marked<String>>,
+    pub(super) address: Option<Marked<IpAddr>>,
+    pub(super) port: Option<Marked<NonZeroU16>>,
+    pub(super) backends: Vec<BackendDraft>,
+}
+
+/// `[[service.backend]]` and what is compared with other sections.
+pub(super) struct BackendDraft {
+    config: Option<BackendConfig>,
+    pub(super) mark: Mark,
+    pub(super) name: Option<Marked<String>>,
+    pub(super) address: Option<Marked<SocketAddr>>,
+}
+
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_FAST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Read one `[[service]]`.
+pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft {
+    let name = table
+        .need("name", "write a name such as \"apiserver\"")
+        .and_then(|value| value.text("apiserver", value::name));
+    let address = table
+        .need("address", "write the VIP, such as \"10.0.2.100\"")
+        .and_then(|value| value.text("10.0.2.100", value::vip));
+    let port = table
+        .need("port", "write the port that clients connect to")
+        .and_then(|value| value.number(1..=u16::MAX, NonZeroU16::new));
+    let protocol = table.get_or("protocol", Protocol::Tcp, |value| {
+        value.choice(&[("tcp", Protocol::Tcp)])
+    });
+    let forwarding = table.get_or("forwarding", Forwarding::Auto, forwarding);
+    let health = read_health(table.table("health"), context);
+    let backends = read_backends(&mut table, forwarding);
+    let mark = table.mark().clone();
+    table.finish();
+    let config = || {
+        Some(ServiceConfig {
+            name: name.as_ref()?.value.clone(),
+            address: address.as_ref()?.value,
+            port: port.as_ref()?.value,
+            protocol: protocol?,
+            health: health?,
+            backends: backends
+                .iter()
+                .map(|backend| backend.config.clone())
+                .collect::<Option<_>>()?,
+        })
+    };
+    ServiceDraft {
+        config: config(),
+        mark,
+        name,
+        address,
+        port,
+        backends,
+    }
+}
+
+fn forwarding(value: &Value<'_>) -> Option<Marked<Forwarding>> {
+    value.choice(&[
+        ("auto", Forwarding::Auto),
+        ("dsr", Forwarding::Dsr),
+        ("nat", Forwarding::Nat),
+    ])
+}
+
+/// `inherited`: the service's forwarding, `None` if that is wrong.
+fn read_backends(table: &mut Table<'_>, inherited: Option<Forwarding>) -> Vec<BackendDraft> {
+    let hint = "write at least one [[service.backend]]";
+    let Some(value) = table.need("backend", hint) else {
+        return Vec::new();
+    };
+    if value.is_empty_array() {
+        value.refuse(Fault::new("is empty", hint));
+    }
+    table
+        .tables("backend")
+        .into_iter()
+        .map(|backend| read_backend(backend, inherited))
+        .collect()
+}
+
+fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendDraft {
+    let name = table
+        .need("name", "write a name such as \"master01\"")
+        .and_then(|value| value.text("master01", value::name));
+    let address = table
+        .need("address", "write one such as \"10.0.2.10:6443\"")
+        .and_then(|value| value.text("10.0.2.10:6443", value::backend));
+    let weight = table.get_or("weight", NonZeroU32::MIN, |value| {
+        value.number(1..=1000, |weight| NonZeroU32::new(weight.into()))
+    });
+    let forwarding = table.get_or("forwarding", inherited, forwarding);
+    let mark = table.mark().clone();
+    table.finish();
+    let config = || {
+        Some(BackendConfig {
+            name: name.as_ref()?.value.clone(),
+            address: address.as_ref()?.value,
+            weight: weight?,
+            forwarding: forwarding?,
+        })
+    };
+    BackendDraft {
+        config: config(),
+        mark,
+        name,
+        address,
+    }
+}
+
+/// `service.health.type`
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CheckType {
+    Https,
+    Http,
+    Tls,
+    Tcp,
+}
+
+fn read_health(mut table: Table<'_>, context: &Context<'_>) -> Option<HealthConfig> {
+    let check_type = table.get_or("type", CheckType::Https, |value| {
+        value.choice(&[
+            ("https", CheckType::Https),
+            ("http", CheckType::Http),
+            ("tls", CheckType::Tls),
+            ("tcp", CheckType::Tcp),
+        ])
+    });
+    let is_one_of = |types: [CheckType; 2]| check_type.is_none_or(|used| types.contains(&used));
+    let http = if is_one_of([CheckType::Https, CheckType::Http]) {
+        read_http(&mut table)
+    } else {
+        let keys = ["path", "host", "expect_status"];
+        refuse_unused(&mut table, keys, "\"https\" or \"http\"");
+        None
+    };
+    let tls = if is_one_of([CheckType::Https, CheckType::Tls]) {
+        read_tls(&mut table, context)
+    } else {
+        let keys = [
+            "verify",
+            "ca_file",
+            "server_name",
+            "client_cert_file",
+            "client_key_file",
+        ];
+        refuse_unused(&mut table, keys, "\"https\" or \"tls\"");
+        None
+    };
+    let interval = table.get_or("interval", DEFAULT_INTERVAL, check_time);
+    let timeout = table.get_or("timeout", DEFAULT_TIMEOUT, check_time);
+    let rise = table.get_or("rise", NonZeroU32::new(2), count);
+    let fall = table.get_or("fall", NonZeroU32::new(3), count);
+    let fast_interval = read_fast_interval(&mut table, interval);
+    let start = table.get_or("start", StartState::Probe, |value| {
+        value.choice(&[
+            ("probe", StartState::Probe),
+            ("up", StartState::Up),
+            ("down", StartState::Down),
+        ])
+    });
+    table.finish();
+    Some(HealthConfig {
+        check: match check_type? {
+            CheckType::Https => CheckConfig::Https(tls?, http?),
+            CheckType::Http => CheckConfig::Http(http?),
+            CheckType::Tls => CheckConfig::Tls(tls?),
+            CheckType::Tcp => CheckConfig::Tcp,
+        },
+        interval: interval?,
+        timeout: timeout?,
+        rise: rise?,
+        fall: fall?,
+        fast_interval: fast_interval?,
+        start: start?,
+    })
+}
+
+/// Refuse keys that only checks of other types use.
+fn refuse_unused<const N: usize>(table: &mut Table<'_>, keys: [&'static str; N], users: &str) {
+    for key in keys {
+        if let Some(value) = table.get(key) {
+            value.refuse(Fault::new(
+                "is not used by this type of check",
+                format!("remove it or write type = {users}"),
+            ));
+        }
+    }
+}
+
+fn check_time(value: &Value<'_>) -> Option<Marked<Duration>> {
+    value.text("1s", |text| value::duration(text, &CHECK_TIME))
+}
+
+fn count(value: &Value<'_>) -> Option<Marked<NonZeroU32>> {
+    value.number(1..=100, |number| NonZeroU32::new(number.into()))
+}
+
+/// `fast_interval`, by default 500 ms but never slower than `interval`.
+fn read_fast_interval(table: &mut Table<'_>, interval: Option<Duration>) -> Option<Duration> {
+    let Some(value) = table.get("fast_interval") else {
+        return interval.map(|interval| interval.min(DEFAULT_FAST_INTERVAL));
+    };
+    let fast = check_time(&value)?.value;
+    if interval.is_some_and(|interval| fast > interval) {
+        value.refuse(Fault::new(
+            "is longer than interval",
+            "write a duration that is not longer",
+        ));
+    }
+    Some(fast)
+}
+
+fn read_http(table: &mut Table<'_>) -> Option<HttpConfig> {
+    let path = table.get_or("path", "/readyz".to_owned(), |value| {
+        value.text("/readyz", value::http_path)
+    });
+    let host = table
+        .get("host")
+        .and_then(|value| value.text("kubernetes.default", value::http_host));
+    let expect_status = match table.get("expect_status") {
+        Some(value) => read_statuses(&value),
+        None => vec![200],
+    };
+    Some(HttpConfig {
+        path: path?,
+        host: host.map(|host| host.value),
+        expect_status,
+    })
+}
+
+/// Final statuses (RFC 9110 section 15), each once.
+fn read_statuses(value: &Value<'_>) -> Vec<u16> {
+    if value.is_empty_array() {
+        value.refuse(Fault::new("is empty", "write expect_status = [200]"));
+    }
+    let mut statuses = Vec::new();
+    for element in value.elements() {
+        let Some(status) = element.number(200..=599, Some) else {
+            continue;
+        };
+        if statuses.contains(&status.value) {
+            let problem = format!("{} is there already", status.value);
+            element.refuse(Fault::new(problem, "write every status once"));
+        }
+        statuses.push(status.value);
+    }
+    statuses
+}
+
+fn read_tls(table: &mut Table<'_>, context: &Context<'_>) -> Option<TlsConfig> {
+    /// `verify`
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Verify {
+        None,
+        Ca,
+    }
+    let verify = table.get_or("verify", Verify::None, |value| {
+        value.choice(&[("none", Verify::None), ("ca", Verify::Ca)])
+    });
+    let ca_value = table.get("ca_file");
+    match (verify, &ca_value) {
+        (Some(Verify::Ca), None) => {
+            table.refuse_missing("ca_file", "name the PEM file that verify = \"ca\" needs");
+        }
+        (Some(Verify::None), Some(value)) => value.refuse(Fault::new(
+            "is not used with verify = \"none\"",
+            "remove it or write verify = \"ca\"",
+        )),
+        _ => {}
+    }
+    let ca_file = ca_value.and_then(|value| certificates(&value, context));
+    let server_name = table
+        .get("server_name")
+        .and_then(|value| value.text("kubernetes", value::server_name));
+    let client = read_client(table, context);
+    Some(TlsConfig {
+        verify: match verify? {
+            Verify::None => TlsVerify::None,
+            Verify::Ca => TlsVerify::Ca(ca_file?),
+        },
+        server_name: server_name.map(|name| name.value),
+        client,
+    })
+}
+
+/// `client_cert_file` and `client_key_file`: both or none.
+fn read_client(table: &mut Table<'_>, context: &Context<'_>) -> Option<ClientCert> {
+    let cert = table.get("client_cert_file");
+    let key = table.get("client_key_file");
+    match (&cert, &key) {
+        (Some(_), None) => {
+            table.refuse_missing("client_key_file", "name the key of client_cert_file");
+        }
+        (None, Some(_)) => {
+            table.refuse_missing(
+                "client_cert_file",
+                "name the certificate of client_key_file",
+            );
+        }
+        _ => {}
+    }
+    let cert_file = cert.and_then(|value| certificates(&value, context));
+    let key_file = key.and_then(|value| pem(&value, context, "PRIVATE KEY", "private key"));
+    Some(ClientCert {
+        cert_file: cert_file?,
+        key_file: key_file?,
+    })
+}
+
+fn certificates(value: &Value<'_>, context: &Context<'_>) -> Option<PathBuf> {
+    pem(value, context, "CERTIFICATE", "certificate")
+}
+
+/// A readable file with at least one PEM section (RFC 7468) whose label ends with `label`.
+fn pem(value: &Value<'_>, context: &Context<'_>, label: &str, thing: &str) -> Option<PathBuf> {
+    let path = value.text("/etc/kubernetes/pki/ca.crt", |named| {
+        let (path, content) = context.read(named)?;
+        let label = format!("{label}-----");
+        let is_start = |line: &str| line.starts_with("-----BEGIN ") && line.contains(&label);
+        if String::from_utf8_lossy(&content).lines().any(is_start) {
+            Ok(path)
+        } else {
+            Err(Fault::new(
+                format!("{named:?} holds no {thing}"),
+                format!("name a PEM file with a {thing}"),
+            ))
+        }
+    });
+    path.map(|path| path.value)
+}

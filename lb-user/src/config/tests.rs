@@ -1,0 +1,660 @@
+//! What is accepted and what is refused, with the exact words.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU8, NonZeroU16, NonZeroU32},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::{model::*, *};
+
+/// A valid configuration that the tests change here and there.
+const BASE: &str = include_str!("../../tests/fixtures/config/base.toml");
+
+/// Changes of [`BASE`] and the errors that they make.
+const REFUSED: &str = include_str!("../../tests/fixtures/config/refused.txt");
+
+/// The configuration that the project is specified by, every section once.
+const EXAMPLE: &str = include_str!("../../tests/fixtures/config/example.toml");
+
+fn facts() -> HostFacts {
+    HostFacts {
+        hostname: "node-a".to_owned(),
+    }
+}
+
+/// The files that the tests name, below /etc.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let content = match path.to_str() {
+        Some("/etc/good.secret") => "pass1122\n",
+        Some("/etc/long.secret") => "pass11223\n",
+        Some("/etc/ca.crt") => {
+            "text\n-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"
+        }
+        Some("/etc/client.key") => {
+            "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n"
+        }
+        _ => return Err(io::Error::from(io::ErrorKind::NotFound)),
+    };
+    Ok(content.as_bytes().to_vec())
+}
+
+fn read(text: &str) -> Result<Config, ConfigErrors> {
+    parse(text, "/etc/xvip.toml", &facts(), &read_file)
+}
+
+/// [`BASE`] with each of `edits` (old, new) made at the one place where old stands.
+fn edited(edits: &[(&str, &str)]) -> String {
+    edits.iter().fold(BASE.to_owned(), |text, (old, new)| {
+        assert_eq!(text.matches(old).count(), 1, "{old}");
+        text.replace(old, new)
+    })
+}
+
+/// The errors of `text`, without the file's name.
+fn errors(text: &str) -> Vec<String> {
+    let errors = read(text).err().map_or_else(Vec::new, |errors| {
+        errors.to_string().lines().map(str::to_owned).collect()
+    });
+    let short = |line: &String| line.trim_start_matches("/etc/xvip.toml:").to_owned();
+    errors.iter().map(short).collect()
+}
+
+/// One paragraph of [`REFUSED`].
+#[derive(Default)]
+struct Case {
+    /// Lines of [`BASE`], each group unique in it, and what stands there instead.
+    edits: Vec<(String, String)>,
+    errors: Vec<String>,
+}
+
+impl Case {
+    fn parse(paragraph: &str) -> Self {
+        let mut case = Self::default();
+        let mut last = None;
+        for line in paragraph.lines() {
+            let mut chars = line.chars();
+            let kind = chars.next();
+            let text = chars.as_str().strip_prefix(' ').unwrap_or_default();
+            if kind == Some('-') && last != kind {
+                case.edits.push((String::new(), String::new()));
+            }
+            match (kind, case.edits.last_mut()) {
+                (Some('-'), Some((old, _))) => writeln!(old, "{text}").unwrap(),
+                (Some('+'), Some((_, new))) => writeln!(new, "{text}").unwrap(),
+                (Some('!'), _) => case.errors.push(text.to_owned()),
+                (Some('#'), _) => {}
+                _ => panic!("{line}"),
+            }
+            last = kind;
+        }
+        case
+    }
+}
+
+/// Every rule refuses what breaks it, at the right place and in the right words.
+#[test]
+fn refuses_what_breaks_a_rule() {
+    let cases: Vec<_> = REFUSED
+        .split("\n\n")
+        .map(Case::parse)
+        .filter(|case| !case.edits.is_empty())
+        .collect();
+    assert!(cases.len() > 100);
+    for case in cases {
+        let edits: Vec<_> = case
+            .edits
+            .iter()
+            .map(|(old, new)| (old.as_str(), new.as_str()))
+            .collect();
+        assert!(!case.errors.is_empty(), "{edits:?}");
+        assert_eq!(errors(&edited(&edits)), case.errors, "{edits:?}");
+    }
+}
+
+/// What is found in one run is found together, in the order of the file.
+#[test]
+fn reports_everything_at_once() {
+    let text = "[[vrrp]]\nname = \"a\"\ninterface = \"eth1\"\nvrid = 300\npriorty = 1\n\
+        addresses = [\"10.0.2.100\"]\n[node]\ninterfaces = [\"eth0\"]\nattach = 3\n";
+    assert_eq!(
+        errors(text),
+        [
+            r#"3:13: vrrp[0].interface: "eth1" is not one of node.interfaces; write "eth0" or add it there"#,
+            "4:8: vrrp[0].vrid: 300 is out of range; write 1..255",
+            r#"5:1: vrrp[0].priorty: unknown key; did you mean "priority"?"#,
+            r#"6:14: vrrp[0].addresses[0]: "10.0.2.100" has no prefix length; write the one of the network, such as "10.0.2.100/24""#,
+            r#"9:10: node.attach: found an integer; write "auto", "native" or "generic""#,
+        ]
+    );
+}
+
+/// An empty file lacks the one key that has no default.
+#[test]
+fn needs_interfaces() {
+    let missing =
+        r#"1:1: node.interfaces: is missing; name the uplinks, such as interfaces = ["eth0"]"#;
+    assert_eq!(errors(""), [missing]);
+}
+
+/// The name of the file, the key and the hint are there as values, too.
+#[test]
+fn errors_have_parts() {
+    let errors = read("node.interfaces = [\"eth0\"]\nnode.nam = 1\n").unwrap_err();
+    assert_eq!(
+        errors.errors(),
+        [ConfigError {
+            file: "/etc/xvip.toml".to_owned(),
+            line: 2,
+            column: 6,
+            key: "node.nam".to_owned(),
+            problem: "unknown key".to_owned(),
+            hint: "did you mean \"name\"?".to_owned(),
+        }]
+    );
+    assert_eq!(
+        errors.to_string(),
+        "/etc/xvip.toml:2:6: node.nam: unknown key; did you mean \"name\"?"
+    );
+}
+
+/// A host name that cannot be a name is no default.
+#[test]
+fn checks_the_host_name() {
+    let facts = HostFacts {
+        hostname: String::new(),
+    };
+    let errors = parse("node.interfaces = [\"eth0\"]", "f", &facts, &read_file).unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "f:1:1: node.name: is missing; write one; this machine's host name is no name"
+    );
+}
+
+/// Columns count characters, not bytes.
+#[test]
+fn counts_columns_in_characters() {
+    let text = "node = { name = \"m\u{fc}ller\", interfaces = [\"\"] }";
+    assert_eq!(
+        errors(text),
+        [
+            r#"1:41: node.interfaces[0]: "" is not an interface name; write 1 to 15 characters without '/', ':' and spaces, such as "eth0""#
+        ]
+    );
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// The example of the documentation means what it says.
+#[test]
+fn reads_the_example() {
+    let expected = Config {
+        node: NodeConfig {
+            name: "master01".to_owned(),
+            instance: "default".to_owned(),
+            interfaces: vec!["enp0s3".to_owned()],
+            attach: AttachMode::Auto,
+            cgroup: CgroupPath::Auto,
+            state_dir: PathBuf::from("/run/xvip"),
+        },
+        peers: vec![Peer {
+            name: "master02".to_owned(),
+            addresses: vec![ip("10.0.2.11")],
+        }],
+        vrrp: vec![VrrpConfig {
+            name: "control-plane".to_owned(),
+            interface: "enp0s3".to_owned(),
+            vrid: NonZeroU8::new(51).unwrap(),
+            version: VrrpVersion::V2,
+            priority: NonZeroU8::new(200).unwrap(),
+            advert_interval: AdvertInterval::from_centis(100).unwrap(),
+            preempt: true,
+            preempt_delay: Duration::ZERO,
+            addresses: vec!["10.0.2.100/24".parse().unwrap()],
+            unicast_source: Some(ip("10.0.2.10")),
+            unicast_peers: vec![ip("10.0.2.11")],
+            password: Some(Password(*b"pass1122")),
+        }],
+        services: vec![ServiceConfig {
+            name: "apiserver".to_owned(),
+            address: ip("10.0.2.100"),
+            port: NonZeroU16::new(1644).unwrap(),
+            protocol: Protocol::Tcp,
+            health: default_health(),
+            backends: vec![BackendConfig {
+                name: "master01".to_owned(),
+                address: SocketAddr::from((Ipv4Addr::new(10, 0, 2, 10), 6443)),
+                weight: NonZeroU32::MIN,
+                forwarding: Forwarding::Auto,
+            }],
+        }],
+    };
+    assert_eq!(read(EXAMPLE), Ok(expected));
+}
+
+fn default_health() -> HealthConfig {
+    let tls = TlsConfig {
+        verify: TlsVerify::None,
+        server_name: None,
+        client: None,
+    };
+    let http = HttpConfig {
+        path: "/readyz".to_owned(),
+        host: None,
+        expect_status: vec![200],
+    };
+    HealthConfig {
+        check: CheckConfig::Https(tls, http),
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        rise: NonZeroU32::new(2).unwrap(),
+        fall: NonZeroU32::new(3).unwrap(),
+        fast_interval: Duration::from_millis(500),
+        start: StartState::Probe,
+    }
+}
+
+/// The same with version 3 and a password is refused: the example shows one that needs version 2.
+#[test]
+fn refuses_the_example_with_version_3() {
+    assert_eq!(
+        errors(&EXAMPLE.replace("version = 2", "version = 3")),
+        [
+            "25:8: vrrp[0].auth: VRRP version 3 has no authentication; remove it or write version = 2"
+        ]
+    );
+}
+
+/// Everything that has a default can be left out.
+#[test]
+fn fills_in_defaults() {
+    let config = read(
+        "node.interfaces = [\"eth0\"]\n\
+        [[vrrp]]\nname = \"v\"\ninterface = \"eth0\"\nvrid = 1\naddresses = [\"fd00::100/64\"]\n\
+        [[service]]\nname = \"s\"\naddress = \"fd00::100\"\nport = 443\n\
+        [[service.backend]]\nname = \"b\"\naddress = \"[fd00::10]:6443\"\n",
+    )
+    .unwrap();
+    assert_eq!(
+        config.node,
+        NodeConfig {
+            name: "node-a".to_owned(),
+            instance: "default".to_owned(),
+            interfaces: vec!["eth0".to_owned()],
+            attach: AttachMode::Auto,
+            cgroup: CgroupPath::Auto,
+            state_dir: PathBuf::from("/run/xvip"),
+        }
+    );
+    let vrrp = &config.vrrp[0];
+    assert_eq!(vrrp.version, VrrpVersion::V3);
+    assert_eq!(vrrp.priority.get(), 100);
+    assert_eq!(vrrp.advert_interval.centis(), 100);
+    assert!(vrrp.preempt);
+    assert_eq!(vrrp.preempt_delay, Duration::ZERO);
+    assert_eq!((vrrp.unicast_source, vrrp.password), (None, None));
+    assert!(vrrp.unicast_peers.is_empty());
+    let service = &config.services[0];
+    assert_eq!(service.protocol, Protocol::Tcp);
+    assert_eq!(service.health, default_health());
+    assert_eq!(service.backends[0].weight.get(), 1);
+    assert_eq!(service.backends[0].forwarding, Forwarding::Auto);
+}
+
+/// A backend's own forwarding wins over its service's.
+#[test]
+fn backends_override_forwarding() {
+    let text = edited(&[
+        ("forwarding = \"auto\"", "forwarding = \"nat\""),
+        ("weight = 1", "forwarding = \"dsr\""),
+    ]);
+    let backends = read(&text).unwrap().services.remove(0).backends;
+    assert_eq!(
+        backends.iter().map(|b| b.forwarding).collect::<Vec<_>>(),
+        [Forwarding::Dsr, Forwarding::Nat]
+    );
+}
+
+/// Files that the configuration names are read from its own directory.
+#[test]
+fn reads_named_files() {
+    let text = edited(&[
+        (
+            "version = 3",
+            "version = 2\nauth = { type = \"password\", secret_file = \"good.secret\" }",
+        ),
+        (
+            "verify = \"none\"",
+            "verify = \"ca\"\nca_file = \"ca.crt\"\nserver_name = \"kubernetes\"\n\
+            client_cert_file = \"/etc/ca.crt\"\nclient_key_file = \"client.key\"",
+        ),
+    ]);
+    let config = read(&text).unwrap();
+    assert_eq!(config.vrrp[0].password, Some(Password(*b"pass1122")));
+    let CheckConfig::Https(tls, _) = &config.services[0].health.check else {
+        panic!("not https");
+    };
+    assert_eq!(
+        *tls,
+        TlsConfig {
+            verify: TlsVerify::Ca(PathBuf::from("/etc/ca.crt")),
+            server_name: Some("kubernetes".to_owned()),
+            client: Some(ClientCert {
+                cert_file: PathBuf::from("/etc/ca.crt"),
+                key_file: PathBuf::from("/etc/client.key"),
+            }),
+        }
+    );
+}
+
+/// A short interval shortens the default fast interval: checks never slow down while changing.
+#[test]
+fn fast_interval_follows_interval() {
+    let config = read(&edited(&[("interval = \"2s\"", "interval = \"200ms\"")])).unwrap();
+    let fast = config.services[0].health.fast_interval;
+    assert_eq!(fast, Duration::from_millis(200));
+}
+
+/// What looks like a contradiction and is none: VIP ports that share nothing but the VIP, a
+/// VRID in both families, equal backends behind two VIPs, and the owner's own address.
+#[test]
+fn accepts_what_can_work() {
+    let second = "\n[[service]]\nname = \"second\"\naddress = \"10.0.2.101\"\nport = 1644\n\
+        [[service.backend]]\nname = \"b\"\naddress = \"10.0.2.10:6443\"\n\
+        \n[[service]]\nname = \"third\"\naddress = \"10.0.2.100\"\nport = 8443\n\
+        [[service.backend]]\nname = \"b\"\naddress = \"10.0.2.10:8443\"\n\
+        \n[[vrrp]]\nname = \"v6\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"fe80::1/64\"]\n";
+    assert_eq!(errors(&edited(&[("#end", second)])), Vec::<String>::new());
+    let owner = [
+        ("priority = 200", "priority = 255"),
+        (
+            "unicast_source = \"10.0.2.10\"",
+            "unicast_source = \"10.0.2.100\"",
+        ),
+    ];
+    assert_eq!(errors(&edited(&owner)), Vec::<String>::new());
+}
+
+/// `count` sections made by `section`.
+fn sections(count: u32, section: impl Fn(&mut String, u32)) -> String {
+    (0..count).fold(String::new(), |mut text, index| {
+        section(&mut text, index);
+        text
+    })
+}
+
+/// Text of `services` services of `backends` backends each, each with a VIP of its own.
+fn services(services: u32, backends: u32) -> String {
+    sections(services, |text, s| {
+        let vip = format!("10.1.0.{s}");
+        let header = format!("[[service]]\nname = \"s{s}\"\naddress = \"{vip}\"\nport = 80\n");
+        text.push_str(&header);
+        text.push_str(&sections(backends, |text, b| {
+            let address = Ipv4Addr::from_bits(0x0a02_0000 + s * 1000 + b);
+            let entry =
+                format!("[[service.backend]]\nname = \"b{b}\"\naddress = \"{address}:80\"\n");
+            text.push_str(&entry);
+        }));
+    })
+}
+
+/// The maps of the data plane are never asked for more than they hold, and can be filled.
+#[test]
+fn keeps_to_the_limits() {
+    let peers = |count| {
+        sections(count, |text, i| {
+            writeln!(text, "[[peer]]\nname = \"p{i}\"\naddress = \"10.3.0.{i}\"").unwrap();
+        })
+    };
+    let instances = |count| {
+        sections(count, |text, i| {
+            let header = "[[vrrp]]\ninterface = \"eth0\"";
+            let id = i + 1;
+            writeln!(
+                text,
+                "{header}\nname = \"v{i}\"\nvrid = {id}\naddresses = [\"10.4.0.{id}/24\"]"
+            )
+            .unwrap();
+        })
+    };
+    let addresses = |count, start: &str, length| {
+        let list = sections(count, |text, i| {
+            write!(text, "\"{start}{:x}/{length}\",", i + 1).unwrap();
+        });
+        format!("[[vrrp]]\nname = \"v\"\ninterface = \"eth0\"\nvrid = 1\naddresses = [{list}]")
+    };
+    let v4_addresses = |count: u32, start: u32| {
+        let list = sections(count, |text, i| {
+            write!(text, "\"{}/8\",", Ipv4Addr::from_bits(start + i)).unwrap();
+        });
+        let name = format!("name = \"v{start}\"\nvrid = {}\n", start % 7 + 1);
+        format!("[[vrrp]]\n{name}interface = \"eth0\"\naddresses = [{list}]\n")
+    };
+    let two = |count| v4_addresses(200, 0x0a01_0000) + &v4_addresses(count, 0x0b01_0000);
+    let uplinks = |count| {
+        let list = sections(count, |text, i| write!(text, "\"eth{i}\",").unwrap());
+        format!("interfaces = [{list}]")
+    };
+    let eth0 = "[node]\ninterfaces = [\"eth0\"]\n".to_owned();
+    let cases = [
+        (
+            eth0.clone() + &peers(253),
+            eth0.clone() + &peers(254),
+            "peer[253]: too many peers; write at most 253",
+        ),
+        (
+            eth0.clone() + &instances(63),
+            eth0.clone() + &instances(64),
+            "vrrp[63]: too many instances; write at most 63",
+        ),
+        (
+            eth0.clone() + &services(63, 1),
+            eth0.clone() + &services(64, 1),
+            "service[63]: too many services; write at most 63",
+        ),
+        (
+            eth0.clone() + &services(1, 160),
+            eth0.clone() + &services(1, 161),
+            "service[0].backend[160]: too many backends in one service; write at most 160",
+        ),
+        (
+            eth0.clone() + &services(11, 93),
+            eth0.clone() + &services(8, 128),
+            "service[7].backend[127]: too many backends in all services; write at most 1023",
+        ),
+        (
+            eth0.clone() + &addresses(90, "fd00::", 64),
+            eth0.clone() + &addresses(91, "fd00::", 64),
+            "vrrp[0].addresses[90]: too many addresses in one instance; write at most 90",
+        ),
+        (
+            eth0.clone() + &two(56),
+            eth0.clone() + &two(57),
+            "vrrp[1].addresses[56]: too many VIPs of one family; write at most 256",
+        ),
+        (
+            format!("[node]\n{}", uplinks(64)),
+            format!("[node]\n{}", uplinks(65)),
+            "node.interfaces[64]: too many interfaces; write at most 64",
+        ),
+    ];
+    for (full, beyond, expected) in cases {
+        assert_eq!(errors(&full), Vec::<String>::new(), "{expected}");
+        let errors = errors(&beyond);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].ends_with(&format!(": {expected}")), "{errors:?}");
+    }
+}
+
+/// A directory of its own, removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("xvip-config-{}-{test}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `load` reads the file and, next to it, what it names.
+#[test]
+fn loads_files() {
+    let scratch = Scratch::new("loads");
+    scratch.file("vrrp.secret", b"s3cret\r\n");
+    let text = edited(&[(
+        "version = 3",
+        "version = 2\nauth = { type = \"password\", secret_file = \"vrrp.secret\" }",
+    )]);
+    let path = scratch.file("xvip.toml", text.as_bytes());
+    let config = load(&path, &facts()).unwrap();
+    assert_eq!(config.vrrp[0].password, Some(Password(*b"s3cret\0\0")));
+}
+
+/// A file that cannot be read, or is no text, is an error like the others.
+#[test]
+fn refuses_unreadable_files() {
+    let scratch = Scratch::new("unreadable");
+    let missing = scratch.0.join("none.toml");
+    assert_eq!(
+        load(&missing, &facts()).unwrap_err().to_string(),
+        format!(
+            "{}: cannot be read: No such file or directory (os error 2); \
+            name a readable file with --config",
+            missing.display()
+        )
+    );
+    let binary = scratch.file("binary.toml", b"[node]\nname = \"\xc3\xa4\xff\"\n");
+    assert_eq!(
+        load(&binary, &facts()).unwrap_err().to_string(),
+        format!(
+            "{}:2:10: invalid UTF-8; save the file as UTF-8",
+            binary.display()
+        )
+    );
+}
+
+/// The reference documents a configuration that works, every key of it.
+#[test]
+fn reads_the_documented_configuration() {
+    let document = include_str!("../../../docs/CONFIG.md");
+    let start = document.find("```toml\n").unwrap() + "```toml\n".len();
+    let length = document[start..].find("```").unwrap();
+    let example = &document[start..start + length];
+    assert_eq!(errors(example), Vec::<String>::new());
+    for line in example.lines().filter(|line| line.contains(" = ")) {
+        let key = line.split(" = ").next().unwrap_or_default();
+        assert!(
+            document.contains(&format!("| `{key}` |")),
+            "{key} has no row"
+        );
+    }
+}
+
+/// Neither errors nor the configuration show a secret.
+#[test]
+fn secrets_stay_secret() {
+    let auth = |secret: &str| {
+        let auth = format!("version = 2\nauth = {{ type = \"password\", secret = {secret} }}");
+        read(&edited(&[("version = 3", &auth)]))
+    };
+    assert!(!format!("{:?}", auth("\"hunter2\"")).contains("hunter2"));
+    for wrong in [
+        "\"hunter2hunter2\"",
+        "[\"hunter2\"]",
+        "\"hunter2",
+        "hunter2",
+    ] {
+        assert!(
+            !auth(wrong).unwrap_err().to_string().contains("hunter2"),
+            "{wrong}"
+        );
+    }
+}
+
+/// Text that looks a little like TOML.
+fn toml_like() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "[a-z_]{1,8}",
+        "\\PC{0,4}",
+        prop::sample::select(vec![
+            "[", "]", "[[", "]]", "=", "\"", "'", "'''", ".", ",", "{", "}", "#", "\n", "\r\n",
+            "\u{feff}", "node", "peer", "vrrp", "service", "backend", "health", "0x", "1e9", "-",
+            "\\u00", "\t",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    /// Whatever the text: an answer, never a panic, and errors in order, inside the text.
+    #[test]
+    fn survives_any_text(text in prop_oneof![any::<String>(), toml_like()]) {
+        check_errors(&text);
+    }
+
+    /// The same near a valid configuration, where the deeper checks are reached.
+    #[test]
+    fn survives_damage(
+        cuts in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..12, "\\PC{0,3}|[0-9]{0,6}|\"|\n"), 1..4)
+    ) {
+        let mut text: Vec<char> = BASE.chars().collect();
+        for (at, length, new) in cuts {
+            let start = at.index(text.len() + 1);
+            let end = (start + length).min(text.len());
+            text.splice(start..end, new.chars());
+        }
+        check_errors(&text.into_iter().collect::<String>());
+    }
+
+    /// Lines taken out, doubled or swapped: sections without keys, keys without sections.
+    #[test]
+    fn survives_shuffled_lines(
+        moves in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0_u8..3), 1..6)
+    ) {
+        let mut lines: Vec<&str> = EXAMPLE.lines().collect();
+        for (from, to, kind) in moves {
+            let (from, to) = (from.index(lines.len()), to.index(lines.len()));
+            match kind {
+                0 => drop(lines.remove(from)),
+                1 => lines.insert(to, lines[from]),
+                _ => lines.swap(from, to),
+            }
+        }
+        check_errors(&lines.join("\n"));
+    }
+}
+
+/// Errors are sorted, stand inside the text, and say something.
+fn check_errors(text: &str) {
+    let Err(errors) = read(text) else {
+        return;
+    };
+    let positions: Vec<_> = errors.errors().iter().map(|e| (e.line, e.column)).collect();
+    assert!(!positions.is_empty() && positions.is_sorted());
+    for error in errors.errors() {
+        assert!((1..=text.matches('\n').count() + 1).contains(&error.line));
+        assert!(error.column >= 1 && !error.problem.is_empty());
+        assert_ne!(error.problem, "refused without a reason");
+    }
+}

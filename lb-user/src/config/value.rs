@@ -1,0 +1,469 @@
+//! Single values: durations, names, addresses, paths. Each parser says what is wrong with a
+//! value and what to write instead.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use super::model::AdvertInterval;
+
+/// What is wrong with a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// What is wrong.
+    pub(super) problem: String,
+    /// What to write instead.
+    pub(super) hint: String,
+}
+
+impl Fault {
+    /// `problem`, to be mended by `hint`.
+    pub(super) fn new(problem: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+const MILLISECOND: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MILLISECOND;
+const MINUTE: u64 = 60 * SECOND;
+
+/// Bounds of a duration, and how they are written.
+pub(super) struct Bounds {
+    min: Duration,
+    max: Duration,
+    shown: &'static str,
+}
+
+/// Intervals and timeouts of checks.
+pub(super) const CHECK_TIME: Bounds = Bounds {
+    min: Duration::from_millis(10),
+    max: Duration::from_mins(10),
+    shown: "10ms..10m",
+};
+
+/// Delay before a takeover; the upper bound is the one of keepalived, 1000 s.
+pub(super) const PREEMPT_DELAY: Bounds = Bounds {
+    min: Duration::ZERO,
+    max: Duration::from_secs(1000),
+    shown: "0s..1000s",
+};
+
+/// Adverts of VRRP v3. The field holds 40.95 s; round numbers are easier to remember.
+const V3_INTERVAL: Bounds = Bounds {
+    min: Duration::from_millis(10),
+    max: Duration::from_secs(40),
+    shown: "10ms..40s in steps of 10ms",
+};
+
+/// Adverts of VRRP v2.
+const V2_INTERVAL: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(255),
+    shown: "1s..255s in whole seconds",
+};
+
+/// A duration within `bounds`.
+pub(super) fn duration(text: &str, bounds: &Bounds) -> Result<Duration, Fault> {
+    let Some(duration) = any_duration(text) else {
+        return Err(Fault::new(
+            format!("{text:?} is not a duration"),
+            "write a number and ms, s or m, such as \"500ms\" or \"1.5s\"",
+        ));
+    };
+    if (bounds.min..=bounds.max).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(out_of_range(text, bounds))
+    }
+}
+
+/// `<digits>[.<digits>](ms|s|m)`, exact in nanoseconds.
+fn any_duration(text: &str) -> Option<Duration> {
+    let unit_start = text.find(|c: char| c != '.' && !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(unit_start);
+    let unit = match unit {
+        "ms" => MILLISECOND,
+        "s" => SECOND,
+        "m" => MINUTE,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let scale = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let scaled = u128::from(fraction.parse::<u64>().ok()?) * u128::from(unit);
+    if scaled % u128::from(scale) != 0 {
+        return None;
+    }
+    let nanos = whole
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit)?
+        .checked_add(u64::try_from(scaled / u128::from(scale)).ok()?)?;
+    Some(Duration::from_nanos(nanos))
+}
+
+fn out_of_range(text: &str, bounds: &Bounds) -> Fault {
+    Fault::new(
+        format!("{text:?} is out of range"),
+        format!("write {}", bounds.shown),
+    )
+}
+
+/// Advertisement interval of VRRP v3 (RFC 9568 section 5.2.7: centiseconds).
+pub(super) fn v3_interval(text: &str) -> Result<AdvertInterval, Fault> {
+    advert_interval(text, &V3_INTERVAL, 10)
+}
+
+/// Advertisement interval of VRRP v2 (RFC 3768 section 5.3.7: seconds).
+pub(super) fn v2_interval(text: &str) -> Result<AdvertInterval, Fault> {
+    advert_interval(text, &V2_INTERVAL, 1000)
+}
+
+fn advert_interval(text: &str, bounds: &Bounds, step_millis: u64) -> Result<AdvertInterval, Fault> {
+    let interval = duration(text, bounds)?;
+    let nanos = interval.as_nanos();
+    u16::try_from(interval.as_millis() / 10)
+        .ok()
+        .filter(|_| nanos.is_multiple_of(u128::from(step_millis * MILLISECOND)))
+        .and_then(AdvertInterval::from_centis)
+        .ok_or_else(|| out_of_range(text, bounds))
+}
+
+/// A name: it is shown in logs and metrics and typed in commands.
+pub(super) fn name(text: &str) -> Result<String, Fault> {
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control();
+    if (1..=64).contains(&text.chars().count()) && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not a name"),
+            "write 1 to 64 characters without spaces",
+        ))
+    }
+}
+
+/// An instance name: it becomes a directory below the BPF file system.
+pub(super) fn instance(text: &str) -> Result<String, Fault> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=32).contains(&text.len()) && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not an instance name"),
+            "write 1 to 32 letters, digits, '-' and '_'",
+        ))
+    }
+}
+
+/// A name that the kernel takes for an interface (`dev_valid_name`).
+pub(super) fn interface(text: &str) -> Result<String, Fault> {
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
+    let is_valid = (1..=15).contains(&text.len()) && text.chars().all(is_plain);
+    if is_valid && text != "." && text != ".." {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not an interface name"),
+            "write 1 to 15 characters without '/', ':' and spaces, such as \"eth0\"",
+        ))
+    }
+}
+
+/// An absolute path.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, Fault> {
+    if text.starts_with('/') && !text.contains('\0') {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not an absolute path"),
+            "write a path that starts with '/'",
+        ))
+    }
+}
+
+/// The address of one host: a peer, or a source of adverts.
+pub(super) fn host_address(text: &str) -> Result<IpAddr, Fault> {
+    if let Ok(address) = text.parse() {
+        unicast(address, &address.to_string(), &|plain| plain.to_string())?;
+        return Ok(address);
+    }
+    let bare = text
+        .parse::<SocketAddr>()
+        .map(|with_port| with_port.ip())
+        .ok()
+        .or_else(|| network(text).map(|net| net.addr()));
+    Err(match bare {
+        Some(address) => Fault::new(
+            format!("{text:?} is more than an address"),
+            format!("write \"{address}\""),
+        ),
+        None => Fault::new(
+            format!("{text:?} is not an IP address"),
+            "write one such as \"10.0.2.11\"; names are not looked up",
+        ),
+    })
+}
+
+/// The VIP of a service.
+pub(super) fn vip(text: &str) -> Result<IpAddr, Fault> {
+    let address = host_address(text)?;
+    not_loopback(address, text)?;
+    Ok(address)
+}
+
+/// A virtual address with its prefix length.
+pub(super) fn virtual_address(text: &str) -> Result<IpNet, Fault> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let length = if address.is_ipv4() { 24 } else { 64 };
+        return Err(Fault::new(
+            format!("{text:?} has no prefix length"),
+            format!("write the one of the network, such as \"{address}/{length}\""),
+        ));
+    }
+    let Some(net) = network(text) else {
+        return Err(Fault::new(
+            format!("{text:?} is not an address with prefix length"),
+            "write one such as \"10.0.2.100/24\"",
+        ));
+    };
+    let address = net.addr();
+    unicast(address, text, &|plain| {
+        format!("{plain}/{}", net.prefix_len().saturating_sub(96))
+    })?;
+    not_loopback(address, text)?;
+    // Networks of 2 and 1 addresses (RFC 3021, and a host route) have no such addresses.
+    if let IpNet::V4(v4) = net
+        && v4.prefix_len() < 31
+        && (v4.addr() == v4.network() || v4.addr() == v4.broadcast())
+    {
+        let kind = if v4.addr() == v4.network() {
+            "first address of its network and names it"
+        } else {
+            "broadcast address of its network"
+        };
+        return Err(Fault::new(
+            format!("{text:?} is the {kind}"),
+            "write the address of a host",
+        ));
+    }
+    Ok(net)
+}
+
+/// `<address>/<prefix length>`, the length at least 1.
+fn network(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let is_number = !length.starts_with(['0', '+']);
+    let length = length.parse().ok().filter(|_| is_number)?;
+    IpNet::new(address.parse().ok()?, length).ok()
+}
+
+/// Address and port of a backend.
+pub(super) fn backend(text: &str) -> Result<SocketAddr, Fault> {
+    let Ok(backend) = text.parse::<SocketAddr>() else {
+        let hint = match text.parse() {
+            Ok(IpAddr::V4(address)) => format!("add the port, such as \"{address}:6443\""),
+            Ok(IpAddr::V6(address)) => format!("add the port, such as \"[{address}]:6443\""),
+            Err(_) => "write one such as \"10.0.2.10:6443\" or \"[fd00::10]:6443\"; \
+                names are not looked up"
+                .to_owned(),
+        };
+        let problem = format!("{text:?} is not an IP address and port");
+        return Err(Fault::new(problem, hint));
+    };
+    unicast(backend.ip(), text, &|plain| {
+        SocketAddr::new(plain, backend.port()).to_string()
+    })?;
+    if let IpAddr::V6(address) = backend.ip()
+        && address.is_unicast_link_local()
+    {
+        return Err(Fault::new(
+            format!("{text:?} is a link-local address"),
+            "write an address that is valid on every interface",
+        ));
+    }
+    if backend.port() == 0 {
+        return Err(Fault::new(
+            format!("{text:?} has port 0"),
+            "write a port in 1..65535",
+        ));
+    }
+    Ok(backend)
+}
+
+/// Refuse what no single host can have. `shown` is the value as written, `mapped` writes it with
+/// another address in place of an IPv4-mapped one.
+fn unicast(address: IpAddr, shown: &str, mapped: &dyn Fn(IpAddr) -> String) -> Result<(), Fault> {
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        return Err(Fault::new(
+            format!("{shown:?} is an IPv4-mapped address"),
+            format!("write \"{}\"", mapped(IpAddr::V4(v4))),
+        ));
+    }
+    let kind = match address {
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_multicast() => "a multicast address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        _ => return Ok(()),
+    };
+    Err(Fault::new(
+        format!("{shown:?} is {kind}"),
+        "write the address of a host",
+    ))
+}
+
+fn not_loopback(address: IpAddr, shown: &str) -> Result<(), Fault> {
+    if address.is_loopback() {
+        return Err(Fault::new(
+            format!("{shown:?} is a loopback address"),
+            "write an address that clients can reach",
+        ));
+    }
+    Ok(())
+}
+
+/// Path and query of a request (RFC 3986 sections 3.3 and 3.4).
+pub(super) fn http_path(text: &str) -> Result<String, Fault> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/?%".contains(c);
+    if text.starts_with('/') && text.chars().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not a path"),
+            "write one that starts with '/', other characters percent-encoded",
+        ))
+    }
+}
+
+/// Value of a `Host` header: name or address, and perhaps a port (RFC 9110 section 7.2).
+pub(super) fn http_host(text: &str) -> Result<String, Fault> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    if (1..=255).contains(&text.len()) && text.chars().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is not a host"),
+            "write a name or an address, such as \"kubernetes.default\"",
+        ))
+    }
+}
+
+/// A name that a certificate can carry.
+pub(super) fn server_name(text: &str) -> Result<String, Fault> {
+    match rustls::pki_types::ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(Fault::new(
+            format!("{text:?} is not a server name"),
+            "write a DNS name or an address, such as \"kubernetes\"",
+        )),
+    }
+}
+
+/// The family of an address, as it is said in errors.
+pub(super) fn family(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    }
+}
+
+/// Whether two addresses are of one family.
+pub(super) fn same_family(a: IpAddr, b: IpAddr) -> bool {
+    a.is_ipv4() == b.is_ipv4()
+}
+
+/// `address:port` as it is written.
+pub(super) fn socket(address: IpAddr, port: impl Into<u16>) -> String {
+    SocketAddr::new(address, port.into()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    /// Durations are a number and a unit, exact, and nothing else.
+    #[test]
+    fn reads_durations_strictly() {
+        for (text, millis) in [
+            ("10ms", 10),
+            ("1s", 1_000),
+            ("1.5s", 1_500),
+            ("0.25s", 250),
+            ("2m", 120_000),
+            ("0.5m", 30_000),
+            ("0s", 0),
+            ("007s", 7_000),
+        ] {
+            assert_eq!(
+                any_duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        assert_eq!(any_duration("0.001ms"), Some(Duration::from_micros(1)));
+        for text in [
+            "",
+            "1",
+            "s",
+            "ms",
+            ".",
+            ".s",
+            "1.s",
+            ".5s",
+            "1.5.5s",
+            "-1s",
+            "+1s",
+            "1 s",
+            " 1s",
+            "1s ",
+            "1h",
+            "1S",
+            "1e3s",
+            "1_000ms",
+            "1s500ms",
+            "0.0000001ms",
+            "1.0000000001s",
+            "١s",
+            "18446744073709551616s",
+            "18446744073709551615m",
+            "1.00000000000000000000s",
+        ] {
+            assert_eq!(any_duration(text), None, "{text}");
+        }
+    }
+
+    /// An advert interval is exact in the unit of its version.
+    #[test]
+    fn reads_advert_intervals() {
+        let v3 = |text| v3_interval(text).ok().map(AdvertInterval::centis);
+        assert_eq!(v3("10ms"), Some(1));
+        assert_eq!(v3("1.25s"), Some(125));
+        assert_eq!(v3("40s"), Some(4000));
+        for text in ["0s", "5ms", "15ms", "10.5ms", "40.01s", "1m"] {
+            assert_eq!(v3(text), None, "{text}");
+        }
+        let v2 = |text| v2_interval(text).ok().map(AdvertInterval::centis);
+        assert_eq!(v2("1s"), Some(100));
+        assert_eq!(v2("255s"), Some(25_500));
+        assert_eq!(v2("1000ms"), Some(100));
+        for text in ["0s", "500ms", "1.5s", "256s"] {
+            assert_eq!(v2(text), None, "{text}");
+        }
+    }
+
+    /// An IPv6 address in a fault or message stands in brackets before a port.
+    #[test]
+    fn writes_sockets_with_brackets() {
+        let address = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        assert_eq!(socket(address, 6443_u16), "[::1]:6443");
+    }
+}
