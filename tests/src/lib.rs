@@ -19,6 +19,7 @@
 //! ```
 
 pub mod client;
+pub mod control_plane;
 pub mod kernel;
 pub mod netns;
 pub mod process;

@@ -9,6 +9,7 @@ use std::{
 
 use lb_tests::{
     client::{self, Load},
+    control_plane::{ControlPlane, VIP4, VIP6},
     skip_unless_root,
     topology::Topology,
 };
@@ -132,4 +133,33 @@ fn a_panicking_scenario_leaves_nothing_behind() {
 
 fn process(pid: &str) -> PathBuf {
     Path::new("/proc").join(pid.trim())
+}
+
+/// What the control plane writes for each of its masters is a valid configuration.
+#[test]
+fn the_configurations_of_a_control_plane_are_valid() {
+    skip_unless_root!();
+    let builder = Topology::builder().node("m1").node("m2").node("plain");
+    let net = builder.build().unwrap();
+    let mut plane = ControlPlane::new(&net.nodes()[..2]);
+    plane.backends = net.nodes().iter().collect();
+    plane.vips = vec![VIP4.into(), VIP6.into()];
+    for master in plane.masters.clone() {
+        let facts = lb_user::config::HostFacts {
+            hostname: "host".into(),
+        };
+        let text = plane.config(master);
+        let read = |path: &Path| std::fs::read(path);
+        let config = lb_user::config::parse(&text, "xvip.toml", &facts, &read)
+            .unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        assert_eq!(config.node.instance, master.instance());
+        assert_eq!(config.peers.len(), 1);
+        assert_eq!(config.vrrp.len(), 2);
+        assert!(
+            config
+                .services
+                .iter()
+                .all(|service| service.backends.len() == 3)
+        );
+    }
 }
