@@ -1,2 +1,235 @@
-//! xvip.
-fn main() {}
+//! The `xvip` binary. Wiring only: the command line picks a function, its failure an exit code.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+};
+
+use clap::Parser;
+use lb_user::{
+    admin::{
+        Paths,
+        client::{self, ClientError},
+        lock::{InstanceLock, LockError},
+        model::{self, Status, VrrpReply},
+        render::{self, Colour},
+        server::{AdminRequest, AdminServer, BindError, Limits},
+    },
+    cli::{Cli, Command, ExitCode, Global, Target, VrrpArgs, VrrpCommand},
+    config::{self, ConfigErrors, HostFacts, model::Config},
+    logging::{self, LogError},
+};
+use tokio::sync::mpsc;
+
+/// Admin requests that wait for the controller.
+const ADMIN_QUEUE: usize = 16;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain_usage(&error),
+    };
+    match execute(&cli) {
+        Ok(()) => ExitCode::Success,
+        Err(failure) => {
+            // Nobody can be told that standard error is gone.
+            let _ = writeln!(io::stderr(), "xvip: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the configuration is not valid\n{0}")]
+    Config(#[from] ConfigErrors),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("cannot start threads: {0}")]
+    Runtime(io::Error),
+    #[error("this build has no controller")]
+    NoController,
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::Config,
+            Self::Client(error) => client_exit_code(error),
+            Self::Lock(error) if error.is_permission() => ExitCode::Unsupported,
+            Self::Bind(error) if error.is_permission() => ExitCode::Unsupported,
+            Self::Lock(_)
+            | Self::Bind(_)
+            | Self::Log(_)
+            | Self::Runtime(_)
+            | Self::NoController
+            | Self::Output(_) => ExitCode::Failure,
+        }
+    }
+}
+
+fn client_exit_code(error: &ClientError) -> ExitCode {
+    match error {
+        ClientError::NotRunning { .. }
+        | ClientError::Timeout { .. }
+        | ClientError::Closed { .. } => ExitCode::NotRunning,
+        ClientError::Permission { .. } => ExitCode::Unsupported,
+        ClientError::Refused(_) | ClientError::Malformed { .. } | ClientError::Io { .. } => {
+            ExitCode::Failure
+        }
+    }
+}
+
+/// Prints help, version or what is wrong with the command line.
+fn explain_usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::Usage
+    } else {
+        ExitCode::Success
+    }
+}
+
+fn execute(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Run => run(&cli.global),
+        Command::Check => check(&cli.global),
+        Command::Status { json, target } => status(&cli.global, target, *json),
+        Command::Detach => detach(&cli.global),
+        Command::Vrrp(VrrpCommand::StepDown(args)) => {
+            let vrrp = args.name.clone();
+            change_vrrp(&cli.global, args, &model::Command::StepDown { vrrp })
+        }
+        Command::Vrrp(VrrpCommand::Resume(args)) => {
+            let vrrp = args.name.clone();
+            change_vrrp(&cli.global, args, &model::Command::Resume { vrrp })
+        }
+    }
+}
+
+fn check(global: &Global) -> Result<(), Failure> {
+    let config = load(global)?;
+    let backends = config.services.iter().map(|service| service.backends.len());
+    let line = format!(
+        "{} is valid: {} VRRP, {} service, {} backend and {} peer sections\n",
+        global.config.display(),
+        config.vrrp.len(),
+        config.services.len(),
+        backends.sum::<usize>(),
+        config.peers.len(),
+    );
+    print(&line)
+}
+
+fn status(global: &Global, target: &Target, json: bool) -> Result<(), Failure> {
+    let socket = socket(global, target)?;
+    let command = model::Command::Status;
+    if json {
+        // As it came: a newer xvip may say more than this one knows.
+        let value = client::ask(&socket, &command)?;
+        return print(&format!("{value:#}\n"));
+    }
+    let status: Status = client::ask_for(&socket, &command)?;
+    print(&render::status(&status, colour()))
+}
+
+fn change_vrrp(global: &Global, args: &VrrpArgs, command: &model::Command) -> Result<(), Failure> {
+    let socket = socket(global, &args.target)?;
+    let reply: VrrpReply = client::ask_for(&socket, command)?;
+    let done = match command {
+        model::Command::StepDown { .. } => "stands aside",
+        _ => "takes part in elections",
+    };
+    let lines = reply
+        .instances
+        .iter()
+        .map(|name| format!("{name} {done}\n"));
+    print(&lines.collect::<String>())
+}
+
+fn load(global: &Global) -> Result<Config, Failure> {
+    let hostname = nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(config::load(&global.config, &HostFacts { hostname })?)
+}
+
+fn paths(config: &Config) -> Paths {
+    Paths::new(&config.node.state_dir, &config.node.instance)
+}
+
+fn socket(global: &Global, target: &Target) -> Result<PathBuf, Failure> {
+    match &target.socket {
+        Some(path) => Ok(path.clone()),
+        None => Ok(paths(&load(global)?).socket()),
+    }
+}
+
+/// Colours for a terminal, unless it has none or its user wants none (<https://no-color.org>).
+fn colour() -> Colour {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    if io::stdout().is_terminal() && !unwanted && !dumb {
+        Colour::Ansi
+    } else {
+        Colour::Never
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough (`xvip status | head -1`) is no
+/// failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs the controller until it is told to end.
+fn run(global: &Global) -> Result<(), Failure> {
+    logging::init(global.log_format, &global.log_level)?;
+    let config = load(global)?;
+    // Before anything is touched: two controllers of one instance would undo each other's work.
+    let lock = InstanceLock::acquire(paths(&config))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::Runtime)?;
+    runtime.block_on(serve(config, lock))
+}
+
+/// The controller and the admin server side by side.
+async fn serve(config: Config, lock: InstanceLock) -> Result<(), Failure> {
+    let admin = AdminServer::bind(lock, Limits::default())?;
+    let (sender, requests) = mpsc::channel(ADMIN_QUEUE);
+    tokio::select! {
+        result = control(config, requests) => result,
+        never = admin.serve(sender) => match never {},
+    }
+}
+
+/// The controller is not part of this build yet.
+async fn control(_config: Config, _requests: mpsc::Receiver<AdminRequest>) -> Result<(), Failure> {
+    std::future::ready(Err(Failure::NoController)).await
+}
+
+/// Removes what the instance left in the kernel, if no controller of it runs.
+fn detach(global: &Global) -> Result<(), Failure> {
+    logging::init(global.log_format, &global.log_level)?;
+    let config = load(global)?;
+    let _lock = InstanceLock::acquire(paths(&config))?;
+    Err(Failure::NoController)
+}

@@ -15,6 +15,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::config::model::VrrpConfig;
+use model::CommandError;
+
 /// Where an instance keeps its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -47,6 +50,24 @@ impl Paths {
     }
 }
 
+/// Positions of the VRRP instances that a command is for: the one of this name, or all.
+pub fn vrrp_targets(vrrp: &[VrrpConfig], name: Option<&str>) -> Result<Vec<usize>, CommandError> {
+    if vrrp.is_empty() {
+        return Err(CommandError::NoVrrp);
+    }
+    let Some(name) = name else {
+        return Ok((0..vrrp.len()).collect());
+    };
+    match vrrp.iter().position(|instance| instance.name == name) {
+        Some(position) => Ok(vec![position]),
+        None => Err(CommandError::UnknownVrrp {
+            name: name.to_owned(),
+            known: vrrp.iter().map(|instance| instance.name.clone()).collect(),
+        }),
+    }
+}
+
+/// Whether more privilege would have helped.
 fn is_permission(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -86,5 +107,43 @@ pub(crate) mod testing {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, HostFacts};
+
+    /// A configuration with a VRRP instance for each of `names`.
+    fn vrrp(names: &[&str]) -> Vec<VrrpConfig> {
+        let mut text = "[node]\ninterfaces = [\"uplink\"]\n".to_owned();
+        for (position, name) in names.iter().enumerate() {
+            let (vrid, host) = (position + 1, position + 100);
+            let section = format!(
+                "[[vrrp]]\nname = \"{name}\"\ninterface = \"uplink\"\nvrid = {vrid}\n\
+                 addresses = [\"10.0.2.{host}/24\"]\n"
+            );
+            text.push_str(&section);
+        }
+        let facts = HostFacts {
+            hostname: "node".into(),
+        };
+        let config = config::parse(&text, "x.toml", &facts, &|_| Ok(Vec::new())).unwrap();
+        config.vrrp
+    }
+
+    /// A name picks its instance, no name all of them; a wrong name is told what there is.
+    #[test]
+    fn commands_pick_their_instances() {
+        let two = vrrp(&["a", "b"]);
+        assert_eq!(vrrp_targets(&two, Some("b")), Ok(vec![1]));
+        assert_eq!(vrrp_targets(&two, None), Ok(vec![0, 1]));
+        let error = vrrp_targets(&two, Some("c")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no VRRP instance is named \"c\" (there are: a, b)"
+        );
+        assert_eq!(vrrp_targets(&[], None), Err(CommandError::NoVrrp));
     }
 }
