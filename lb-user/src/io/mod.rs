@@ -9,3 +9,4 @@ pub mod netns;
 pub mod packet_socket;
 pub mod probe;
 pub mod sysctl;
+pub mod vrrp_socket;
