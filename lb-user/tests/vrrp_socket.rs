@@ -153,7 +153,7 @@ fn in_time(test: impl Future<Output = ()>) {
         .build()
         .unwrap();
     runtime.block_on(async {
-        timeout(Duration::from_secs(60), test)
+        timeout(Duration::from_mins(1), test)
             .await
             .expect("what is waited for happens within a minute");
     });
@@ -415,18 +415,24 @@ impl Router {
         let wait = until.map_or(Duration::from_secs(1), |at| {
             at.saturating_since(clock::now())
         });
-        let advert = match timeout(wait, self.socket.recv()).await {
-            Ok(received) => Some(self.hear(&received.unwrap())),
-            Err(_) => {
-                while let Some(received) = self.socket.try_recv().unwrap() {
-                    self.hear(&received);
-                }
-                self.instance.handle_timeout(clock::now());
-                None
+        let advert = if let Ok(received) = timeout(wait, self.socket.recv()).await {
+            Some(self.hear(&received.unwrap()))
+        } else {
+            while let Some(received) = self.socket.try_recv().unwrap() {
+                self.hear(&received);
             }
+            self.instance.handle_timeout(clock::now());
+            None
         };
         self.act();
         advert
+    }
+
+    async fn run_until(&mut self, event: impl Future<Output = ()>) {
+        tokio::select! {
+            () = event => {}
+            () = self.until(|_, _| false) => {}
+        }
     }
 
     async fn until(&mut self, reached: impl Fn(&Instance, Option<&Advert>) -> bool) {
@@ -456,15 +462,13 @@ async fn take_turns_with_keepalived(config: VrrpConfig, body: &str) {
         .until(|instance, _| instance.state() == State::Active)
         .await;
     // It logs that once it has heard and accepted our adverts.
-    let yields = keepalived.logs("Entering BACKUP STATE");
-    tokio::select! {
-        () = yields => {}
-        () = router.until(|_, _| false) => {}
-    }
+    router
+        .run_until(keepalived.logs("Entering BACKUP STATE"))
+        .await;
     assert_eq!(router.instance.state(), State::Active);
     router.instance.step_down(clock::now());
     router
-        .until(|_, advert| advert.is_some_and(|advert| advert.priority == 100))
+        .run_until(keepalived.logs("Entering MASTER STATE"))
         .await;
     keepalived.terminate();
     router
