@@ -573,3 +573,22 @@ fn an_active_answers_a_resignation() {
         ]
     );
 }
+
+/// The address owner comes back after a resume although Preempt_Mode is off (RFC 9568 section
+/// 6.1); held back, a restart does not make it Active either.
+#[test]
+fn the_address_owner_always_preempts_unless_held() {
+    let owner = with(config(255), |c| c.preempt = false);
+    let mut net = Net::new([owner, config(100)]);
+    net.run(ms(10_000));
+    net.input(0, Instance::step_down);
+    net.run(ms(10_000));
+    net.input(0, Instance::stop);
+    net.input(0, Instance::start);
+    net.run(ms(10_000));
+    assert_eq!(net.owners(), [1]);
+    net.input(0, Instance::resume);
+    net.run(ms(10_000));
+    assert_eq!(net.owners(), [0]);
+    assert_eq!(net.instance(0).last_transition().cause, Cause::Preemption);
+}

@@ -1,6 +1,6 @@
 //! The lease: what an Active may claim, and for how long.
 
-use super::net::{Net, config, ms, us};
+use super::net::{Net, config, interval, ms, us, with};
 use crate::core::{
     time::Timestamp,
     vrrp::{Cause, Instance, State, VrrpAction},
@@ -221,4 +221,38 @@ fn late_timers_fire_once() {
     );
     net.run(ms(500));
     assert_eq!(net.trace(), [(3_000_000, 0, "advert")]);
+}
+
+/// A report about an advert of an earlier time as Active does not confirm a new takeover.
+#[test]
+fn a_stale_report_confirms_nothing() {
+    let now = Timestamp::from_nanos(0) + ms(1_000);
+    let mut instance = Instance::new(&config(255), now);
+    drain(&mut instance);
+    instance.handle_advert_sent(now + ms(1), now - ms(1));
+    assert_eq!(instance.lease_deadline(), None);
+    assert_eq!(drain(&mut instance), []);
+}
+
+/// After a lapse the wait is by the own interval, not by one learnt before the takeover.
+#[test]
+fn a_lapse_forgets_a_learnt_interval() {
+    let mut net = Net::new([
+        config(100),
+        with(config(200), |c| c.advert_interval = interval(10)),
+    ]);
+    net.run(ms(5_000));
+    net.kill(1);
+    net.run(ms(5_000));
+    assert_eq!(net.owners(), [0]);
+    assert_eq!(net.instance(0).active_interval(), interval(10));
+    net.moves();
+    net.freeze(0);
+    net.run(ms(10_000));
+    net.thaw(0);
+    net.run(ms(10_000));
+    assert_eq!(
+        net.moves(),
+        [(20_000_000, 0, "backup"), (23_609_375, 0, "active")]
+    );
 }
