@@ -574,8 +574,8 @@ fn an_active_answers_a_resignation() {
     );
 }
 
-/// The address owner comes back after a resume although Preempt_Mode is off (RFC 9568 section
-/// 6.1); held back, a restart does not make it Active either.
+/// The address owner comes back after a resume although `Preempt_Mode` is off (RFC 9568
+/// section 6.1); held back, a restart does not make it Active either.
 #[test]
 fn the_address_owner_always_preempts_unless_held() {
     let owner = with(config(255), |c| c.preempt = false);
