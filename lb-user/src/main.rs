@@ -13,16 +13,12 @@ use lb_user::{
         lock::{InstanceLock, LockError},
         model::{self, Status, VrrpReply},
         render::{self, Colour},
-        server::{AdminRequest, AdminServer, BindError, Limits},
     },
     cli::{Cli, Command, ExitCode, Global, Target, VrrpArgs, VrrpCommand},
     config::{self, ConfigErrors, HostFacts, model::Config},
+    io::runtime::{self, RunError},
     logging::{self, LogError},
 };
-use tokio::sync::mpsc;
-
-/// Admin requests that wait for the controller.
-const ADMIN_QUEUE: usize = 16;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -49,13 +45,9 @@ enum Failure {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error(transparent)]
     Log(#[from] LogError),
-    #[error("cannot start threads: {0}")]
-    Runtime(io::Error),
-    #[error("this build has no controller")]
-    NoController,
+    #[error(transparent)]
+    Run(#[from] RunError),
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
 }
@@ -66,13 +58,8 @@ impl Failure {
             Self::Config(_) => ExitCode::Config,
             Self::Client(error) => client_exit_code(error),
             Self::Lock(error) if error.is_permission() => ExitCode::Unsupported,
-            Self::Bind(error) if error.is_permission() => ExitCode::Unsupported,
-            Self::Lock(_)
-            | Self::Bind(_)
-            | Self::Log(_)
-            | Self::Runtime(_)
-            | Self::NoController
-            | Self::Output(_) => ExitCode::Failure,
+            Self::Run(error) if error.is_unsupported() => ExitCode::Unsupported,
+            Self::Lock(_) | Self::Run(_) | Self::Log(_) | Self::Output(_) => ExitCode::Failure,
         }
     }
 }
@@ -204,26 +191,7 @@ fn run(global: &Global) -> Result<(), Failure> {
     let config = load(global)?;
     // Before anything is touched: two controllers of one instance would undo each other's work.
     let lock = InstanceLock::acquire(paths(&config))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::Runtime)?;
-    runtime.block_on(serve(config, lock))
-}
-
-/// The controller and the admin server side by side.
-async fn serve(config: Config, lock: InstanceLock) -> Result<(), Failure> {
-    let admin = AdminServer::bind(lock, Limits::default())?;
-    let (sender, requests) = mpsc::channel(ADMIN_QUEUE);
-    tokio::select! {
-        result = control(config, requests) => result,
-        never = admin.serve(sender) => match never {},
-    }
-}
-
-/// The controller is not part of this build yet.
-async fn control(_config: Config, _requests: mpsc::Receiver<AdminRequest>) -> Result<(), Failure> {
-    std::future::ready(Err(Failure::NoController)).await
+    Ok(runtime::run(config, &global.config, lock)?)
 }
 
 /// Removes what the instance left in the kernel, if no controller of it runs.
@@ -231,5 +199,10 @@ fn detach(global: &Global) -> Result<(), Failure> {
     logging::init(global.log_format, &global.log_level)?;
     let config = load(global)?;
     let _lock = InstanceLock::acquire(paths(&config))?;
-    Err(Failure::NoController)
+    let removed = runtime::detach(&config)?;
+    if removed.is_empty() {
+        return print("there was nothing to remove\n");
+    }
+    let lines = removed.iter().map(|what| format!("removed {what}\n"));
+    print(&lines.collect::<String>())
 }

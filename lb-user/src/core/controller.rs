@@ -58,6 +58,13 @@ pub enum Input {
         /// Position in the configuration.
         instance: usize,
     },
+    /// Adverts of an instance leave from this address.
+    VrrpSource {
+        /// Position in the configuration.
+        instance: usize,
+        /// This node's own address.
+        address: IpAddr,
+    },
     /// A probe ended.
     Probed {
         /// Position of the service in the configuration.
@@ -321,6 +328,9 @@ impl Controller {
             Input::AdvertFailed { instance } => {
                 self.with_instance(instance, |vrrp| vrrp.handle_advert_failed(now));
             }
+            Input::VrrpSource { instance, address } => {
+                self.with_instance(instance, |vrrp| vrrp.set_source_address(address));
+            }
             Input::Probed { service, result } => {
                 if let Some(health) = self.health.get_mut(service) {
                     health.handle_result(now, result);
@@ -550,7 +560,6 @@ impl Controller {
     fn set_links(&mut self, interfaces: Vec<Interface>, addresses: Vec<InterfaceAddress>) {
         self.network.set_links(interfaces, addresses);
         self.links_known = true;
-        self.set_sources();
         self.reconcile_addresses();
         let facts = facts(&self.config, &self.network, &[], self.netns_cookie);
         for address in desired::to_resolve(&facts) {
@@ -559,31 +568,6 @@ impl Controller {
             }
         }
         self.reconcile_tables();
-    }
-
-    /// Tell each instance the address that its adverts leave from.
-    fn set_sources(&mut self) {
-        let vips = self.vips();
-        for (role, config) in self.roles.iter_mut().zip(&self.config.vrrp) {
-            if config.unicast_source.is_some() {
-                continue;
-            }
-            let Some(interface) = self.network.interface(&config.interface) else {
-                continue;
-            };
-            let source = self
-                .network
-                .addresses_of(interface.ifindex)
-                .filter(|address| !vips.contains(address))
-                .find(|address| match address {
-                    IpAddr::V4(_) => !config.is_ipv6(),
-                    // RFC 9568 section 5.1.2.1: a link-local address.
-                    IpAddr::V6(ip) => config.is_ipv6() && ip.is_unicast_link_local(),
-                });
-            if let Some(source) = source {
-                role.instance.set_source_address(source);
-            }
-        }
     }
 
     fn vips(&self) -> BTreeSet<IpAddr> {

@@ -88,10 +88,22 @@ impl Network {
         }
     }
 
-    /// Record a neighbour's MAC. A neighbour that stops answering keeps the last one: whether
-    /// the node is alive is the checks' business, and its MAC seldom changes.
+    /// Record a neighbour's MAC, if it is the next hop of an address that matters; returns whether
+    /// something changed. A neighbour that stops answering keeps the last one: whether the node
+    /// is alive is the checks' business, and its MAC seldom changes.
     pub fn set_neighbour(&mut self, ifindex: u32, address: IpAddr, mac: Mac) -> bool {
-        self.macs.insert((ifindex, address), mac) != Some(mac)
+        let matters = self
+            .hops
+            .values()
+            .any(|hop| hop.ifindex == ifindex && hop.gateway == address);
+        matters && self.macs.insert((ifindex, address), mac) != Some(mac)
+    }
+
+    /// Whether interface `ifindex` is known to have `net`.
+    pub fn knows_address(&self, ifindex: u32, net: IpNet) -> bool {
+        self.addresses
+            .iter()
+            .any(|own| own.ifindex == ifindex && own.net == net)
     }
 
     /// The interface named `name`.

@@ -2,11 +2,15 @@
 //! feeds the results back as inputs.
 
 pub mod announce;
+pub mod bpf;
 pub mod clock;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 pub mod probe;
+pub mod runtime;
+pub mod status;
 pub mod sysctl;
+pub mod undo;
 pub mod vrrp_socket;

@@ -1,0 +1,344 @@
+//! Typed access to the maps: the tables as the core knows them, leases, and counters.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        Address, Backend, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey, MaglevTable, Node,
+        NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+    },
+    reason::Reason,
+};
+
+use super::BpfError;
+use crate::core::{
+    tables::{FamilyOp, FamilyTables, TableOp, Tables},
+    time::Timestamp,
+};
+
+/// The maps of one family.
+struct FamilyMaps<A: Address>
+where
+    A: Pod,
+    ServiceKey<A>: Pod,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod,
+{
+    services: HashMap<MapData, ServiceKey<A>, Service>,
+    backends: Array<MapData, Backend<A>>,
+    flows: HashMap<MapData, FlowKey<A>, Flow>,
+    vips: HashMap<MapData, A, Vip>,
+    peer_addrs: HashMap<MapData, A, Node>,
+    reply_ports: HashMap<MapData, ServiceKey<A>, ReplyPort>,
+    nat_sources: HashMap<MapData, ServiceKey<A>, Node>,
+    names: Names,
+}
+
+/// Map names of a family.
+#[derive(Clone, Copy)]
+struct Names {
+    services: &'static str,
+    backends: &'static str,
+    flows: &'static str,
+    vips: &'static str,
+    peer_addrs: &'static str,
+    reply_ports: &'static str,
+    nat_sources: &'static str,
+}
+
+const NAMES4: Names = Names {
+    services: "services4",
+    backends: "backends4",
+    flows: "flows4",
+    vips: "vips4",
+    peer_addrs: "peer_addrs4",
+    reply_ports: "reply_ports4",
+    nat_sources: "nat_sources4",
+};
+
+const NAMES6: Names = Names {
+    services: "services6",
+    backends: "backends6",
+    flows: "flows6",
+    vips: "vips6",
+    peer_addrs: "peer_addrs6",
+    reply_ports: "reply_ports6",
+    nat_sources: "nat_sources6",
+};
+
+/// All maps that the controller uses.
+pub struct Maps {
+    v4: FamilyMaps<[u8; 4]>,
+    v6: FamilyMaps<[u8; 16]>,
+    maglev: Array<MapData, MaglevTable>,
+    leases: Array<MapData, Lease>,
+    peer_macs: HashMap<MapData, MacKey, Node>,
+    uplinks: HashMap<MapData, u32, Uplink>,
+    node: Array<MapData, NodeConfig>,
+    service_stats: PerCpuArray<MapData, Counters>,
+    backend_stats: PerCpuArray<MapData, Counters>,
+    reason_stats: PerCpuArray<MapData, Counters>,
+}
+
+/// Counters, summed over the CPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// By service id.
+    pub services: BTreeMap<u32, Counters>,
+    /// By backend id.
+    pub backends: BTreeMap<u32, Counters>,
+    /// Those that are not zero.
+    pub reasons: Vec<(Reason, Counters)>,
+    /// Conntrack entries by backend id.
+    pub flows: BTreeMap<u32, u64>,
+}
+
+fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { name, source }
+}
+
+fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, BpfError>
+where
+    M: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = object.take_map(name).ok_or(BpfError::Missing(name))?;
+    M::try_from(map).map_err(map_error(name))
+}
+
+impl Maps {
+    /// Take the maps out of the loaded object.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
+        Ok(Self {
+            v4: FamilyMaps::take(object, NAMES4)?,
+            v6: FamilyMaps::take(object, NAMES6)?,
+            maglev: take(object, "maglev")?,
+            leases: take(object, "leases")?,
+            peer_macs: take(object, "peer_macs")?,
+            uplinks: take(object, "uplinks")?,
+            node: take(object, "node")?,
+            service_stats: take(object, "service_stats")?,
+            backend_stats: take(object, "backend_stats")?,
+            reason_stats: take(object, "reason_stats")?,
+        })
+    }
+
+    /// Everything that the controller writes, as it is.
+    pub fn read_tables(&self) -> Result<Tables, BpfError> {
+        let v4 = self.v4.read()?;
+        let v6 = self.v6.read()?;
+        let mut maglev = BTreeMap::new();
+        for service in v4.services.values().chain(v6.services.values()) {
+            let index = service.table();
+            let table = self.maglev.get(&index, 0).map_err(map_error("maglev"))?;
+            maglev.insert(index, Arc::new(table));
+        }
+        let node = self.node.get(&0, 0).map_err(map_error("node"))?;
+        Ok(Tables {
+            v4,
+            v6,
+            maglev,
+            peer_macs: read_hash(&self.peer_macs, "peer_macs")?,
+            uplinks: read_hash(&self.uplinks, "uplinks")?,
+            node: Some(node).filter(|node| node.abi_version() != 0),
+        })
+    }
+
+    /// Carry an operation out.
+    pub fn write(&mut self, op: &TableOp) -> Result<(), BpfError> {
+        match op {
+            TableOp::V4(op) => self.v4.write(op),
+            TableOp::V6(op) => self.v6.write(op),
+            TableOp::Maglev(index, table) => self
+                .maglev
+                .set(*index, **table, 0)
+                .map_err(map_error("maglev")),
+            TableOp::PeerMac(key, value) => {
+                put(&mut self.peer_macs, key, value.as_ref(), "peer_macs")
+            }
+            TableOp::Uplink(key, value) => put(&mut self.uplinks, key, value.as_ref(), "uplinks"),
+            TableOp::Node(node) => self.node.set(0, node, 0).map_err(map_error("node")),
+        }
+    }
+
+    /// Write a lease; `None` ends it.
+    pub fn set_lease(&mut self, index: u32, deadline: Option<Timestamp>) -> Result<(), BpfError> {
+        let lease = deadline.map_or(Lease::NONE, |at| Lease::until(at.as_nanos()));
+        self.leases
+            .set(index, lease, 0)
+            .map_err(map_error("leases"))
+    }
+
+    /// All counters.
+    pub fn counts(&self) -> Result<Counts, BpfError> {
+        let mut counts = Counts::default();
+        let services = self
+            .v4
+            .read()?
+            .services
+            .into_values()
+            .chain(self.v6.read()?.services.into_values());
+        for id in services.map(|service| service.id()) {
+            counts
+                .services
+                .insert(id, total(&self.service_stats, id, "service_stats")?);
+        }
+        let backends = self
+            .v4
+            .backend_ids()?
+            .into_iter()
+            .chain(self.v6.backend_ids()?);
+        for id in backends {
+            counts
+                .backends
+                .insert(id, total(&self.backend_stats, id, "backend_stats")?);
+        }
+        for &reason in Reason::ALL {
+            let sum = total(&self.reason_stats, reason.index(), "reason_stats")?;
+            if sum.packets() > 0 {
+                counts.reasons.push((reason, sum));
+            }
+        }
+        self.v4.count_flows(&mut counts.flows);
+        self.v6.count_flows(&mut counts.flows);
+        Ok(counts)
+    }
+}
+
+impl<A: Address + Ord + Pod> FamilyMaps<A>
+where
+    ServiceKey<A>: Pod + Ord,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod,
+{
+    fn take(object: &mut Ebpf, names: Names) -> Result<Self, BpfError> {
+        Ok(Self {
+            services: take(object, names.services)?,
+            backends: take(object, names.backends)?,
+            flows: take(object, names.flows)?,
+            vips: take(object, names.vips)?,
+            peer_addrs: take(object, names.peer_addrs)?,
+            reply_ports: take(object, names.reply_ports)?,
+            nat_sources: take(object, names.nat_sources)?,
+            names,
+        })
+    }
+
+    fn read(&self) -> Result<FamilyTables<A>, BpfError> {
+        let names = &self.names;
+        Ok(FamilyTables {
+            services: read_hash(&self.services, names.services)?,
+            backends: self.read_backends()?,
+            vips: read_hash(&self.vips, names.vips)?,
+            peer_addrs: read_hash(&self.peer_addrs, names.peer_addrs)?,
+            reply_ports: read_hash(&self.reply_ports, names.reply_ports)?,
+            nat_sources: read_hash(&self.nat_sources, names.nat_sources)?,
+        })
+    }
+
+    fn read_backends(&self) -> Result<BTreeMap<u32, Backend<A>>, BpfError> {
+        let mut backends = BTreeMap::new();
+        for id in 1..MAX_BACKENDS {
+            let backend = self
+                .backends
+                .get(&id, 0)
+                .map_err(map_error(self.names.backends))?;
+            if backend.service() != 0 {
+                backends.insert(id, backend);
+            }
+        }
+        Ok(backends)
+    }
+
+    fn backend_ids(&self) -> Result<Vec<u32>, BpfError> {
+        Ok(self.read_backends()?.into_keys().collect())
+    }
+
+    fn write(&mut self, op: &FamilyOp<A>) -> Result<(), BpfError> {
+        let names = self.names;
+        match op {
+            FamilyOp::Service(key, value) => {
+                put(&mut self.services, key, value.as_ref(), names.services)
+            }
+            FamilyOp::Backend(id, value) => self
+                .backends
+                .set(*id, value.unwrap_or(Backend::EMPTY), 0)
+                .map_err(map_error(names.backends)),
+            FamilyOp::Vip(key, value) => put(&mut self.vips, key, value.as_ref(), names.vips),
+            FamilyOp::PeerAddr(key, value) => {
+                put(&mut self.peer_addrs, key, value.as_ref(), names.peer_addrs)
+            }
+            FamilyOp::ReplyPort(key, value) => put(
+                &mut self.reply_ports,
+                key,
+                value.as_ref(),
+                names.reply_ports,
+            ),
+            FamilyOp::NatSource(key, value) => put(
+                &mut self.nat_sources,
+                key,
+                value.as_ref(),
+                names.nat_sources,
+            ),
+        }
+    }
+
+    /// Entries that vanish while they are read are not counted, nor are errors: a count for
+    /// people.
+    fn count_flows(&self, counts: &mut BTreeMap<u32, u64>) {
+        for (_, flow) in self.flows.iter().flatten() {
+            *counts.entry(flow.backend()).or_default() += 1;
+        }
+    }
+}
+
+fn read_hash<K: Pod + Ord, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<BTreeMap<K, V>, BpfError> {
+    map.iter()
+        .collect::<Result<_, _>>()
+        .map_err(map_error(name))
+}
+
+fn put<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    value: Option<&V>,
+    name: &'static str,
+) -> Result<(), BpfError> {
+    let result = match value {
+        Some(value) => map.insert(key, value, 0),
+        None => match map.remove(key) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            other => other,
+        },
+    };
+    result.map_err(map_error(name))
+}
+
+fn total(
+    map: &PerCpuArray<MapData, Counters>,
+    index: u32,
+    name: &'static str,
+) -> Result<Counters, BpfError> {
+    let values = map.get(&index, 0).map_err(map_error(name))?;
+    Ok(values
+        .iter()
+        .fold(Counters::default(), |sum, one| sum.plus(*one)))
+}
+
+/// The ABI version that the pinned `node` map at `path` carries; 0 if nobody wrote it.
+pub(super) fn pinned_abi_version(path: &Path) -> Result<u32, MapError> {
+    let map = aya::maps::Map::Array(MapData::from_pin(path)?);
+    let node: Array<MapData, NodeConfig> = Array::try_from(map)?;
+    Ok(node.get(&0, 0)?.abi_version())
+}

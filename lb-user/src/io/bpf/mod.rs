@@ -1,0 +1,135 @@
+//! The data plane in the kernel: loads the object, adopts what an earlier run pinned, attaches
+//! the programs by pinned links, and reads and writes the maps.
+//!
+//! Everything is pinned below `/sys/fs/bpf/xvip/<instance>/`, so it goes on without a controller.
+
+mod attach;
+mod error;
+mod maps;
+mod pins;
+
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned, maps::MapInfo};
+use lb_common::abi::{ABI_VERSION, NodeConfig};
+
+pub use self::{
+    attach::{Attached, AttachedMode},
+    error::BpfError,
+    maps::{Counts, Maps},
+    pins::Pins,
+};
+use crate::config::model::AttachMode;
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("XVIP_BPF_OBJECT"));
+
+/// Maps that are pinned under their own name. The programs' working memory is not.
+pub const MAPS: [&str; 26] = [
+    "services4",
+    "services6",
+    "maglev",
+    "backends4",
+    "backends6",
+    "flows4",
+    "flows6",
+    "returns4",
+    "returns6",
+    "nat_sources4",
+    "nat_sources6",
+    "vips4",
+    "vips6",
+    "leases",
+    "peer_macs",
+    "peer_addrs4",
+    "peer_addrs6",
+    "reply_ports4",
+    "reply_ports6",
+    "uplinks",
+    "node",
+    "connects4",
+    "connects6",
+    "service_stats",
+    "backend_stats",
+    "reason_stats",
+];
+
+/// The loaded data plane: programs attached, maps open.
+pub struct DataPlane {
+    /// The maps.
+    pub maps: Maps,
+    /// The uplinks and how the ingress program is attached to each.
+    pub attached: Vec<Attached>,
+    /// What an operator should know, in words.
+    pub warnings: Vec<String>,
+    /// Links that could not be pinned live as long as this (and the object they came from).
+    _object: Ebpf,
+}
+
+/// Where the programs go.
+pub struct Placement<'a> {
+    /// Names and indices of the uplinks.
+    pub uplinks: &'a [(String, u32)],
+    /// How the ingress program is attached.
+    pub mode: AttachMode,
+    /// The cgroup of the connect hooks; `None`: no hooks.
+    pub cgroup: Option<&'a std::fs::File>,
+}
+
+impl DataPlane {
+    /// Load the object, adopt or make the maps, and attach the programs. Flows of an earlier run
+    /// go on: an attached program is replaced atomically.
+    pub fn open(pins: &Pins, placement: &Placement<'_>) -> Result<Self, BpfError> {
+        pins.create()?;
+        let mut warnings = Vec::new();
+        if let Some(why) = unusable(pins) {
+            warnings.push(format!("{why}: its flows were not adopted"));
+            pins.remove_maps(&MAPS)?;
+        }
+        let mut object = load(pins)?;
+        let maps = Maps::take(&mut object)?;
+        let mut attached = Vec::new();
+        for (name, ifindex) in placement.uplinks {
+            let ingress = attach::ingress(&mut object, pins, name, *ifindex, placement.mode)?;
+            attach::egress(&mut object, pins, name, *ifindex, &mut warnings)?;
+            attached.push(ingress);
+        }
+        attach::hooks(&mut object, pins, placement.cgroup)?;
+        pins.remove_links_except(placement.uplinks)?;
+        Ok(Self {
+            maps,
+            attached,
+            warnings,
+            _object: object,
+        })
+    }
+}
+
+/// The object as an ELF file, for tests that load it on their own.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
+fn load(pins: &Pins) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader
+        .load(OBJECT)
+        .map_err(|source| BpfError::Load(Box::new(source)))
+}
+
+/// Why pinned maps cannot be adopted, if there are any.
+fn unusable(pins: &Pins) -> Option<String> {
+    let node = pins.map("node");
+    let info = MapInfo::from_pin(&node).ok()?;
+    if info.value_size() as usize != size_of::<NodeConfig>() {
+        return Some("the pinned maps have another layout".to_owned());
+    }
+    match maps::pinned_abi_version(&node) {
+        // 0: made, but never written.
+        Ok(0 | ABI_VERSION) => None,
+        Ok(version) => Some(format!(
+            "the pinned maps have ABI version {version}, this xvip {ABI_VERSION}"
+        )),
+        Err(error) => Some(format!("the pinned maps cannot be read ({error})")),
+    }
+}

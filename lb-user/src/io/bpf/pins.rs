@@ -1,0 +1,116 @@
+//! Paths of the pins of one instance, and their removal.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::BpfError;
+
+/// Where pins live on every machine.
+const ROOT: &str = "/sys/fs/bpf/xvip";
+
+/// The pins of one instance.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// Pins of instance `instance`, a checked name.
+    pub fn new(instance: &str) -> Self {
+        Self {
+            directory: Path::new(ROOT).join(instance),
+        }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Pin of map `name`.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// Pin of the link called `name`.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    /// Make the directories.
+    pub fn create(&self) -> Result<(), BpfError> {
+        let links = self.links();
+        fs::create_dir_all(&links).map_err(|source| BpfError::Path {
+            path: links,
+            source,
+        })
+    }
+
+    /// Remove the pins of `maps`; those that attached programs use live on unnamed.
+    pub fn remove_maps(&self, maps: &[&str]) -> Result<(), BpfError> {
+        maps.iter()
+            .try_for_each(|name| remove_file(&self.map(name)))
+    }
+
+    /// Remove link pins that belong to no interface in `uplinks` any more, which detaches them.
+    pub fn remove_links_except(&self, uplinks: &[(String, u32)]) -> Result<(), BpfError> {
+        for name in self.link_names()? {
+            let of_interface = name
+                .rsplit_once('_')
+                .and_then(|(_, index)| index.parse::<u32>().ok());
+            if of_interface.is_some_and(|index| uplinks.iter().all(|(_, own)| *own != index)) {
+                remove_file(&self.link(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_names(&self) -> Result<Vec<String>, BpfError> {
+        let path = self.links();
+        let read = || -> io::Result<Vec<String>> {
+            fs::read_dir(&path)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        };
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other.map_err(|source| BpfError::Path {
+                path: path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Remove everything: links first, which detaches the programs, then the maps. Returns
+    /// whether there was anything.
+    pub fn remove_all(&self) -> Result<bool, BpfError> {
+        if !self.directory.exists() {
+            return Ok(false);
+        }
+        for name in self.link_names()? {
+            remove_file(&self.link(&name))?;
+        }
+        let path = self.directory.clone();
+        fs::remove_dir_all(&path).map_err(|source| BpfError::Path { path, source })?;
+        // The parent stays while other instances have pins.
+        let _ = fs::remove_dir(ROOT);
+        Ok(true)
+    }
+}
+
+/// Remove a pin that may not be there.
+pub(super) fn remove_file(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BpfError::Path {
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}

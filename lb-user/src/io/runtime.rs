@@ -1,0 +1,793 @@
+//! The event loop: carries the controller's actions out and feeds it with what happens.
+//!
+//! Controller, VRRP sockets, netlink and maps live on one thread whose calls are short. Probes
+//! run on threads of their own: a TLS handshake never delays an advert.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::pending,
+    io,
+    net::IpAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::select_all;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    announce::Announcer,
+    bpf::{BpfError, DataPlane, Pins, Placement},
+    clock, mounts,
+    mounts::{Bpffs, MountError},
+    netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError, Resolution},
+    netns::{self, NetnsCookieError},
+    probe::{ProbeSetupError, Prober},
+    status,
+    sysctl::{self, SysctlError},
+    undo::{self, Undo},
+    vrrp_socket::{Received, VrrpSocket, VrrpSocketError},
+};
+use crate::{
+    admin::{
+        lock::InstanceLock,
+        model::{Command, CommandError, Reply, VrrpReply},
+        server::{AdminRequest, AdminServer, BindError, Limits},
+        vrrp_targets,
+    },
+    config::model::Config,
+    core::{
+        controller::{Action, Controller, Event, Input, VIP_LIFETIME},
+        health::ProbeResult,
+        network::{Hop, Interface, InterfaceAddress},
+        time::Timestamp,
+        vrrp::Advert,
+    },
+};
+
+/// Threads for probes.
+const PROBE_THREADS: usize = 2;
+/// Pause before a VRRP socket that could not be opened, or failed, is opened again.
+const SOCKET_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the controller could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// An uplink is not there.
+    #[error("node.interfaces: there is no interface {name:?} on this node (there are: {})", known.join(", "))]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// Those that are there.
+        known: Vec<String>,
+    },
+    /// An uplink is no Ethernet interface.
+    #[error("node.interfaces: {0:?} has no Ethernet address, so it cannot carry the data plane")]
+    NoMac(String),
+    /// The data plane.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A file system.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Netlink.
+    #[error("netlink: {0}")]
+    Netlink(#[from] NetlinkError),
+    /// A kernel setting.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The network namespace's cookie.
+    #[error(transparent)]
+    Netns(#[from] NetnsCookieError),
+    /// A service's checks.
+    #[error("service {service:?}: {source}")]
+    Probe {
+        /// Name of the service.
+        service: String,
+        /// What is wrong.
+        source: ProbeSetupError,
+    },
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// The runtime itself.
+    #[error("cannot set up the runtime: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+impl RunError {
+    /// Whether a privilege or a kernel feature is missing.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Bpf(error) => error.is_permission() || matches!(error, BpfError::Load(_)),
+            Self::Mount(_) | Self::Netns(_) => true,
+            Self::Admin(error) => error.is_permission(),
+            Self::Runtime(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            _ => false,
+        }
+    }
+}
+
+/// Run the controller of `config` until SIGTERM or SIGINT. `config_file` is shown in status.
+pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(), RunError> {
+    let probes = runtime::Builder::new_multi_thread()
+        .worker_threads(PROBE_THREADS)
+        .thread_name("xvip-probe")
+        .enable_all()
+        .build()?;
+    let main = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = main.block_on(async {
+        let admin = AdminServer::bind(lock, Limits::default())?;
+        let engine = Engine::start(config, config_file.to_owned(), &admin, probes.handle())?;
+        engine.run(&admin).await
+    });
+    // Probes under way are dropped, which resets their connections.
+    probes.shutdown_background();
+    result
+}
+
+/// Everything that actions are carried out on.
+struct Engine {
+    controller: Controller,
+    data_plane: DataPlane,
+    netlink: Netlink,
+    events: NetEvents,
+    sockets: Vec<Option<VrrpSocket>>,
+    socket_retry: Option<Instant>,
+    announcers: BTreeMap<u32, Announcer>,
+    probers: Vec<Arc<Prober>>,
+    probe_runtime: runtime::Handle,
+    probed: mpsc::UnboundedSender<Input>,
+    results: mpsc::UnboundedReceiver<Input>,
+    inputs: VecDeque<Input>,
+    facts: status::Facts,
+}
+
+impl Engine {
+    fn start(
+        config: Config,
+        config_file: PathBuf,
+        admin: &AdminServer,
+        probe_runtime: &runtime::Handle,
+    ) -> Result<Self, RunError> {
+        // Subscribed before the first reading: no change is missed.
+        let events = NetEvents::open()?;
+        let mut netlink = Netlink::open()?;
+        let uplinks = find_uplinks(&config, &mut netlink)?;
+        if mounts::ensure_bpffs(Path::new(mounts::BPFFS))? == Bpffs::Mounted {
+            info!(
+                path = mounts::BPFFS,
+                "mounted a BPF file system: the data plane is pinned there"
+            );
+        }
+        set_sysctls(&config)?;
+        let cgroup = mounts::open_cgroup(&config.node.cgroup)?;
+        let pins = Pins::new(&config.node.instance);
+        // Before VRRP starts: some drivers reset the link when a program is attached.
+        let data_plane = DataPlane::open(
+            &pins,
+            &Placement {
+                uplinks: &uplinks,
+                mode: config.node.attach,
+                cgroup: cgroup.as_ref().map(|cgroup| &cgroup.directory),
+            },
+        )?;
+        report_data_plane(&data_plane);
+        let probers = probers(&config)?;
+        let (probed, results) = mpsc::unbounded_channel();
+        let cookie = netns::cookie()?.get();
+        let now = clock::now();
+        let facts = status::Facts {
+            started: now,
+            config_file,
+            cgroup: cgroup.map(|cgroup| cgroup.path),
+        };
+        info!(
+            node = config.node.name,
+            instance = config.node.instance,
+            admin = %admin.path().display(),
+            "xvip {} starts", env!("CARGO_PKG_VERSION")
+        );
+        let sockets = config.vrrp.iter().map(|_| None).collect();
+        Ok(Self {
+            // The seed only has to differ between nodes.
+            controller: Controller::new(config, now, cookie, now.as_nanos()),
+            data_plane,
+            netlink,
+            events,
+            sockets,
+            socket_retry: None,
+            announcers: BTreeMap::new(),
+            probers,
+            probe_runtime: probe_runtime.clone(),
+            probed,
+            results,
+            inputs: VecDeque::new(),
+            facts,
+        })
+    }
+
+    async fn run(mut self, admin: &AdminServer) -> Result<(), RunError> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let (requests, mut asked) = mpsc::channel(Limits::default().clients);
+        let serve = admin.serve(requests);
+        tokio::pin!(serve);
+        self.open_sockets();
+        loop {
+            self.turn();
+            if self.controller.is_stopping() {
+                info!("xvip stops; the data plane goes on (xvip detach removes it)");
+                return Ok(());
+            }
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                () = sleep_until(deadline) => {}
+                (instance, received) = next_packet(&self.sockets) => {
+                    self.take_packet(instance, received);
+                }
+                Some(input) = self.results.recv() => self.inputs.push_back(input),
+                event = self.events.next() => self.take_event(event),
+                Some(request) = asked.recv() => self.answer(request),
+                _ = terminate.recv() => self.inputs.push_back(Input::Stop),
+                _ = interrupt.recv() => self.inputs.push_back(Input::Stop),
+                _ = hangup.recv() => {
+                    warn!("SIGHUP: this version reads its configuration at start only; restart xvip");
+                }
+                never = &mut serve => match never {},
+            }
+        }
+    }
+
+    /// Take in all that has happened, do all that is due, carry out all that follows.
+    fn turn(&mut self) {
+        // A decision that rests on silence needs the sockets to be drained.
+        self.drain_sockets();
+        if self.socket_retry.is_some_and(|at| at <= Instant::now()) {
+            self.open_sockets();
+        }
+        self.feed();
+        let now = clock::now();
+        if self.controller.poll_timeout() <= now {
+            self.controller.handle_timeout(now);
+        }
+        self.feed();
+    }
+
+    /// Hand queued inputs to the controller and carry its actions out, until there are no more.
+    fn feed(&mut self) {
+        loop {
+            if let Some(action) = self.controller.poll_action() {
+                self.execute(action);
+            } else if let Some(input) = self.inputs.pop_front() {
+                self.controller.handle(clock::now(), input);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let wait = self
+            .controller
+            .poll_timeout()
+            .saturating_since(clock::now());
+        let controller = Instant::now() + wait;
+        self.socket_retry
+            .map_or(controller, |retry| retry.min(controller))
+    }
+
+    fn execute(&mut self, action: Action) {
+        match action {
+            Action::SendAdvert {
+                instance,
+                advert,
+                not_after,
+            } => {
+                let input = self.send_advert(instance, &advert, not_after);
+                // Before everything else: what follows from it is the takeover.
+                self.controller.handle(clock::now(), input);
+            }
+            Action::SetLease { lease, deadline } => {
+                let result = self.data_plane.maps.set_lease(lease, deadline);
+                warn_of("cannot write a lease", result);
+            }
+            Action::Announce {
+                ifindex,
+                mac,
+                addresses,
+            } => {
+                self.announce(ifindex, mac, &addresses);
+            }
+            Action::SetVip { ifindex, net } => {
+                let spec = AddressSpec::owned_vip(ifindex, net, VIP_LIFETIME);
+                warn_of("cannot add a VIP", self.netlink.set_address(&spec));
+            }
+            Action::SetLoopbackVip { ifindex, address } => {
+                let spec = AddressSpec::loopback_vip(ifindex, address);
+                warn_of("cannot add a VIP to lo", self.netlink.set_address(&spec));
+            }
+            Action::RemoveAddress { ifindex, net } => {
+                let result = self.netlink.remove_address(ifindex, net);
+                warn_of("cannot remove an address", result);
+            }
+            Action::Resolve(address) => self.resolve(address),
+            Action::Probe {
+                service,
+                backend,
+                serial,
+                timeout,
+                target,
+            } => {
+                let Some(prober) = self.probers.get(service).map(Arc::clone) else {
+                    return;
+                };
+                let probed = self.probed.clone();
+                self.probe_runtime.spawn(async move {
+                    let started = clock::now();
+                    let outcome = prober.probe(target, timeout).await;
+                    let finished = clock::now();
+                    let result = ProbeResult {
+                        backend,
+                        serial,
+                        started,
+                        finished,
+                        outcome,
+                    };
+                    // Nobody listens any more when the controller ends.
+                    let _ = probed.send(Input::Probed { service, result });
+                });
+            }
+            Action::WriteTables(ops) => {
+                let written = ops.iter().try_for_each(|op| self.data_plane.maps.write(op));
+                if let Err(error) = written {
+                    warn!(%error, "cannot write to the data plane; trying again");
+                    self.inputs.push_back(Input::TablesFailed);
+                }
+            }
+            Action::ReadTables => self.read_tables(),
+            Action::ReadLinks => self.read_links(),
+            Action::Report(event) => report(event),
+        }
+    }
+
+    // --- VRRP ---------------------------------------------------------------------------------
+
+    fn open_sockets(&mut self) {
+        self.socket_retry = None;
+        for position in 0..self.sockets.len() {
+            if self.sockets.get(position).is_some_and(Option::is_none) {
+                self.open_socket(position);
+            }
+        }
+    }
+
+    fn open_socket(&mut self, position: usize) {
+        let Some(config) = self.controller.config().vrrp.get(position) else {
+            return;
+        };
+        let ifindex = nix::net::if_::if_nametoindex(config.interface.as_str());
+        let Some(ifindex) = ifindex.ok().and_then(NonZeroU32::new) else {
+            self.socket_retry = Some(Instant::now() + SOCKET_RETRY);
+            return;
+        };
+        match VrrpSocket::open(config, ifindex) {
+            Ok(socket) => {
+                let address = socket.source();
+                self.inputs.push_back(Input::VrrpSource {
+                    instance: position,
+                    address,
+                });
+                if let Some(slot) = self.sockets.get_mut(position) {
+                    *slot = Some(socket);
+                }
+            }
+            Err(error) => {
+                warn!(vrrp = config.name, %error, "cannot open the VRRP socket; trying again");
+                self.socket_retry = Some(Instant::now() + SOCKET_RETRY);
+            }
+        }
+    }
+
+    fn send_advert(&mut self, instance: usize, advert: &Advert, not_after: Timestamp) -> Input {
+        let at = clock::now();
+        let Some(socket) = self.sockets.get(instance).and_then(Option::as_ref) else {
+            return Input::AdvertFailed { instance };
+        };
+        if at >= not_after {
+            return Input::AdvertFailed { instance };
+        }
+        match socket.send(advert) {
+            Ok(sent) => {
+                if sent.failed > 0 {
+                    debug!(
+                        instance,
+                        failed = sent.failed,
+                        "an advert did not reach every peer"
+                    );
+                }
+                Input::AdvertSent { instance, at }
+            }
+            Err(error) => {
+                warn!(instance, %error, "cannot send an advert");
+                Input::AdvertFailed { instance }
+            }
+        }
+    }
+
+    fn drain_sockets(&mut self) {
+        for position in 0..self.sockets.len() {
+            while let Some(received) = self
+                .sockets
+                .get(position)
+                .and_then(Option::as_ref)
+                .map(VrrpSocket::try_recv)
+            {
+                match received {
+                    Ok(Some(received)) => self.take_packet(position, Ok(received)),
+                    Ok(None) => break,
+                    Err(error) => self.take_packet(position, Err(error)),
+                }
+            }
+        }
+    }
+
+    fn take_packet(&mut self, instance: usize, received: Result<Received, VrrpSocketError>) {
+        match received {
+            Ok(Received { meta, message }) => {
+                self.inputs.push_back(Input::Vrrp {
+                    instance,
+                    meta,
+                    message,
+                });
+            }
+            Err(error) => {
+                warn!(instance, %error, "the VRRP socket failed; opening it again");
+                if let Some(slot) = self.sockets.get_mut(instance) {
+                    *slot = None;
+                }
+                self.socket_retry = Some(Instant::now() + SOCKET_RETRY);
+            }
+        }
+    }
+
+    fn announce(&mut self, ifindex: u32, mac: [u8; 6], addresses: &[IpAddr]) {
+        if !self.announcers.contains_key(&ifindex) {
+            match Announcer::open(ifindex) {
+                Ok(announcer) => {
+                    self.announcers.insert(ifindex, announcer);
+                }
+                Err(error) => warn!(%error, "cannot announce the VIP"),
+            }
+        }
+        let Some(announcer) = self.announcers.get(&ifindex) else {
+            return;
+        };
+        for &address in addresses {
+            if let Err(error) = announcer.announce(mac, address) {
+                warn!(%address, %error, "cannot announce the VIP");
+            }
+        }
+    }
+
+    // --- Network and tables -------------------------------------------------------------------
+
+    fn take_event(&mut self, event: Result<NetEvent, NetlinkError>) {
+        let mut changed = self.note_event(event);
+        // A change comes with many events: they are taken together.
+        while let Some(event) = self.events.try_next().transpose() {
+            changed |= self.note_event(event);
+        }
+        if changed {
+            self.inputs.push_back(Input::NetworkChanged);
+        }
+    }
+
+    /// Whether the event asks for a new reading of the network.
+    fn note_event(&mut self, event: Result<NetEvent, NetlinkError>) -> bool {
+        match event {
+            Ok(NetEvent::Neighbour(neighbour)) => {
+                if let Some(mac) = neighbour.mac {
+                    let (ifindex, address) = (neighbour.ifindex, neighbour.addr);
+                    self.inputs.push_back(Input::Neighbour {
+                        ifindex,
+                        address,
+                        mac,
+                    });
+                }
+                false
+            }
+            Ok(NetEvent::NeighbourRemoved { .. }) => false,
+            // A renewal is an event, too.
+            Ok(NetEvent::Address(own)) => !self
+                .controller
+                .network()
+                .knows_address(own.ifindex, own.net),
+            Ok(
+                NetEvent::Link(_)
+                | NetEvent::LinkRemoved { .. }
+                | NetEvent::AddressRemoved { .. }
+                | NetEvent::Routes
+                | NetEvent::Overrun,
+            ) => true,
+            Err(error) => {
+                warn!(%error, "cannot read network events");
+                true
+            }
+        }
+    }
+
+    fn read_links(&mut self) {
+        let read = self
+            .netlink
+            .links()
+            .and_then(|links| Ok((links, self.netlink.addresses()?)));
+        match read {
+            Ok((links, addresses)) => {
+                let interfaces = links
+                    .into_iter()
+                    .map(|link| Interface {
+                        ifindex: link.ifindex,
+                        name: link.name,
+                        mac: link.mac,
+                        up: link.up,
+                    })
+                    .collect();
+                let addresses = addresses
+                    .into_iter()
+                    .map(|own| InterfaceAddress {
+                        ifindex: own.ifindex,
+                        net: own.net,
+                        ours: own.ours,
+                    })
+                    .collect();
+                self.inputs.push_back(Input::Links {
+                    interfaces,
+                    addresses,
+                });
+            }
+            Err(error) => warn!(%error, "cannot read interfaces and addresses"),
+        }
+    }
+
+    fn resolve(&mut self, address: IpAddr) {
+        let hop = match self.netlink.next_hop(address) {
+            Ok(hop) => hop.filter(|hop| !hop.local),
+            Err(error) => {
+                warn!(%address, %error, "cannot find the next hop");
+                return;
+            }
+        };
+        let hop = hop.map(|hop| Hop {
+            ifindex: hop.ifindex,
+            gateway: hop.gateway,
+        });
+        self.inputs.push_back(Input::Hop { address, hop });
+        let Some(Hop { ifindex, gateway }) = hop else {
+            return;
+        };
+        match self.netlink.keep_resolved(ifindex, gateway) {
+            Ok(Resolution::Managed | Resolution::Static | Resolution::Once) => {}
+            Err(error) => warn!(%gateway, %error, "cannot keep a neighbour resolved"),
+        }
+        if let Ok(Some(neighbour)) = self.netlink.neighbour(ifindex, gateway)
+            && let Some(mac) = neighbour.mac
+        {
+            self.inputs.push_back(Input::Neighbour {
+                ifindex,
+                address: gateway,
+                mac,
+            });
+        }
+    }
+
+    fn read_tables(&mut self) {
+        let input = match self.data_plane.maps.read_tables() {
+            Ok(tables) => Input::Tables(Box::new(tables)),
+            Err(error) => {
+                warn!(%error, "cannot read the data plane's tables");
+                Input::TablesFailed
+            }
+        };
+        self.inputs.push_back(input);
+    }
+
+    // --- Admin --------------------------------------------------------------------------------
+
+    fn answer(&mut self, request: AdminRequest) {
+        let reply = match request.command {
+            Command::Status => {
+                let now = clock::now();
+                let status = status::status(&self.controller, &self.data_plane, &self.facts, now);
+                Ok(Reply::Status(Box::new(status)))
+            }
+            Command::StepDown { vrrp } => {
+                self.vrrp_command(vrrp, |instance| Input::StepDown { instance })
+            }
+            Command::Resume { vrrp } => {
+                self.vrrp_command(vrrp, |instance| Input::Resume { instance })
+            }
+        };
+        // The asker may be gone.
+        let _ = request.reply.send(reply);
+    }
+
+    fn vrrp_command(
+        &mut self,
+        name: Option<String>,
+        input: impl Fn(usize) -> Input,
+    ) -> Result<Reply, CommandError> {
+        let instances = &self.controller.config().vrrp;
+        let chosen = vrrp_targets(instances, name.as_deref())?;
+        let names = chosen
+            .iter()
+            .filter_map(|&at| instances.get(at))
+            .map(|vrrp| vrrp.name.clone());
+        let reply = VrrpReply {
+            instances: names.collect(),
+        };
+        self.inputs
+            .extend(chosen.iter().map(|&position| input(position)));
+        Ok(Reply::Vrrp(reply))
+    }
+}
+
+/// The next packet of any socket, with the instance's position.
+async fn next_packet(sockets: &[Option<VrrpSocket>]) -> (usize, Result<Received, VrrpSocketError>) {
+    let waiting: Vec<_> = sockets
+        .iter()
+        .enumerate()
+        .filter_map(|(position, socket)| socket.as_ref().map(|socket| (position, socket)))
+        .map(|(position, socket)| Box::pin(async move { (position, socket.recv().await) }))
+        .collect();
+    if waiting.is_empty() {
+        return pending().await;
+    }
+    select_all(waiting).await.0
+}
+
+fn find_uplinks(config: &Config, netlink: &mut Netlink) -> Result<Vec<(String, u32)>, RunError> {
+    let links = netlink.links()?;
+    let find = |name: &String| {
+        let link = links
+            .iter()
+            .find(|link| link.name == *name)
+            .ok_or_else(|| {
+                let known = links.iter().map(|link| link.name.clone()).collect();
+                RunError::NoInterface {
+                    name: name.clone(),
+                    known,
+                }
+            })?;
+        if link.mac.is_none() {
+            return Err(RunError::NoMac(name.clone()));
+        }
+        Ok((name.clone(), link.ifindex))
+    };
+    config.node.interfaces.iter().map(find).collect()
+}
+
+fn set_sysctls(config: &Config) -> Result<(), RunError> {
+    let mut requirements = sysctl::for_local_delivery();
+    for vrrp in &config.vrrp {
+        requirements.extend(sysctl::for_vip_interface(&vrrp.interface)?);
+    }
+    let changes = sysctl::ensure(&requirements)?;
+    for change in &changes {
+        info!("set {change}");
+    }
+    undo::remember(config, &changes)?;
+    Ok(())
+}
+
+fn probers(config: &Config) -> Result<Vec<Arc<Prober>>, RunError> {
+    config
+        .services
+        .iter()
+        .map(|service| {
+            Prober::new(&service.health)
+                .map(Arc::new)
+                .map_err(|source| RunError::Probe {
+                    service: service.name.clone(),
+                    source,
+                })
+        })
+        .collect()
+}
+
+fn report_data_plane(data_plane: &DataPlane) {
+    for uplink in &data_plane.attached {
+        match &uplink.note {
+            Some(note) => warn!(interface = uplink.interface, mode = ?uplink.mode, "{note}"),
+            None => info!(interface = uplink.interface, mode = ?uplink.mode, "attached"),
+        }
+    }
+    for warning in &data_plane.warnings {
+        warn!("{warning}");
+    }
+}
+
+fn report(event: Event) {
+    match event {
+        Event::Vrrp {
+            name,
+            from,
+            to,
+            cause,
+        } => {
+            info!(vrrp = name, %from, %to, %cause, "VRRP state changed");
+        }
+        Event::Backend {
+            service,
+            backend,
+            from,
+            to,
+            cause,
+        } => {
+            info!(service, backend, ?from, ?to, cause, "backend state changed");
+        }
+        Event::Repaired { what } => {
+            warn!("somebody else changed {what}; repaired");
+        }
+    }
+}
+
+fn warn_of<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        warn!(%error, "{what}");
+    }
+}
+
+/// Remove everything that the instance of `config` put into the kernel: programs, maps,
+/// addresses, neighbour marks and settings. Returns what was removed, in words.
+pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
+    let mut removed = Vec::new();
+    let pins = Pins::new(&config.node.instance);
+    if pins.remove_all()? {
+        removed.push(format!(
+            "programs and maps ({})",
+            pins.directory().display()
+        ));
+    }
+    let mut netlink = Netlink::open()?;
+    let vips: Vec<IpAddr> = config
+        .vrrp
+        .iter()
+        .flat_map(|vrrp| vrrp.addresses.iter().map(ipnet::IpNet::addr))
+        .chain(config.services.iter().map(|service| service.address))
+        .collect();
+    for own in netlink.addresses()? {
+        if vips.contains(&own.net.addr()) {
+            netlink.remove_address(own.ifindex, own.net)?;
+            removed.push(format!("address {}", own.net));
+        }
+    }
+    for neighbour in netlink
+        .neighbours()?
+        .iter()
+        .filter(|neighbour| neighbour.managed)
+    {
+        if undo::resolves(config, neighbour.addr) {
+            netlink.forget(neighbour.ifindex, neighbour.addr)?;
+        }
+    }
+    let Undo { restored } = undo::restore(config)?;
+    removed.extend(
+        restored
+            .into_iter()
+            .map(|setting| format!("setting {setting}")),
+    );
+    Ok(removed)
+}

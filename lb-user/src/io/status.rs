@@ -1,0 +1,240 @@
+//! The status document: what the controller thinks, joined with what the data plane counts.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use lb_common::{
+    abi::{self, ABI_VERSION, Counters, MAGLEV_SIZE},
+    reason::Reason,
+};
+use tracing::warn;
+
+use super::bpf::{self, Counts, DataPlane};
+use crate::{
+    admin::model::{
+        AttachStatus, AttachedMode, BackendState, BackendStatus, DataPlaneStatus, Method,
+        PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
+    },
+    config::model::{Peer, VrrpVersion},
+    core::{
+        controller::Controller,
+        desired::{Placement, ServicePlacement},
+        time::Timestamp,
+        vrrp::{Discard, State},
+    },
+};
+
+/// What does not change while the controller runs.
+pub struct Facts {
+    /// When it started.
+    pub started: Timestamp,
+    /// The configuration file.
+    pub config_file: PathBuf,
+    /// The cgroup of the connect hooks.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// The document at `now`.
+pub fn status(
+    controller: &Controller,
+    data_plane: &DataPlane,
+    facts: &Facts,
+    now: Timestamp,
+) -> Status {
+    let config = controller.config();
+    let counts = data_plane.maps.counts().unwrap_or_else(|error| {
+        warn!(%error, "cannot read the counters");
+        Counts::default()
+    });
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: config.node.name.clone(),
+        instance: config.node.instance.clone(),
+        uptime_ms: millis(now, facts.started),
+        config_file: facts.config_file.display().to_string(),
+        data_plane: data_plane_status(data_plane, facts),
+        vrrp: (0..config.vrrp.len())
+            .filter_map(|i| vrrp(controller, i, now))
+            .collect(),
+        services: (0..config.services.len())
+            .filter_map(|i| service(controller, &counts, i, now))
+            .collect(),
+        peers: config
+            .peers
+            .iter()
+            .map(|peer| peer_status(controller, peer))
+            .collect(),
+        reasons: counts.reasons.iter().map(reason_status).collect(),
+    }
+}
+
+fn millis(now: Timestamp, since: Timestamp) -> u64 {
+    u64::try_from(now.saturating_since(since).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn data_plane_status(data_plane: &DataPlane, facts: &Facts) -> DataPlaneStatus {
+    DataPlaneStatus {
+        abi_version: ABI_VERSION,
+        attach: data_plane
+            .attached
+            .iter()
+            .map(|uplink| AttachStatus {
+                interface: uplink.interface.clone(),
+                mode: match uplink.mode {
+                    bpf::AttachedMode::Native => AttachedMode::Native,
+                    bpf::AttachedMode::Generic => AttachedMode::Generic,
+                },
+                note: uplink.note.clone(),
+            })
+            .collect(),
+        cgroup: facts.cgroup.as_ref().map(|path| path.display().to_string()),
+        warnings: data_plane.warnings.clone(),
+    }
+}
+
+fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<VrrpStatus> {
+    let config = controller.config().vrrp.get(position)?;
+    let (instance, bad) = controller.vrrp(position)?;
+    let counters = instance.counters();
+    let refused = Discard::LABELS
+        .iter()
+        .zip(counters.discarded)
+        .filter(|(_, count)| *count > 0)
+        .map(|(label, count)| ((*label).to_owned(), count));
+    let transition = instance.last_transition();
+    Some(VrrpStatus {
+        name: config.name.clone(),
+        interface: config.interface.clone(),
+        vrid: config.vrid.get(),
+        version: match config.version {
+            VrrpVersion::V2 => 2,
+            VrrpVersion::V3 => 3,
+        },
+        state: match instance.state() {
+            State::Initialize => VrrpState::Initialize,
+            State::Backup => VrrpState::Backup,
+            State::Active => VrrpState::Active,
+        },
+        priority: config.priority.get(),
+        effective_priority: instance.priority(),
+        addresses: config.addresses.clone(),
+        owner: instance.active_address(),
+        since_ms: millis(now, transition.at),
+        cause: transition.cause.to_string(),
+        transitions: instance.transitions(),
+        lease_remaining_ms: instance
+            .lease_deadline()
+            .map(|deadline| millis(deadline, now)),
+        adverts_sent: counters.adverts_sent,
+        adverts_received: counters.adverts_received,
+        adverts_bad: bad
+            .iter()
+            .map(|(label, count)| ((*label).to_owned(), *count))
+            .chain(refused)
+            .collect(),
+    })
+}
+
+fn service(
+    controller: &Controller,
+    counts: &Counts,
+    position: usize,
+    now: Timestamp,
+) -> Option<ServiceStatus> {
+    let config = controller.config().services.get(position)?;
+    let placement = controller.placements().get(position);
+    let totals = placement
+        .and_then(|p| counts.services.get(&p.id))
+        .copied()
+        .unwrap_or_default();
+    Some(ServiceStatus {
+        name: config.name.clone(),
+        address: config.address,
+        port: config.port.get(),
+        protocol: "tcp".to_owned(),
+        packets: totals.packets(),
+        bytes: totals.bytes(),
+        connections: totals.connections(),
+        backends: (0..config.backends.len())
+            .filter_map(|b| backend(controller, counts, placement, (position, b), now))
+            .collect(),
+    })
+}
+
+fn backend(
+    controller: &Controller,
+    counts: &Counts,
+    service: Option<&ServicePlacement>,
+    (service_index, index): (usize, usize),
+    now: Timestamp,
+) -> Option<BackendStatus> {
+    let config = controller
+        .config()
+        .services
+        .get(service_index)?
+        .backends
+        .get(index)?;
+    let view = controller.backend(service_index, index)?;
+    let placement: Option<&Placement> = service.and_then(|service| service.backends.get(index));
+    let totals: Counters = placement
+        .and_then(|p| counts.backends.get(&p.id))
+        .copied()
+        .unwrap_or_default();
+    let method = match placement.map_or(abi::Method::Nat, |p| p.method) {
+        abi::Method::Local => Method::Local,
+        abi::Method::Dsr => Method::Dsr,
+        abi::Method::Nat => Method::Nat,
+    };
+    let seen = controller.seen(service_index, index);
+    Some(BackendStatus {
+        name: config.name.clone(),
+        address: config.address,
+        weight: config.weight.get(),
+        method,
+        state: match view.state {
+            abi::BackendState::Up => BackendState::Up,
+            abi::BackendState::Draining => BackendState::Draining,
+            abi::BackendState::Down => BackendState::Down,
+        },
+        since_ms: millis(now, view.since),
+        reason: match seen {
+            Some(seen) if view.reason.is_empty() => seen.to_string(),
+            _ => view.reason.clone(),
+        },
+        packets: totals.packets(),
+        bytes: totals.bytes(),
+        connections: totals.connections(),
+        active_flows: match (method, placement) {
+            // The kernel's socket table is their conntrack.
+            (Method::Local, _) | (_, None) => None,
+            (_, Some(placement)) => Some(counts.flows.get(&placement.id).copied().unwrap_or(0)),
+        },
+        share: placement.map_or(0.0, |p| f64::from(p.slots) / f64::from(MAGLEV_SIZE)),
+        resolved: placement.is_some_and(|p| p.resolved),
+    })
+}
+
+fn peer_status(controller: &Controller, peer: &Peer) -> PeerStatus {
+    let resolve = |address: &IpAddr| controller.network().resolved(*address);
+    let mac = peer.addresses.iter().find_map(resolve).map(|hop| hop.mac);
+    PeerStatus {
+        name: peer.name.clone(),
+        addresses: peer.addresses.clone(),
+        mac: mac.map(format_mac),
+        resolved: peer
+            .addresses
+            .iter()
+            .all(|address| resolve(address).is_some()),
+    }
+}
+
+fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn reason_status((reason, counters): &(Reason, Counters)) -> ReasonStatus {
+    ReasonStatus {
+        reason: reason.label().to_owned(),
+        packets: counters.packets(),
+        bytes: counters.bytes(),
+    }
+}
