@@ -816,6 +816,10 @@ impl Controller {
         for op in &ops {
             observed.apply(op);
         }
+        // Only tables in force are read back.
+        observed
+            .maglev
+            .retain(|index, _| desired.maglev.contains_key(index));
         self.actions.push_back(Action::WriteTables(ops));
     }
 
