@@ -102,6 +102,17 @@ impl<'a> ControlPlane<'a> {
         )
     }
 
+    /// `v4` and `v6`, with a number where a family has several VIPs.
+    fn name(&self, number: usize) -> String {
+        let (before, rest) = self.vips.split_at(number);
+        let is_v4 = rest.first().is_some_and(IpAddr::is_ipv4);
+        let family = if is_v4 { "v4" } else { "v6" };
+        match before.iter().filter(|vip| vip.is_ipv4() == is_v4).count() {
+            0 => family.to_owned(),
+            more => format!("{family}-{more}"),
+        }
+    }
+
     fn push_vrrp(&self, text: &mut String, master: &Node, number: usize, vip: IpAddr) {
         let rank = self
             .masters
@@ -113,7 +124,7 @@ impl<'a> ControlPlane<'a> {
                 "[[vrrp]]\nname = \"{name}\"\ninterface = \"eth0\"\nvrid = {vrid}\n\
                  priority = {priority}\nadvert_interval = \"{interval}\"\n\
                  addresses = [\"{vip}/{prefix}\"]\n{more}\n",
-                name = instance_name(vip, number),
+                name = self.name(number),
                 vrid = 51 + number,
                 priority = 200_usize.saturating_sub(10 * rank.unwrap_or(0)).max(1),
                 interval = self.advert_interval,
@@ -129,7 +140,7 @@ impl<'a> ControlPlane<'a> {
             format_args!(
                 "[[service]]\nname = \"apiserver-{name}\"\naddress = \"{vip}\"\nport = {port}\n\
                  forwarding = \"{forwarding}\"\n[service.health]\n{health}\n",
-                name = instance_name(vip, number),
+                name = self.name(number),
                 port = self.port,
                 forwarding = self.forwarding,
                 health = self.health,
@@ -145,16 +156,6 @@ impl<'a> ControlPlane<'a> {
                 ),
             );
         }
-    }
-}
-
-/// `v4` and `v6` for the first two VIPs, with a number after that.
-fn instance_name(vip: IpAddr, number: usize) -> String {
-    let family = if vip.is_ipv4() { "v4" } else { "v6" };
-    if number < 2 {
-        family.to_owned()
-    } else {
-        format!("{family}-{number}")
     }
 }
 

@@ -21,6 +21,7 @@
 pub mod client;
 pub mod control_plane;
 pub mod kernel;
+pub mod lab;
 pub mod netns;
 pub mod process;
 pub mod skip;

@@ -3,13 +3,13 @@
 use std::{
     fs::File,
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 
 use crate::process::output;
@@ -70,25 +70,9 @@ impl NetNs {
         command
     }
 
-    /// Runs a closure on a thread of its own inside the namespace and waits for it: sockets it
-    /// opens and links it looks up are the namespace's. Do not start processes in it that should
-    /// outlive the call: they end with the thread.
+    /// [`enter`] for this namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = self.path();
-        thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                let file =
-                    File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-                setns(file, CloneFlags::CLONE_NEWNET)
-                    .with_context(|| format!("cannot enter {}", path.display()))?;
-                work()
-            });
-            match inside.join() {
-                Ok(result) => result,
-                // The test's own panic, with its message and place.
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        enter(&self.path(), work)
     }
 
     /// Runs a future to its end inside the namespace, on a runtime of its own.
@@ -97,14 +81,48 @@ impl NetNs {
         F: Future<Output = Result<T>>,
         T: Send,
     {
-        self.enter(|| {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| anyhow!("cannot start a runtime: {error}"))?
-                .block_on(make())
-        })
+        block_on(&self.path(), make)
     }
+}
+
+/// Runs a closure on a thread of its own inside a namespace and waits for it: sockets it opens
+/// and links it looks up are the namespace's. Do not start processes in it that should outlive
+/// the call: they end with the thread.
+pub fn enter<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        // Panics and notes of skipped tests show the test's name.
+        let name = thread::current().name().unwrap_or("netns").to_owned();
+        let inside = thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, move || {
+                let file = File::open(namespace)
+                    .with_context(|| format!("cannot open {}", namespace.display()))?;
+                setns(file, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("cannot enter {}", namespace.display()))?;
+                work()
+            })
+            .context("cannot start a thread")?;
+        match inside.join() {
+            Ok(result) => result,
+            // The test's own panic, with its message and place.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Runs a future to its end inside a namespace, on a runtime of its own.
+pub fn block_on<F, T>(namespace: &Path, make: impl FnOnce() -> F + Send) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+    T: Send,
+{
+    enter(namespace, || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start a runtime")?
+            .block_on(make())
+    })
 }
 
 impl Drop for NetNs {

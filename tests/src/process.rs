@@ -2,9 +2,10 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     fs::{self, File},
     io,
-    os::unix::process::ExitStatusExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard},
@@ -17,6 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde::Serialize;
 
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(5);
@@ -84,12 +86,36 @@ pub fn workspace_binary(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is not built: run `cargo xtask build`"))
 }
 
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It runs.
+    Running,
+    /// It was stopped by SIGSTOP.
+    Frozen,
+    /// It has ended, or was never started.
+    Ended,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Frozen => "frozen",
+            Self::Ended => "ended",
+        })
+    }
+}
+
 /// A running program. It is killed when this is dropped, and when the thread that started it
 /// ends, however it ends.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     log: PathBuf,
+    /// Where its part of the log starts: an earlier run of the same program wrote before it.
+    log_start: usize,
     pid: Pid,
     // Waiting and killing must not race with each other: a pid that was waited for is another's.
     child: Mutex<Child>,
@@ -109,17 +135,24 @@ impl Process {
             .append(true)
             .open(&log)
             .with_context(|| format!("cannot write {}", log.display()))?;
+        let written = file
+            .metadata()
+            .context("cannot see the log's length")?
+            .len();
         let stderr = file.try_clone().context("cannot share the log file")?;
         let child = wrapped
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(stderr)
+            // Ctrl-C is for the owner, which decides what becomes of its processes.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start `{}`", show(&wrapped)))?;
         let pid = i32::try_from(child.id()).context("a pid beyond pid_t")?;
         Ok(Self {
             name: name.to_owned(),
             log,
+            log_start: usize::try_from(written).unwrap_or(usize::MAX),
             pid: Pid::from_raw(pid),
             child: Mutex::new(child),
         })
@@ -139,7 +172,10 @@ impl Process {
     pub fn output(&self) -> String {
         fs::read(&self.log).map_or_else(
             |error| format!("cannot read {}: {error}", self.log.display()),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+            |bytes| {
+                let own = bytes.get(self.log_start..).unwrap_or_default();
+                String::from_utf8_lossy(own).into_owned()
+            },
         )
     }
 
@@ -155,14 +191,22 @@ impl Process {
     /// SIGSTOP: it hangs, as on a machine that stalls. Returns when it has stopped.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
-        let stat = format!("/proc/{}/stat", self.pid);
         wait_until("the process to stop", Duration::from_secs(5), || {
-            let stat = fs::read_to_string(&stat)?;
-            let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-            Ok(state
-                .is_some_and(|rest| rest.starts_with('T'))
-                .then_some(()))
+            Ok((self.state() == State::Frozen).then_some(()))
         })
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> State {
+        if !self.is_running() {
+            return State::Ended;
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The state follows the name, which may contain anything.
+        match stat.rsplit_once(") ") {
+            Some((_, rest)) if rest.starts_with('T') => State::Frozen,
+            _ => State::Running,
+        }
     }
 
     /// SIGCONT: it goes on.

@@ -273,15 +273,7 @@ impl Node {
 
     /// A command that runs in the node: in its namespace and its cgroup.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", r#"echo $$ >"$0" && exec "$@""#])
-            .arg(self.cgroup().join("cgroup.procs"))
-            .arg("nsenter")
-            .arg(format!("--net={}", self.namespace.path().display()))
-            .arg("--")
-            .arg(program);
-        command
+        inside(self.cgroup(), &self.namespace.path(), program)
     }
 
     /// Runs a program in the node to its end; its output.
@@ -311,6 +303,19 @@ impl Node {
         };
         self.start("xvip", binary, &["run", "--config", file])
     }
+}
+
+/// A command that runs in a node's cgroup and network namespace.
+pub fn inside(cgroup: &Path, namespace: &Path, program: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"echo $$ >"$0" && exec "$@""#])
+        .arg(cgroup.join("cgroup.procs"))
+        .arg("nsenter")
+        .arg(format!("--net={}", namespace.display()))
+        .arg("--")
+        .arg(program);
+    command
 }
 
 /// Pins outlive processes: they are removed by name.
