@@ -253,7 +253,14 @@ fn node_changes(before: &NodeView, now: &NodeView) -> Vec<String> {
 }
 
 fn status_changes(before: Option<&Status>, now: &Status, name: &str) -> Vec<String> {
-    let known = before.map(words).unwrap_or_default();
+    let Some(before) = before else {
+        let instances = now.vrrp.iter();
+        let states: Vec<_> = instances
+            .map(|vrrp| format!("{} {}", vrrp.name, vrrp.state))
+            .collect();
+        return vec![format!("{name}: controller answers: {}", states.join(", "))];
+    };
+    let known = words(before);
     words(now)
         .into_iter()
         .filter(|(what, word)| known.get(what).map(|(state, _)| *state) != Some(word.0))
