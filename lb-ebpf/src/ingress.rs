@@ -44,6 +44,7 @@ fn ip<C: Context, F: Family>(ctx: &C, ethernet: Ethernet) -> Decision {
 #[inline(always)]
 fn try_ip<C: Context, F: Family>(ctx: &C, l3: usize) -> Result<Decision, Reason> {
     let scratch = F::scratch().ok_or(Reason::Inconsistent)?;
+    let l3 = scratch.forget::<0x1f>(l3);
     // Only packets to a VIP are checked closely: the others are the kernel's, whatever they are.
     let [src, dst]: [F::Addr; 2] = packet::load(ctx, l3 + F::ADDRESSES).ok_or(Reason::Truncated)?;
     scratch.key = FlowKey::new(src, 0, dst, 0, 0);
@@ -52,7 +53,9 @@ fn try_ip<C: Context, F: Family>(ctx: &C, l3: usize) -> Result<Decision, Reason>
     if !same_mac(&own, &parse::macs(ctx)?.dst) {
         return Err(Reason::NotOurMac);
     }
-    let ip = F::locate(ctx, l3)?;
+    let mut ip = F::locate(ctx, l3)?;
+    ip.l4 = scratch.forget::<0x1ff>(ip.l4);
+    ip.end = scratch.forget::<0x1_ffff>(ip.end);
     match ip.proto {
         IPPROTO_TCP => {}
         // Echo, errors and neighbour discovery are the kernel's, like every other protocol.

@@ -106,6 +106,23 @@ pub struct Scratch<A> {
     pub service_key: ServiceKey<A>,
     /// A return entry to write.
     pub entry: NatReturn<A>,
+    /// See [`Scratch::forget`].
+    cell: u32,
+}
+
+impl<A> Scratch<A> {
+    /// The same value, of which the verifier knows only that it is at most `MASK`: paths that
+    /// differ in nothing but an offset (VLAN tags, IP options, extension headers) become one
+    /// from here on, instead of being verified to the end one by one.
+    #[inline(always)]
+    pub fn forget<const MASK: usize>(&mut self, value: usize) -> usize {
+        let cell = &raw mut self.cell;
+        // SAFETY: a field of our own; volatile, so that the value really takes this detour.
+        unsafe {
+            cell.write_volatile(value as u32);
+            cell.read_volatile() as usize & MASK
+        }
+    }
 }
 
 #[btf_map(name = "scratch4")]
