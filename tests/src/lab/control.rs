@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader, ErrorKind, Write},
     os::unix::net::UnixStream as BlockingStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,6 +13,8 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader as AsyncBufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::timeout,
 };
 
 use super::Verb;
@@ -64,7 +67,7 @@ impl Control {
     }
 
     /// Opens the socket for a new lab; an error if one runs already.
-    pub(super) async fn listen(&self) -> Result<mpsc::Receiver<Order>> {
+    pub(super) async fn listen(&self) -> Result<Orders> {
         if UnixStream::connect(&self.socket).await.is_ok() {
             bail!("a lab runs already: `cargo xtask lab stop` ends it");
         }
@@ -80,7 +83,7 @@ impl Control {
             .with_context(|| format!("cannot listen at {}", self.socket.display()))?;
         let (sender, receiver) = mpsc::channel(1);
         let socket = Remove(self.socket.clone());
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             let _socket = socket;
             while let Ok((stream, _)) = listener.accept().await {
                 let sender = sender.clone();
@@ -88,7 +91,32 @@ impl Control {
                 tokio::spawn(async move { serve(stream, sender).await.ok() });
             }
         });
-        Ok(receiver)
+        Ok(Orders {
+            receiver,
+            accepting: accepting.abort_handle(),
+        })
+    }
+}
+
+/// The lab's end of the socket.
+#[derive(Debug)]
+pub(super) struct Orders {
+    receiver: mpsc::Receiver<Order>,
+    accepting: AbortHandle,
+}
+
+impl Orders {
+    /// The next verb.
+    pub(super) async fn next(&mut self) -> Option<Order> {
+        self.receiver.recv().await
+    }
+
+    /// Takes no more verbs, and waits until the last answers are written.
+    pub(super) async fn close(mut self) {
+        self.accepting.abort();
+        // Every conversation holds a sender; one that goes on without end is left alone.
+        let ended = async { while self.receiver.recv().await.is_some() {} };
+        let _ = timeout(Duration::from_secs(1), ended).await;
     }
 }
 

@@ -123,7 +123,7 @@ pub enum Verb {
     /// Where the nodes are, as JSON: namespaces, cgroups, directories.
     #[command(hide = true)]
     Info,
-    /// End the lab.
+    /// End the lab, and wait until nothing of it is left.
     Stop,
 }
 
@@ -169,20 +169,22 @@ pub async fn run(options: &Options, control: Control) -> Result<()> {
     let mut screen = view::Screen::new(redraw, lab.title());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stopped_by = None;
     let end = options.duration.map(|duration| Instant::now() + duration);
     loop {
         tokio::select! {
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             _ = hangup.recv() => break,
-            Some(Order { verb, reply }) = orders.recv() => {
+            Some(Order { verb, reply }) = orders.next() => {
                 screen.note(&lab.snapshot(), &verb);
+                if matches!(verb, Verb::Stop) {
+                    stopped_by = Some(reply);
+                    break;
+                }
                 let result = lab.perform(&verb);
                 // Whoever asked may have left.
                 let _ = reply.send(result.map_err(|error| format!("{error:#}")));
-                if matches!(verb, Verb::Stop) {
-                    break;
-                }
             }
             _ = ticks.tick() => {
                 let snapshot = lab.snapshot();
@@ -198,6 +200,11 @@ pub async fn run(options: &Options, control: Control) -> Result<()> {
     }
     drop(screen);
     println!("removing the lab");
+    drop(lab);
+    if let Some(reply) = stopped_by {
+        let _ = reply.send(Ok("the lab has ended, nothing of it is left".to_owned()));
+    }
+    orders.close().await;
     Ok(())
 }
 
@@ -291,7 +298,7 @@ impl Lab {
                 let nodes: Vec<_> = self.net.nodes().iter().map(NodeInfo::from).collect();
                 return Ok(serde_json::to_string(&nodes)?);
             }
-            Verb::Stop => return Ok("the lab ends".to_owned()),
+            Verb::Stop => bail!("only the main loop ends the lab"),
             Verb::KillController(on) => self.controller(on)?.kill().map(drop)?,
             Verb::StopController(on) => self.controller(on)?.terminate(PATIENCE).map(drop)?,
             Verb::FreezeController(on) => self.controller(on)?.freeze()?,

@@ -145,7 +145,14 @@ impl Observer {
         }
         let client = Shared::default();
         let node = net.find("client").context("the topology has no client")?;
-        keep_asking(node.namespace().path(), vips.to_vec(), client.clone())?;
+        let seen: Vec<_> = nodes.iter().map(|(_, seen)| seen.clone()).collect();
+        let owned = move || seen.iter().any(|seen| !lock(seen).vips.is_empty());
+        keep_asking(
+            node.namespace().path(),
+            vips.to_vec(),
+            owned,
+            client.clone(),
+        )?;
         Ok(Self {
             start: Instant::now(),
             nodes,
@@ -214,8 +221,17 @@ fn watch_addresses(node: &Node, vips: Vec<IpAddr>, seen: Shared<Seen>) -> Result
     })
 }
 
-fn keep_asking(namespace: PathBuf, vips: Vec<IpAddr>, requests: Shared<Requests>) -> Result<()> {
+/// Asks the VIPs from the moment that somebody has them.
+fn keep_asking(
+    namespace: PathBuf,
+    vips: Vec<IpAddr>,
+    owned: impl Fn() -> bool + Send + 'static,
+    requests: Shared<Requests>,
+) -> Result<()> {
     background("client", move || {
+        while !owned() {
+            thread::sleep(REQUEST_PERIOD);
+        }
         let ended = netns::block_on(&namespace, || trickle(&vips, requests));
         if let Err(error) = ended {
             eprintln!("the client ended: {error:#}");

@@ -184,11 +184,11 @@ fn service_table(now: &Snapshot, service: &ServiceStatus) -> String {
             .as_ref()
             .and_then(|status| find(status, &service.name));
         for backend in mine.into_iter().flat_map(|service| &service.backends) {
-            let _ = write!(
-                text,
-                "   {}: {} {} {:<6}",
+            let cell = format!(
+                "{}: {} {} {}",
                 backend.name, backend.method, backend.state, backend.connections
             );
+            let _ = write!(text, "  {cell:<24}");
         }
         text.push('\n');
     }

@@ -1,3 +1,4 @@
 //! Scenarios in network namespaces. Needs root.
 
+mod lab;
 mod topology;
