@@ -27,7 +27,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
 /// Clippy over the programs, on their own target.
 pub(crate) fn clippy(workspace: &Workspace) -> Command {
     let mut command = cargo(workspace, "clippy");
-    command.args(["--", "-Dwarnings"]);
+    command.args(["--keep-going", "--", "-Dwarnings"]);
     command
 }
 

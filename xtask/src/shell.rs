@@ -97,7 +97,8 @@ pub(crate) fn become_command(command: &mut Command) -> anyhow::Error {
 
 /// A command as it would be typed.
 pub(crate) fn show(command: &Command) -> String {
-    std::iter::once(command.get_program())
+    let program = Path::new(command.get_program());
+    std::iter::once(program.file_name().unwrap_or(program.as_os_str()))
         .chain(command.get_args())
         .map(OsStr::to_string_lossy)
         .collect::<Vec<_>>()

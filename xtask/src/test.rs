@@ -110,7 +110,8 @@ impl<'a> Session<'a> {
 
         let mut clippy = self.workspace.cargo("clippy");
         clippy.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]);
-        clippy.args(["--all-features", "--", "-Dwarnings"]);
+        // Every crate's findings in one run, not only the first one's.
+        clippy.args(["--all-features", "--keep-going", "--", "-Dwarnings"]);
         self.step("clippy", &mut clippy);
         self.step("clippy of the programs", &mut bpf::clippy(self.workspace));
 
