@@ -37,6 +37,8 @@ const REQUEST_PERIOD: Duration = Duration::from_millis(50);
 const REQUEST_MILLIS: u64 = 2000;
 /// How many of the last requests count.
 const WINDOW: usize = 100;
+/// How many requests show that it works.
+const ENOUGH: u64 = 60;
 /// The service's port on the VIPs.
 const PORT: u16 = 1644;
 
@@ -105,6 +107,7 @@ impl Snapshot {
         backends_up
             && all == 2
             && owned.len() == 2
+            && self.client.total >= ENOUGH
             && self.client.errors.is_empty()
             && self.client.by_node.len() == self.nodes.len()
     }
