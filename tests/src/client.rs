@@ -95,6 +95,10 @@ pub struct Report {
     pub by_node: BTreeMap<String, usize>,
     /// Addresses that the nodes saw as the client's.
     pub client_addresses: BTreeSet<IpAddr>,
+    /// The same, with the node that saw them.
+    pub views: BTreeSet<(String, IpAddr)>,
+    /// Where the client's own sockets say that they lead to (`getpeername`), of answered requests.
+    pub peers: BTreeSet<SocketAddr>,
     /// Failed requests per kind of failure.
     pub errors: BTreeMap<String, usize>,
     /// Milliseconds from the first request to the last answer.
@@ -126,8 +130,10 @@ impl Report {
         match outcome {
             Ok(answer) => {
                 self.ok += 1;
-                *self.by_node.entry(answer.node).or_default() += 1;
                 self.client_addresses.insert(answer.client.ip());
+                self.views.insert((answer.node.clone(), answer.client.ip()));
+                self.peers.insert(answer.peer);
+                *self.by_node.entry(answer.node).or_default() += 1;
                 let millis = u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX);
                 self.slowest_ms = self.slowest_ms.max(millis);
             }
@@ -193,6 +199,22 @@ pub async fn request(load: &Load) -> Result<Answer, Failure> {
     bounded(load, tls.as_ref(), None).await
 }
 
+/// A connection without TLS, or with it.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// A connection for requests of the caller's own.
+pub(crate) async fn open(load: &Load) -> Result<Box<dyn Stream>> {
+    let stream = connect(load.target, None).await.context("connect")?;
+    if load.plain {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::from(load.target.ip());
+    let stream = tls()?.connect(name, stream).await.context("TLS")?;
+    Ok(Box::new(stream))
+}
+
 struct Shared {
     load: Load,
     tls: Option<TlsConnector>,
@@ -231,6 +253,8 @@ pub struct Answer {
     pub node: String,
     /// The client as that node saw it.
     pub client: SocketAddr,
+    /// Where the client's socket says that it leads to.
+    pub peer: SocketAddr,
     /// From before connect to the last byte.
     pub took: Duration,
 }
@@ -274,22 +298,26 @@ async fn bounded(
         let stream = connect(load.target, port)
             .await
             .map_err(|error| Failure::Connect(error.kind().to_string()))?;
+        let peer = stream
+            .peer_addr()
+            .map_err(|error| Failure::Broken(error.to_string()))?;
         let Some(tls) = tls else {
-            return exchange(stream, load).await;
+            return Ok((exchange(stream, load).await?, peer));
         };
         let name = ServerName::from(load.target.ip());
         let stream = tls
             .connect(name, stream)
             .await
             .map_err(|error| Failure::Tls(error.to_string()))?;
-        exchange(stream, load).await
+        Ok((exchange(stream, load).await?, peer))
     };
-    let (node, client) = timeout(Duration::from_millis(load.timeout_ms), all)
+    let ((node, client), peer) = timeout(Duration::from_millis(load.timeout_ms), all)
         .await
         .map_err(|_| Failure::Timeout)??;
     Ok(Answer {
         node,
         client,
+        peer,
         took: begin.elapsed(),
     })
 }

@@ -12,6 +12,9 @@ pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 /// The lab's IPv6 VIP, `fd77::100`.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 
+/// Both.
+pub const BOTH: [IpAddr; 2] = [IpAddr::V4(VIP4), IpAddr::V6(VIP6)];
+
 /// A control plane: who takes part and how. Change fields as the scenario wants them.
 #[derive(Clone, Debug)]
 pub struct ControlPlane<'a> {

@@ -19,6 +19,7 @@
 //! ```
 
 pub mod client;
+pub mod cluster;
 pub mod control_plane;
 pub mod kernel;
 pub mod lab;
@@ -26,5 +27,8 @@ pub mod netns;
 pub mod process;
 pub mod skip;
 pub mod standin;
+pub mod steady;
 pub mod topology;
+pub mod watch;
+pub mod who_has;
 pub mod xdp_stub;

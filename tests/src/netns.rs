@@ -75,6 +75,21 @@ impl NetNs {
         enter(&self.path(), work)
     }
 
+    /// Runs a closure on a thread of its own inside the namespace, beside the caller.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> thread::JoinHandle<Result<T>> {
+        let path = self.path();
+        // Opened here: the namespace may be gone when the thread comes to run.
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()));
+        thread::spawn(move || {
+            setns(file?, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("cannot enter {}", path.display()))?;
+            work()
+        })
+    }
+
     /// Runs a future to its end inside the namespace, on a runtime of its own.
     pub fn block_on<F, T>(&self, make: impl FnOnce() -> F + Send) -> Result<T>
     where

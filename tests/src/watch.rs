@@ -1,0 +1,140 @@
+//! Long-lived connections: watch streams that must go on whatever happens to the VIP.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    sync::oneshot,
+};
+
+use crate::{
+    client::{self, Load},
+    process::wait_until,
+    topology::Node,
+};
+
+/// What has come through one stream.
+#[derive(Clone, Debug, Default)]
+struct Stream {
+    node: String,
+    events: u64,
+    ended: Option<String>,
+}
+
+/// Watch streams of a client. Dropping it closes them.
+#[derive(Debug)]
+pub struct Watches {
+    streams: Arc<Mutex<Vec<Stream>>>,
+    // Its end ends the thread.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Watches {
+    /// Opens `count` streams from a node and waits for the first event of each.
+    pub fn open(node: &Node, load: &Load, count: usize, deadline: Duration) -> Result<Self> {
+        let streams = Arc::new(Mutex::new(vec![Stream::default(); count]));
+        let (stop, stopped) = oneshot::channel();
+        let (shared, load) = (streams.clone(), load.clone());
+        // Detached: it ends with `stop`.
+        drop(node.namespace().spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("cannot start a runtime")?;
+            runtime.block_on(async {
+                for number in 0..count {
+                    tokio::spawn(follow(shared.clone(), number, load.clone()));
+                }
+                // An error is the end, too: the other side is gone.
+                let _ = stopped.await;
+            });
+            Ok(())
+        }));
+        let watches = Self {
+            streams,
+            _stop: stop,
+        };
+        watches.wait_events(1, deadline)?;
+        Ok(watches)
+    }
+
+    /// Waits until every stream has brought `count` more events; fails if one has ended.
+    pub fn wait_events(&self, count: u64, deadline: Duration) -> Result<()> {
+        let before: Vec<_> = lock(&self.streams).iter().map(|s| s.events).collect();
+        wait_until("events of every watch", deadline, || {
+            let now = lock(&self.streams);
+            let far = now
+                .iter()
+                .zip(&before)
+                .all(|(s, before)| s.events >= before + count);
+            let ended = now.iter().any(|stream| stream.ended.is_some());
+            Ok((far || ended).then_some(()))
+        })?;
+        let ended = self.ended();
+        ensure!(ended.is_empty(), "watches ended: {ended:?}");
+        Ok(())
+    }
+
+    /// The streams that have ended: their nodes and why.
+    pub fn ended(&self) -> Vec<(String, String)> {
+        let streams = lock(&self.streams);
+        let ended = streams
+            .iter()
+            .filter_map(|stream| Some((stream.node.clone(), stream.ended.clone()?)));
+        ended.collect()
+    }
+
+    /// How many streams each node serves.
+    pub fn by_node(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for stream in lock(&self.streams).iter() {
+            *counts.entry(stream.node.clone()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+fn lock(streams: &Mutex<Vec<Stream>>) -> MutexGuard<'_, Vec<Stream>> {
+    match streams.lock() {
+        Ok(guard) => guard,
+        Err(poisoned) => poisoned.into_inner(),
+    }
+}
+
+async fn follow(streams: Arc<Mutex<Vec<Stream>>>, number: usize, load: Load) {
+    let change = |change: &dyn Fn(&mut Stream)| {
+        if let Some(stream) = lock(&streams).get_mut(number) {
+            change(stream);
+        }
+    };
+    let why = match read_events(&load, &change).await {
+        Ok(()) => "the server closed it".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    change(&|stream| stream.ended = Some(why.clone()));
+}
+
+async fn read_events(load: &Load, change: &dyn Fn(&dyn Fn(&mut Stream))) -> Result<()> {
+    let stream = client::open(load).await?;
+    let mut stream = BufReader::new(stream);
+    let request = format!("GET /watch HTTP/1.1\r\nHost: {}\r\n\r\n", load.target);
+    stream.write_all(request.as_bytes()).await?;
+    let mut line = String::new();
+    while stream.read_line(&mut line).await? > 0 {
+        if let Ok(event) = serde_json::from_str::<serde_json::Value>(line.trim())
+            && let Some(node) = event.get("node").and_then(serde_json::Value::as_str)
+        {
+            change(&|stream| {
+                node.clone_into(&mut stream.node);
+                stream.events += 1;
+            });
+        }
+        line.clear();
+    }
+    Ok(())
+}
