@@ -29,7 +29,7 @@ struct Stream {
 /// Watch streams of a client. Dropping it closes them.
 #[derive(Debug)]
 pub struct Watches {
-    streams: Arc<Mutex<Vec<Stream>>>,
+    streams: Shared,
     // Its end ends the thread.
     _stop: oneshot::Sender<()>,
 }
@@ -37,7 +37,7 @@ pub struct Watches {
 impl Watches {
     /// Opens `count` streams from a node and waits for the first event of each.
     pub fn open(node: &Node, load: &Load, count: usize, deadline: Duration) -> Result<Self> {
-        let streams = Arc::new(Mutex::new(vec![Stream::default(); count]));
+        let streams = Shared(Arc::new(Mutex::new(vec![Stream::default(); count])));
         let (stop, stopped) = oneshot::channel();
         let (shared, load) = (streams.clone(), load.clone());
         // Detached: it ends with `stop`.
@@ -65,9 +65,9 @@ impl Watches {
 
     /// Waits until every stream has brought `count` more events; fails if one has ended.
     pub fn wait_events(&self, count: u64, deadline: Duration) -> Result<()> {
-        let before: Vec<_> = lock(&self.streams).iter().map(|s| s.events).collect();
+        let before: Vec<_> = self.streams.all().iter().map(|s| s.events).collect();
         wait_until("events of every watch", deadline, || {
-            let now = lock(&self.streams);
+            let now = self.streams.all();
             let far = now
                 .iter()
                 .zip(&before)
@@ -82,7 +82,7 @@ impl Watches {
 
     /// The streams that have ended: their nodes and why.
     pub fn ended(&self) -> Vec<(String, String)> {
-        let streams = lock(&self.streams);
+        let streams = self.streams.all();
         let ended = streams
             .iter()
             .filter_map(|stream| Some((stream.node.clone(), stream.ended.clone()?)));
@@ -92,44 +92,50 @@ impl Watches {
     /// How many streams each node serves.
     pub fn by_node(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
-        for stream in lock(&self.streams).iter() {
+        for stream in self.streams.all().iter() {
             *counts.entry(stream.node.clone()).or_default() += 1;
         }
         counts
     }
 }
 
-fn lock(streams: &Mutex<Vec<Stream>>) -> MutexGuard<'_, Vec<Stream>> {
-    match streams.lock() {
-        Ok(guard) => guard,
-        Err(poisoned) => poisoned.into_inner(),
+/// What all streams have brought so far.
+#[derive(Clone, Debug)]
+struct Shared(Arc<Mutex<Vec<Stream>>>);
+
+impl Shared {
+    fn all(&self) -> MutexGuard<'_, Vec<Stream>> {
+        match self.0.lock() {
+            Ok(guard) => guard,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn change(&self, number: usize, change: impl FnOnce(&mut Stream)) {
+        if let Some(stream) = self.all().get_mut(number) {
+            change(stream);
+        }
     }
 }
 
-async fn follow(streams: Arc<Mutex<Vec<Stream>>>, number: usize, load: Load) {
-    let change = |change: &dyn Fn(&mut Stream)| {
-        if let Some(stream) = lock(&streams).get_mut(number) {
-            change(stream);
-        }
-    };
-    let why = match read_events(&load, &change).await {
+async fn follow(streams: Shared, number: usize, load: Load) {
+    let why = match read_events(&streams, number, &load).await {
         Ok(()) => "the server closed it".to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    change(&|stream| stream.ended = Some(why.clone()));
+    streams.change(number, |stream| stream.ended = Some(why));
 }
 
-async fn read_events(load: &Load, change: &dyn Fn(&dyn Fn(&mut Stream))) -> Result<()> {
-    let stream = client::open(load).await?;
-    let mut stream = BufReader::new(stream);
+async fn read_events(streams: &Shared, number: usize, load: &Load) -> Result<()> {
+    let mut connection = BufReader::new(client::open(load).await?);
     let request = format!("GET /watch HTTP/1.1\r\nHost: {}\r\n\r\n", load.target);
-    stream.write_all(request.as_bytes()).await?;
+    connection.write_all(request.as_bytes()).await?;
     let mut line = String::new();
-    while stream.read_line(&mut line).await? > 0 {
+    while connection.read_line(&mut line).await? > 0 {
         if let Ok(event) = serde_json::from_str::<serde_json::Value>(line.trim())
             && let Some(node) = event.get("node").and_then(serde_json::Value::as_str)
         {
-            change(&|stream| {
+            streams.change(number, |stream| {
                 node.clone_into(&mut stream.node);
                 stream.events += 1;
             });

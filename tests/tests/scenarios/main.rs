@@ -2,3 +2,4 @@
 //! Needs root.
 
 mod requests;
+mod takeover;
