@@ -173,8 +173,15 @@ fn a_frozen_owner_is_fenced_and_answers_nobody() {
 fn nopreempt_leaves_the_vip_where_it_is() {
     skip_unless_root!();
     let mut cluster = Cluster::builder()
-        .start(|plane| "preempt = false".clone_into(&mut plane.vrrp))
+        .prepare(|plane| "preempt = false".clone_into(&mut plane.vrrp))
         .unwrap();
+    // Nobody preempts: the first one to be there is the owner.
+    cluster.start_xvip("m1").unwrap();
+    cluster.wait_state("m1", VrrpState::Active).unwrap();
+    for name in ["m2", "m3"] {
+        cluster.start_xvip(name).unwrap();
+    }
+    cluster.wait_settled("m1").unwrap();
     cluster.stop_xvip("m1").unwrap();
     cluster.wait_has("m2", "eth0", VIP4, true).unwrap();
     cluster.start_xvip("m1").unwrap();
