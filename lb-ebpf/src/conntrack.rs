@@ -45,9 +45,14 @@ impl<C: Context, F: Family> Request<'_, C, F> {
         F::socket(self.ctx, &self.scratch.key, self.service.local_port())
     }
 
-    /// Deliver to the local backend.
+    /// Deliver to the local backend. From its SYN on the flow is the kernel's: an entry left by an
+    /// earlier attempt, or by an earlier connection with the same ports, would take the segments
+    /// that follow away to its own backend.
     #[inline(always)]
     pub fn deliver(&self, reason: Reason) -> Decision {
+        if self.tcp.segment.is_syn() {
+            maps::remove_lru(F::flows(), &self.scratch.key);
+        }
         maps::count_packet(
             self.service.id(),
             self.service.local_backend(),

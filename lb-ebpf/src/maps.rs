@@ -199,6 +199,13 @@ pub fn put_new_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, val
     map.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
 }
 
+/// Remove a key that may not be there.
+#[inline(always)]
+pub fn remove_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) {
+    // Absent is what was wanted.
+    let _ = map.remove(key);
+}
+
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
 #[inline(always)]
 pub fn maglev(table: u32, slot: u32) -> u32 {
