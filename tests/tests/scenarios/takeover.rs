@@ -41,7 +41,10 @@ fn clients(cluster: &Cluster) -> Vec<(Watches, Steady)> {
         let watches = Watches::open(client, &load, 20, PATIENCE).unwrap();
         // The owner's own by local, the others by dsr.
         assert_eq!(watches.by_node().len(), 3, "{watches:?}");
-        (watches, Steady::start(client, &load, PACE, PATIENCE).unwrap())
+        (
+            watches,
+            Steady::start(client, &load, PACE, PATIENCE).unwrap(),
+        )
     };
     BOTH.into_iter().map(open).collect()
 }
@@ -51,7 +54,11 @@ fn nothing_was_lost(clients: Vec<(Watches, Steady)>) {
     for (watches, steady) in clients {
         watches.wait_events(2, PATIENCE).unwrap();
         let outcomes = steady.finish().unwrap();
-        println!("{} requests, slowest {:?}", outcomes.len(), slowest(&outcomes));
+        println!(
+            "{} requests, slowest {:?}",
+            outcomes.len(),
+            slowest(&outcomes)
+        );
         assert_eq!(failures(&outcomes), Vec::<String>::new());
     }
 }
@@ -155,7 +162,10 @@ fn a_frozen_owner_is_fenced_and_answers_nobody() {
     cluster.wait_state("m1", VrrpState::Active).unwrap();
     for node in ["m1", "m2"] {
         let state = cluster.vrrp(node).unwrap();
-        println!("{node}: {} since {} ms, {}", state.state, state.since_ms, state.cause);
+        println!(
+            "{node}: {} since {} ms, {}",
+            state.state, state.since_ms, state.cause
+        );
     }
     // It was Active, lost the lease, and was elected again.
     assert!(cluster.vrrp("m1").unwrap().transitions >= 4);
@@ -209,6 +219,8 @@ fn after_a_partition_there_is_one_owner() {
     for vip in BOTH {
         let report = cluster.requests(&cluster.load(vip)).unwrap();
         println!("while m1 is cut off: {report}");
+        // The first ones met m1's backend, and went elsewhere when it was known to be down.
+        assert_eq!(report.ok, 1000, "{report}");
     }
     cluster.net().join("m1").unwrap();
     cluster.wait_settled("m1").unwrap();
