@@ -36,7 +36,7 @@ enum Part {
     Unit,
     /// Tests that load the programs into the kernel (tests/tests/bpf).
     Bpf,
-    /// Scenarios in network namespaces (tests/tests/net).
+    /// Scenarios in network namespaces (tests/tests/net, tests/tests/scenarios).
     Net,
     /// Documentation builds without warnings.
     Docs,
@@ -74,7 +74,15 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     } else if wants(Part::Bpf) {
         session.cargo_test(&["--package", "lb-tests", "--test", "bpf"], &args.filter)?;
     } else if wants(Part::Net) {
-        session.cargo_test(&["--package", "lb-tests", "--test", "net"], &args.filter)?;
+        let suites = [
+            "--package",
+            "lb-tests",
+            "--test",
+            "net",
+            "--test",
+            "scenarios",
+        ];
+        session.cargo_test(&suites, &args.filter)?;
     }
     if wants(Part::Docs) {
         session.docs();
