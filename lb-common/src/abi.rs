@@ -12,6 +12,9 @@
 //!
 //! `A` is the address type: `[u8; 4]` for IPv4, `[u8; 16]` for IPv6. Maps exist once per family.
 
+#[cfg(feature = "user")]
+pub mod layout;
+
 use core::mem::{align_of, size_of};
 
 use crate::conntrack::FlowState;
