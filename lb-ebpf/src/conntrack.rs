@@ -72,9 +72,10 @@ impl<C: Context, F: Family> Request<'_, C, F> {
         }
     }
 
-    /// An existing flow's packet, or `None` where the flow must be selected anew.
+    /// An existing flow's packet, or `None` where the flow must be selected anew. `excluded` is
+    /// the peer that forwarded it, if one did.
     #[inline(always)]
-    fn established(&mut self) -> Option<Decision> {
+    fn established(&mut self, excluded: u32) -> Option<Decision> {
         let now = maps::now_seconds();
         let segment = self.tcp.segment;
         let (id, nat_port, path) = maps::update_lru(F::flows(), &self.scratch.key, |flow| {
@@ -85,6 +86,10 @@ impl<C: Context, F: Family> Request<'_, C, F> {
             Some((flow.backend(), flow.nat_port(), flow.path()))
         })??;
         let backend = select::backend::<F>(id, &self.service)?;
+        let returns = excluded != NODE_NONE && backend.node() == excluded;
+        if returns || !fits(backend.method(), nat_port) {
+            return None;
+        }
         if backend.state() == BackendState::Down {
             // A new connection goes elsewhere; the segments of an old one have nowhere to go.
             return if segment.is_syn() {
@@ -166,7 +171,7 @@ impl<C: Context, F: Family> Request<'_, C, F> {
         if maglev_local && !syn && self.local_socket() == SocketMatch::Connection {
             return self.deliver(Reason::Local);
         }
-        if let Some(decision) = self.established() {
+        if let Some(decision) = self.established(excluded) {
             return decision;
         }
         // Before the flow is selected anew: this node may hold it, from before the table changed.
@@ -216,6 +221,17 @@ impl<C: Context, F: Family> Request<'_, C, F> {
         } else {
             Origin::ForwardedBy(peer)
         }
+    }
+}
+
+/// Whether an entry with this nat port was made for a backend of this method, which the
+/// controller may have changed since.
+#[inline(always)]
+fn fits(method: Option<Method>, nat_port: u16) -> bool {
+    match method {
+        Some(Method::Dsr) => nat_port == 0,
+        Some(Method::Nat) => nat_port != 0,
+        Some(Method::Local) | None => false,
     }
 }
 
