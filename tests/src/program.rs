@@ -1,0 +1,280 @@
+//! The BPF object under test: loaded with maps of its own, run on one frame at a time through
+//! `BPF_PROG_TEST_RUN`, and asked which reasons it counted.
+
+use std::{cell::RefCell, env, fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, Xdp},
+};
+use lb_common::{
+    abi::Counters,
+    reason::{Reason, Verdict},
+};
+
+/// Names of the object's programs.
+pub const PROGRAMS: &[&str] = &[
+    "xdp_ingress",
+    "xdp_stub",
+    "tc_egress",
+    "connect4",
+    "connect6",
+    "getpeername4",
+    "getpeername6",
+];
+
+/// Capacities that are enough for a test: the shipped ones take 150 MB.
+const SMALL: &[(&str, u32)] = &[
+    ("flows4", 1024),
+    ("flows6", 1024),
+    ("returns4", 1024),
+    ("returns6", 1024),
+    ("connects4", 1024),
+    ("connects6", 1024),
+    ("maglev", 8),
+];
+
+/// What a frame may grow by.
+const TAILROOM: usize = 64;
+
+/// The object's bytes: from the file that `XVIP_BPF_OBJECT` names, else as `cargo xtask build`
+/// leaves it.
+pub fn object() -> Result<Vec<u8>> {
+    let path = env::var_os("XVIP_BPF_OBJECT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/xvip-bpf.o"),
+        PathBuf::from,
+    );
+    fs::read(&path).with_context(|| {
+        format!(
+            "{}: run `cargo xtask build`, or set XVIP_BPF_OBJECT",
+            path.display()
+        )
+    })
+}
+
+/// What a program did with one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The program's return value.
+    pub action: Action,
+    /// The packet afterwards.
+    pub frame: Vec<u8>,
+    /// The reasons that were counted, each with its packets and bytes.
+    pub counted: Vec<(Reason, u64, u64)>,
+}
+
+impl Run {
+    /// Whether exactly `reason` was counted, once, with all bytes of a frame of `length` bytes,
+    /// and the verdict is its own.
+    pub fn is(&self, reason: Reason, length: usize) -> bool {
+        self.action == Action::Verdict(reason.verdict())
+            && self.counted == [(reason, 1, length as u64)]
+    }
+}
+
+/// A program's return value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// One of those that reasons know.
+    Verdict(Verdict),
+    /// Any other, `XDP_ABORTED` for one.
+    Other(u32),
+}
+
+impl Action {
+    /// `enum xdp_action`.
+    fn xdp(value: u32) -> Self {
+        match value {
+            1 => Self::Verdict(Verdict::Drop),
+            2 => Self::Verdict(Verdict::Pass),
+            3 => Self::Verdict(Verdict::Tx),
+            4 => Self::Verdict(Verdict::Redirect),
+            other => Self::Other(other),
+        }
+    }
+
+    /// `enum tcx_action_base`: `TCX_NEXT` is -1.
+    fn tcx(value: u32) -> Self {
+        match value {
+            u32::MAX => Self::Verdict(Verdict::Pass),
+            2 => Self::Verdict(Verdict::Drop),
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// The fields of a socket buffer that a program run can set.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SkBuff {
+    /// Segments that the device will cut, 0 for none.
+    pub gso_segs: u32,
+    /// Data bytes of each.
+    pub gso_size: u32,
+}
+
+impl SkBuff {
+    /// `struct __sk_buff`; all that is not set must be zero.
+    fn bytes(self) -> [u8; 192] {
+        const GSO_SEGS: usize = 164;
+        const GSO_SIZE: usize = 176;
+        let mut bytes = [0; 192];
+        bytes[GSO_SEGS..GSO_SEGS + 4].copy_from_slice(&self.gso_segs.to_ne_bytes());
+        bytes[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&self.gso_size.to_ne_bytes());
+        bytes
+    }
+}
+
+/// The loaded object.
+pub struct DataPlane {
+    ebpf: Ebpf,
+    /// Reason counters after the last run.
+    seen: RefCell<Vec<Counters>>,
+}
+
+impl DataPlane {
+    /// Load the object with small maps and these of its programs.
+    pub fn load(programs: &[&str]) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in SMALL {
+            loader.map_max_entries(map, *entries);
+        }
+        Self::load_with(&mut loader, programs)
+    }
+
+    /// Load the object as it ships, with all of its programs.
+    pub fn load_shipped() -> Result<Self> {
+        Self::load_with(&mut EbpfLoader::new(), PROGRAMS)
+    }
+
+    fn load_with(loader: &mut EbpfLoader<'_>, programs: &[&str]) -> Result<Self> {
+        // The programs use no kernel types: reading the kernel's own BTF would take most of the time.
+        let mut ebpf = (loader.btf(None).load(&object()?)).context("cannot load the object")?;
+        for name in programs {
+            let program = ebpf
+                .program_mut(name)
+                .with_context(|| format!("no program {name}"))?;
+            match program {
+                aya::programs::Program::Xdp(xdp) => xdp.load(),
+                aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
+                aya::programs::Program::CgroupSockAddr(hook) => hook.load(),
+                _ => anyhow::bail!("{name} is of an unexpected type"),
+            }
+            .with_context(|| format!("the kernel refuses {name}"))?;
+        }
+        let plane = Self {
+            ebpf,
+            seen: RefCell::default(),
+        };
+        *plane.seen.borrow_mut() = plane.counters("reason_stats")?;
+        Ok(plane)
+    }
+
+    /// A cgroup hook, to be attached.
+    pub fn hook(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
+        let program = self.ebpf.program_mut(name).context("no such program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// What the kernel says about a loaded program.
+    pub fn info(&self, name: &str) -> Result<ProgramInfo> {
+        let program = self.ebpf.program(name).context("no such program")?;
+        Ok(program.info()?)
+    }
+
+    /// A hash map (LRU or not).
+    pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        HashMap::try_from(map).with_context(|| format!("{name} is another kind of map"))
+    }
+
+    /// An array.
+    pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        Array::try_from(map).with_context(|| format!("{name} is another kind of map"))
+    }
+
+    /// Every element of a map of counters, summed over the CPUs.
+    pub fn counters(&self, name: &str) -> Result<Vec<Counters>> {
+        let map = self.ebpf.map(name).with_context(|| missing(name))?;
+        let map: PerCpuArray<_, Counters> = PerCpuArray::try_from(map)?;
+        (0..map.len())
+            .map(|index| {
+                let values = map.get(&index, 0)?;
+                Ok(values
+                    .iter()
+                    .copied()
+                    .fold(Counters::default(), Counters::plus))
+            })
+            .collect()
+    }
+
+    /// The reasons counted since the last call (or run).
+    pub fn counted(&self) -> Result<Vec<(Reason, u64, u64)>> {
+        let now = self.counters("reason_stats")?;
+        let before = self.seen.replace(now.clone());
+        let changes = Reason::ALL.iter().zip(now.iter().zip(&before));
+        Ok(changes
+            .map(|(reason, (now, before))| {
+                (
+                    *reason,
+                    now.packets() - before.packets(),
+                    now.bytes() - before.bytes(),
+                )
+            })
+            .filter(|(_, packets, bytes)| *packets != 0 || *bytes != 0)
+            .collect())
+    }
+
+    /// Run `xdp_ingress` on a frame that came in through interface `ifindex` of the calling
+    /// thread's network namespace.
+    pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Run> {
+        let program = self.ebpf.program("xdp_ingress").context("no xdp_ingress")?;
+        let program: &Xdp = program.try_into()?;
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let context = context.map(u32::to_ne_bytes).concat();
+        let (action, frame) = test_run(program, frame, &context)?;
+        Ok(Run {
+            action: Action::xdp(action),
+            frame,
+            counted: self.counted()?,
+        })
+    }
+
+    /// Run `tc_egress` on a frame that leaves.
+    pub fn run_tc(&self, frame: &[u8], buffer: SkBuff) -> Result<Run> {
+        let program = self.ebpf.program("tc_egress").context("no tc_egress")?;
+        let program: &SchedClassifier = program.try_into()?;
+        let (action, frame) = test_run(program, frame, &buffer.bytes())?;
+        Ok(Run {
+            action: Action::tcx(action),
+            frame,
+            counted: self.counted()?,
+        })
+    }
+}
+
+fn missing(name: &str) -> String {
+    format!("the object has no map {name}")
+}
+
+fn test_run<P>(program: &P, frame: &[u8], context: &[u8]) -> Result<(u32, Vec<u8>)>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
+{
+    let mut out = vec![0; frame.len() + TAILROOM];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context),
+            ..TestRunOptions::new()
+        })
+        .with_context(|| format!("program run on {} bytes", frame.len()))?;
+    let length = result.data_size_out as usize;
+    ensure!(length <= out.len(), "the frame grew to {length} bytes");
+    out.truncate(length);
+    Ok((result.return_value, out))
+}

@@ -1,0 +1,20 @@
+//! The BPF programs under test: rows of frames and what must come of them, the map ABI against the
+//! object's BTF, and what the verifier says. Everything runs in the kernel: root is needed.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a failed helper is a failed test"
+)]
+
+mod abi;
+mod coverage;
+mod dsr;
+mod egress;
+mod fence;
+mod local;
+mod malformed;
+mod nat;
+mod verifier;
+mod world;

@@ -1,0 +1,407 @@
+//! nat: full translation for backends whose node runs no xvip, and the way back.
+
+use lb_common::{
+    abi::{BackendState, NatReturn},
+    conntrack::FlowState,
+    headers::TcpHeader,
+    reason::Reason,
+};
+use lb_tests::packet::{
+    BACKEND_PORT, CLIENT_PORT, EXTERNAL_MACS, Family, Frame, OTHER_OWN_MAC, OTHER_UPLINK, OWN_MAC,
+    ROUTER_MAC, ROUTER2_MAC, UPLINK, V4, V6, VIP_PORT,
+};
+
+use crate::world::{EXTERNAL1, EXTERNAL2, Row, World, play, row};
+
+/// Where an external backend is in the arrays of stations.
+fn index(id: u32) -> usize {
+    (id - EXTERNAL1) as usize
+}
+
+/// The client's `frame` as backend `id` gets it, with source port `port`.
+fn request<F: Family>(id: u32, port: u16, frame: Frame<F>) -> Frame<F> {
+    frame
+        .macs(OWN_MAC, EXTERNAL_MACS[index(id)])
+        .src(F::VIP)
+        .sport(port)
+        .dst(F::EXTERNALS[index(id)])
+        .dport(BACKEND_PORT)
+}
+
+/// A segment of backend `id` to the VIP's port `port`.
+fn answer<F: Family>(id: u32, port: u16, flags: u8, data: &[u8]) -> Frame<F> {
+    Frame::tcp(flags, 5000, 1001, data)
+        .from(EXTERNAL_MACS[index(id)], F::EXTERNALS[index(id)])
+        .sport(BACKEND_PORT)
+        .dport(port)
+}
+
+fn syn_ack<F: Family>(id: u32, port: u16) -> Frame<F> {
+    answer::<F>(id, port, TcpHeader::SYN | TcpHeader::ACK, &[]).tcp_options(&[2, 4, 5, 0xb4])
+}
+
+/// What the client gets of the backend's `frame`.
+fn reply<F: Family>(frame: Frame<F>) -> Frame<F> {
+    frame
+        .macs(OWN_MAC, ROUTER_MAC)
+        .src(F::VIP)
+        .sport(VIP_PORT)
+        .dst(F::CLIENT)
+        .dport(CLIENT_PORT)
+}
+
+fn syn<F: Family>() -> Frame<F> {
+    Frame::syn()
+}
+
+/// A row whose SYN went to the first external backend, with the client's own port.
+fn begun<F: Family>(name: &'static str) -> Row<F> {
+    row(name)
+        .given(|world| world.service(&[EXTERNAL1]))
+        .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
+}
+
+fn nat_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) -> u16 {
+    world.flow(frame).expect("the flow is known").nat_port()
+}
+
+/// A return entry of another client than the rows'.
+fn foreign<F: Family>() -> NatReturn<F::Addr> {
+    NatReturn::new(F::NOT_VIP, 7, VIP_PORT, EXTERNAL1, UPLINK, ROUTER2_MAC)
+}
+
+/// Requests and replies, byte for byte.
+fn translation<F: Family>() -> Vec<Row<F>> {
+    let case = |name, there: Frame<F>, back: Frame<F>| {
+        begun(name)
+            .ingress(
+                there.clone(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, there),
+            )
+            .ingress(back.clone(), Reason::NatReply, reply(back))
+    };
+    let data = |bytes: &[u8]| answer::<F>(EXTERNAL1, CLIENT_PORT, TcpHeader::ACK, bytes);
+    vec![
+        case(
+            "a handshake there and back",
+            Frame::ack(),
+            syn_ack(EXTERNAL1, CLIENT_PORT),
+        ),
+        case("data of odd length", Frame::data(), data(b"ok!")),
+        case("a FIN each way", Frame::fin(), {
+            answer(EXTERNAL1, CLIENT_PORT, TcpHeader::FIN | TcpHeader::ACK, &[])
+        }),
+        case("a RST each way", Frame::rst(1001), {
+            answer(EXTERNAL1, CLIENT_PORT, TcpHeader::RST, &[])
+        }),
+        case(
+            "VLAN tags stay",
+            Frame::data().qinq(9, 10),
+            data(b"x").vlan(9),
+        ),
+        case("padding stays", Frame::ack().padded(), data(&[]).padded()),
+        case(
+            "options of every header",
+            Frame::data()
+                .ip_options(&[1; 8])
+                .tcp_options(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]),
+            data(b"abc").ip_options(&[1; 4]).tcp_options(&[1; 4]),
+        ),
+        case(
+            "wrong checksums stay wrong by the same error",
+            Frame::data().wrong_checksum(0x0100),
+            data(b"abc").wrong_checksum(0xfedc),
+        ),
+    ]
+}
+
+/// Interfaces, MACs and next hops on both ways.
+fn paths<F: Family>() -> Vec<Row<F>> {
+    let second = |frame: Frame<F>| frame.macs(ROUTER2_MAC, OWN_MAC);
+    let other = |frame: Frame<F>| frame.macs(ROUTER_MAC, OTHER_OWN_MAC);
+    let back = || syn_ack::<F>(EXTERNAL1, CLIENT_PORT);
+    vec![
+        row("a backend behind the other interface")
+            .given(|world| {
+                world.service(&[EXTERNAL1]);
+                world.set_interface(EXTERNAL1, OTHER_UPLINK);
+            })
+            .ingress(
+                syn(),
+                Reason::NatRedirect,
+                request(EXTERNAL1, CLIENT_PORT, syn()).macs(OTHER_OWN_MAC, EXTERNAL_MACS[0]),
+            )
+            .ingress_other_uplink(
+                back().macs(EXTERNAL_MACS[0], OTHER_OWN_MAC),
+                Reason::NatReplyRedirect,
+                reply(back()),
+            ),
+        row("a client behind the other interface")
+            .given(|world| world.service(&[EXTERNAL1]))
+            .ingress_other_uplink(
+                other(syn()),
+                Reason::NatRedirect,
+                request(EXTERNAL1, CLIENT_PORT, syn()),
+            )
+            .ingress(
+                back(),
+                Reason::NatReplyRedirect,
+                reply(back()).macs(OTHER_OWN_MAC, ROUTER_MAC),
+            ),
+        begun("replies follow the client to another router")
+            .ingress(
+                second(Frame::ack()),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::ack()),
+            )
+            .then(|world| {
+                let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+                assert_eq!((entry.mac(), entry.ifindex()), (ROUTER2_MAC, UPLINK));
+            })
+            .ingress(
+                back(),
+                Reason::NatReply,
+                reply(back()).macs(OWN_MAC, ROUTER2_MAC),
+            ),
+        begun("replies follow the client to another interface and back")
+            .ingress_other_uplink(
+                other(Frame::ack()),
+                Reason::NatRedirect,
+                request(EXTERNAL1, CLIENT_PORT, Frame::ack()),
+            )
+            .ingress(
+                back(),
+                Reason::NatReplyRedirect,
+                reply(back()).macs(OTHER_OWN_MAC, ROUTER_MAC),
+            )
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            )
+            .ingress(back(), Reason::NatReply, reply(back())),
+        row("the backend's next hop is not resolved")
+            .given(|world| {
+                world.service(&[EXTERNAL1]);
+                world.set_interface(EXTERNAL1, 0);
+            })
+            .ingress_same(syn(), Reason::Unresolved),
+        begun("the reply's way out is no uplink any more")
+            .then(|world| {
+                let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+                let mut gone = entry;
+                gone.set_path(OTHER_UPLINK, ROUTER_MAC);
+                world.set_nat_return(EXTERNAL1, CLIENT_PORT, gone);
+                world.no_uplink(OTHER_UPLINK);
+            })
+            .ingress(
+                back(),
+                Reason::Unresolved,
+                reply(back()).macs(EXTERNAL_MACS[0], OWN_MAC),
+            ),
+    ]
+}
+
+/// Which source port a flow gets.
+fn ports<F: Family>() -> Vec<Row<F>> {
+    let low = || syn::<F>().sport(80);
+    vec![
+        begun("both entries, with the client's own port").then(|world| {
+            let flow = world.flow(&syn()).unwrap();
+            assert_eq!((flow.backend(), flow.nat_port()), (EXTERNAL1, CLIENT_PORT));
+            assert_eq!(flow.state(), FlowState::Syn);
+            let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+            assert_eq!(
+                entry,
+                NatReturn::new(
+                    F::CLIENT,
+                    CLIENT_PORT,
+                    VIP_PORT,
+                    EXTERNAL1,
+                    UPLINK,
+                    ROUTER_MAC
+                )
+            );
+            assert_eq!((world.flows(), world.nat_returns()), (1, 1));
+            let bytes = syn::<F>().emit().len() as u64;
+            assert_eq!(world.service_counters(), (1, bytes, 1));
+            assert_eq!(world.backend_counters(EXTERNAL1), (1, bytes, 1));
+        }),
+        begun("a retransmitted SYN takes the same port")
+            .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (1, 1))),
+        begun("a flow that was evicted finds its own return entry again")
+            .then(|world| world.evict(&syn()))
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            )
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (1, 1))),
+        row("a segment without an entry is adopted, both entries made")
+            .given(|world| world.service(&[EXTERNAL1]))
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            )
+            .ingress(
+                syn_ack(EXTERNAL1, CLIENT_PORT),
+                Reason::NatReply,
+                reply(syn_ack(EXTERNAL1, CLIENT_PORT)),
+            )
+            .then(|world| {
+                assert_eq!((world.flows(), world.nat_returns()), (1, 1));
+                assert_eq!(world.service_counters().2, 0);
+            }),
+        row("a RST without an entry has nothing to be translated to")
+            .given(|world| world.service(&[EXTERNAL1]))
+            .ingress_same(Frame::rst(5), Reason::NoFlow)
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (0, 0))),
+        row("a port that another client has is left to it").given(|world| {
+            world.service(&[EXTERNAL1]);
+            world.set_nat_return(EXTERNAL1, CLIENT_PORT, foreign::<F>());
+            takes_another_port(world, &syn());
+            let kept = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+            assert_eq!(kept, foreign::<F>());
+        }),
+        row("the same port towards another backend is free")
+            .given(|world| {
+                world.service(&[EXTERNAL2]);
+                world.set_nat_return(EXTERNAL1, CLIENT_PORT, foreign::<F>());
+            })
+            .ingress(syn(), Reason::Nat, request(EXTERNAL2, CLIENT_PORT, syn())),
+        row("a client's low port is not used towards the backend").given(move |world| {
+            world.service(&[EXTERNAL1]);
+            takes_another_port(world, &low());
+        }),
+        row("the client's port is a service's: replies to it would be requests").given(|world| {
+            world.service(&[EXTERNAL1]);
+            takes_another_port(world, &syn().sport(VIP_PORT));
+            world.other_service(2, CLIENT_PORT);
+            takes_another_port(world, &syn());
+        }),
+        row("no port left")
+            .given(|world| {
+                world.service(&[EXTERNAL1]);
+                // Whatever port the program takes, another client has it the next time.
+                for _ in 0..64 {
+                    if world
+                        .xdp(&syn::<F>().emit(), UPLINK)
+                        .is(Reason::NatPortsExhausted, syn::<F>().emit().len())
+                    {
+                        break;
+                    }
+                    let port = nat_port(world, &syn());
+                    world.set_nat_return(EXTERNAL1, port, foreign::<F>());
+                    world.evict(&syn());
+                }
+                assert_eq!(world.flows(), 0);
+                let taken = world.nat_returns();
+                assert!((2..=12).contains(&taken), "{taken} ports tried");
+            })
+            .ingress_same(syn(), Reason::NatPortsExhausted),
+    ]
+}
+
+/// The SYN `frame` gets a port that is not its own, at least 1024 and no service's, and its
+/// reply finds the way back.
+fn takes_another_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) {
+    let own = frame.segment().sport;
+    let run = world.xdp(&frame.emit(), UPLINK);
+    assert!(run.is(Reason::Nat, run.frame.len()), "{run:?}");
+    let port = nat_port(world, frame);
+    assert!(port != own && port >= 1024 && port != VIP_PORT, "{port}");
+    let sent = request(EXTERNAL1, port, frame.clone()).emit();
+    assert_eq!(lb_tests::packet::diff(&sent, &run.frame), None);
+
+    let back = syn_ack::<F>(EXTERNAL1, port);
+    let run = world.xdp(&back.emit(), UPLINK);
+    assert!(run.is(Reason::NatReply, run.frame.len()), "{run:?}");
+    let got = reply(back).dport(own).emit();
+    assert_eq!(lb_tests::packet::diff(&got, &run.frame), None);
+}
+
+/// Segments that only look like replies, and backends that fail.
+fn strays<F: Family>() -> Vec<Row<F>> {
+    let unknown = || syn_ack::<F>(EXTERNAL1, 5555);
+    vec![
+        row("a backend's segment of no flow must not reach this node's stack")
+            .given(|world| world.service(&[EXTERNAL1]))
+            .ingress_same(unknown(), Reason::NatUnknownReply),
+        begun("the right backend, the wrong port").ingress_same(unknown(), Reason::NatUnknownReply),
+        begun("another backend's segment to the port of a flow")
+            .then(|world| world.service(&[EXTERNAL1, EXTERNAL2]))
+            .ingress_same(syn_ack(EXTERNAL2, CLIENT_PORT), Reason::NatUnknownReply),
+        begun("another port of the backend: the kernel's own").ingress_same(
+            syn_ack(EXTERNAL1, CLIENT_PORT).sport(22),
+            Reason::NotBalanced,
+        ),
+        begun("the backend is down: data is dropped, a SYN goes elsewhere")
+            .then(|world| {
+                world.service(&[EXTERNAL2]);
+                world.set_state(EXTERNAL1, BackendState::Down);
+            })
+            .ingress_same(Frame::data(), Reason::BackendDown)
+            .ingress(syn(), Reason::Nat, request(EXTERNAL2, CLIENT_PORT, syn()))
+            .ingress(
+                syn_ack(EXTERNAL2, CLIENT_PORT),
+                Reason::NatReply,
+                reply(syn_ack(EXTERNAL2, CLIENT_PORT)),
+            ),
+        begun("the backend drains: its flows go on")
+            .then(|world| {
+                world.service(&[EXTERNAL2]);
+                world.set_state(EXTERNAL1, BackendState::Draining);
+            })
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            ),
+        begun("a reply reaches the client although the backend is down")
+            .then(|world| world.set_state(EXTERNAL1, BackendState::Down))
+            .ingress(
+                syn_ack(EXTERNAL1, CLIENT_PORT),
+                Reason::NatReply,
+                reply(syn_ack(EXTERNAL1, CLIENT_PORT)),
+            ),
+        begun("a SYN after FIN uses the port again")
+            .ingress(
+                Frame::fin(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::fin()),
+            )
+            .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
+            .then(|world| {
+                let flow = world.flow(&syn()).unwrap();
+                assert_eq!((flow.state(), flow.cl_ack()), (FlowState::Syn, None));
+                assert_eq!(world.service_counters().2, 2);
+                assert_eq!(world.nat_returns(), 1);
+            }),
+    ]
+}
+
+/// The rows of this file.
+pub(crate) fn rows<F: Family>() -> Vec<Row<F>> {
+    let mut rows = translation();
+    rows.extend(paths());
+    rows.extend(ports());
+    rows.extend(strays());
+    rows
+}
+
+/// nat there and back.
+#[test]
+fn nat_ipv4() {
+    lb_tests::skip_unless_root!();
+    play::<V4>(&rows());
+}
+
+/// The same with IPv6.
+#[test]
+fn nat_ipv6() {
+    lb_tests::skip_unless_root!();
+    play::<V6>(&rows());
+}

@@ -1,0 +1,574 @@
+//! The world that a row's frames meet (services, backends, peers, leases in the program's maps),
+//! and the rows themselves: what is set up, what arrives, what must come of it.
+
+use std::{
+    marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use aya::{Pod, maps::MapError};
+use lb_common::{
+    abi::{
+        Backend, BackendState, Counters, Flow, FlowKey, Lease, Mac, MacKey, MaglevTable, Method,
+        NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+    },
+    hash,
+    headers::IPPROTO_TCP,
+    reason::Reason,
+};
+use lb_tests::{
+    netns::NetNs,
+    packet::{
+        BACKEND_PORT, CLIENT_PORT, EXTERNAL_MACS, Family, Frame, MASTER_MACS, OTHER_OWN_MAC,
+        OTHER_UPLINK, OWN_MAC, UPLINK, VIP_PORT, diff,
+    },
+    program::{Action, DataPlane, Run, SkBuff},
+};
+
+/// Backend on this node.
+pub(crate) const LOCAL: u32 = 1;
+/// Backend on master2, a peer.
+pub(crate) const MASTER2: u32 = 2;
+/// Backend on master3, a peer.
+pub(crate) const MASTER3: u32 = 3;
+/// Backend on a machine that runs no xvip.
+pub(crate) const EXTERNAL1: u32 = 4;
+/// Another one.
+pub(crate) const EXTERNAL2: u32 = 5;
+/// One past the last backend id that rows use.
+const BACKENDS: u32 = 8;
+
+/// Id of the service `VIP:VIP_PORT`.
+pub(crate) const SERVICE: u32 = 1;
+/// Its Maglev table.
+pub(crate) const TABLE: u32 = 2 * SERVICE;
+
+/// What the program's maps hold, and the program.
+pub(crate) struct World<F: Family> {
+    plane: DataPlane,
+    services: Vec<Counters>,
+    backends: Vec<Counters>,
+    family: PhantomData<F>,
+}
+
+impl<F: Family> World<F> {
+    /// The data plane with empty maps.
+    pub(crate) fn new() -> Self {
+        let plane = DataPlane::load(&["xdp_ingress", "tc_egress"]).unwrap();
+        Self {
+            plane,
+            services: Vec::new(),
+            backends: Vec::new(),
+            family: PhantomData,
+        }
+    }
+
+    fn map(name: &str) -> String {
+        format!("{name}{}", F::SUFFIX)
+    }
+
+    /// Forget everything; this node has its two uplinks, the VIP and two peers again.
+    pub(crate) fn reset(&mut self) {
+        self.clear::<ServiceKey<F::Addr>, Service>("services");
+        self.clear::<FlowKey<F::Addr>, Flow>("flows");
+        self.clear::<FlowKey<F::Addr>, NatReturn<F::Addr>>("returns");
+        self.clear::<ServiceKey<F::Addr>, Node>("nat_sources");
+        self.clear::<F::Addr, Vip>("vips");
+        self.clear::<F::Addr, Node>("peer_addrs");
+        self.clear::<ServiceKey<F::Addr>, ReplyPort>("reply_ports");
+        self.clear_hash::<MacKey, Node>("peer_macs");
+        self.clear_hash::<u32, Uplink>("uplinks");
+        for id in 0..BACKENDS {
+            self.set_backend(id, Backend::EMPTY);
+        }
+        for index in 0..4 {
+            self.lease(index, Lease::NONE);
+        }
+        self.table(|_| 0);
+        self.put("node", 0, NodeConfig::new(0));
+
+        self.uplink(UPLINK, OWN_MAC);
+        self.uplink(OTHER_UPLINK, OTHER_OWN_MAC);
+        self.vip(F::VIP, 0);
+        for (index, node) in [(1, 2), (2, 3)] {
+            self.insert(
+                "peer_macs",
+                MacKey::new(MASTER_MACS[index]),
+                Node::new(node),
+            );
+            self.insert(&Self::map("peer_addrs"), F::MASTERS[index], Node::new(node));
+        }
+        self.services = self.plane.counters("service_stats").unwrap();
+        self.backends = self.plane.counters("backend_stats").unwrap();
+        self.plane.counted().unwrap();
+    }
+
+    fn clear<K: Pod, V: Pod>(&mut self, name: &str) {
+        self.clear_hash::<K, V>(&Self::map(name));
+    }
+
+    fn clear_hash<K: Pod, V: Pod>(&mut self, name: &str) {
+        let mut map = self.plane.hash::<K, V>(name).unwrap();
+        let keys: Vec<K> = map.keys().collect::<Result<_, _>>().unwrap();
+        for key in keys {
+            map.remove(&key).unwrap();
+        }
+    }
+
+    fn insert<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) {
+        let mut map = self.plane.hash::<K, V>(name).unwrap();
+        map.insert(key, value, 0).unwrap();
+    }
+
+    fn get<K: Pod, V: Pod>(&mut self, name: &str, key: K) -> Option<V> {
+        let map = self.plane.hash::<K, V>(name).unwrap();
+        match map.get(&key, 0) {
+            Ok(value) => Some(value),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+
+    fn put<V: Pod>(&mut self, name: &str, index: u32, value: V) {
+        let mut map = self.plane.array::<V>(name).unwrap();
+        map.set(index, value, 0).unwrap();
+    }
+
+    /// Interface `ifindex` has MAC `mac`.
+    pub(crate) fn uplink(&mut self, ifindex: u32, mac: Mac) {
+        self.insert("uplinks", ifindex, Uplink::new(mac));
+    }
+
+    /// Interface `ifindex` is no uplink.
+    pub(crate) fn no_uplink(&mut self, ifindex: u32) {
+        let mut map = self.plane.hash::<u32, Uplink>("uplinks").unwrap();
+        map.remove(&ifindex).unwrap();
+    }
+
+    /// The MACs of the peers are not known.
+    pub(crate) fn forget_peer_macs(&mut self) {
+        self.clear_hash::<MacKey, Node>("peer_macs");
+    }
+
+    /// `addr` is a VIP fenced by lease `lease` (0: unmanaged).
+    pub(crate) fn vip(&mut self, addr: F::Addr, lease: u32) {
+        self.insert(&Self::map("vips"), addr, Vip::new(lease));
+    }
+
+    /// Write a lease.
+    pub(crate) fn lease(&mut self, index: u32, lease: Lease) {
+        self.put("leases", index, lease);
+    }
+
+    /// Backend `id` as a controller would describe it.
+    pub(crate) fn described(id: u32, method: Method) -> Backend<F::Addr> {
+        let (addr, node, mac) = match id {
+            LOCAL => (F::MASTERS[0], NODE_SELF, OWN_MAC),
+            MASTER2 | MASTER3 => (
+                F::MASTERS[id as usize - 1],
+                id,
+                MASTER_MACS[id as usize - 1],
+            ),
+            _ => (
+                F::EXTERNALS[id as usize - 4],
+                0,
+                EXTERNAL_MACS[id as usize - 4],
+            ),
+        };
+        let backend = Backend::new(addr, BACKEND_PORT, SERVICE, node, method, BackendState::Up);
+        backend.via(UPLINK, mac)
+    }
+
+    fn method(id: u32) -> Method {
+        match id {
+            LOCAL => Method::Local,
+            MASTER2 | MASTER3 => Method::Dsr,
+            _ => Method::Nat,
+        }
+    }
+
+    /// The service has these backends, all up, in alternating Maglev slots.
+    pub(crate) fn service(&mut self, backends: &[u32]) {
+        for id in backends {
+            self.set_backend(*id, Self::described(*id, Self::method(*id)));
+            if Self::method(*id) == Method::Nat {
+                let source = ServiceKey::new(
+                    Self::described(*id, Method::Nat).addr(),
+                    BACKEND_PORT,
+                    IPPROTO_TCP,
+                );
+                self.insert(&Self::map("nat_sources"), source, Node::new(0));
+            }
+        }
+        let local = backends.contains(&LOCAL);
+        self.write_service(
+            VIP_PORT,
+            local.then_some(BACKEND_PORT),
+            !backends.is_empty(),
+        );
+        self.maglev(backends);
+    }
+
+    /// The service, with or without a backend on this node.
+    pub(crate) fn write_service(&mut self, port: u16, local_port: Option<u16>, usable: bool) {
+        let service = Service::new(
+            SERVICE,
+            TABLE,
+            local_port.map_or(0, |_| LOCAL),
+            local_port.unwrap_or(0),
+            usable,
+        );
+        let key = ServiceKey::new(F::VIP, port, IPPROTO_TCP);
+        self.insert(&Self::map("services"), key, service);
+    }
+
+    /// A service of another id on `port` of the VIP.
+    pub(crate) fn other_service(&mut self, id: u32, port: u16) {
+        let key = ServiceKey::new(F::VIP, port, IPPROTO_TCP);
+        let service = Service::new(id, 0, 0, 0, false);
+        self.insert(&Self::map("services"), key, service);
+    }
+
+    /// Replies from `VIP:backend_port` leave with `port`.
+    pub(crate) fn reply_port(&mut self, backend_port: u16, port: u16) {
+        let key = ServiceKey::new(F::VIP, backend_port, IPPROTO_TCP);
+        self.insert(&Self::map("reply_ports"), key, ReplyPort::new(port));
+    }
+
+    /// Write a backend.
+    pub(crate) fn set_backend(&mut self, id: u32, backend: Backend<F::Addr>) {
+        self.put(&Self::map("backends"), id, backend);
+    }
+
+    /// Change the health of a backend.
+    pub(crate) fn set_state(&mut self, id: u32, state: BackendState) {
+        let old = Self::described(id, Self::method(id));
+        let method = Self::method(id);
+        let new = Backend::new(old.addr(), old.port(), SERVICE, old.node(), method, state);
+        self.set_backend(id, new.via(old.ifindex(), old.mac()));
+    }
+
+    /// Reach a backend through another interface (0: not resolved).
+    pub(crate) fn set_interface(&mut self, id: u32, ifindex: u32) {
+        let backend = Self::described(id, Self::method(id));
+        self.set_backend(id, backend.via(ifindex, backend.mac()));
+    }
+
+    /// Alternating Maglev slots for these backends.
+    pub(crate) fn maglev(&mut self, backends: &[u32]) {
+        let backends = backends.to_vec();
+        self.table(|slot| {
+            let turn = slot as usize % backends.len().max(1);
+            backends.get(turn).copied().unwrap_or(0)
+        });
+    }
+
+    /// The slot of the client's flow leads to `first`, every other one to `others`.
+    pub(crate) fn client_slot(&mut self, client: F::Addr, first: u32, others: u32) {
+        let own = hash::slot(hash::flow_hash(&client, CLIENT_PORT));
+        self.table(|slot| if slot == own { first } else { others });
+    }
+
+    /// Fill the Maglev table.
+    pub(crate) fn table(&mut self, backend: impl Fn(u32) -> u32) {
+        let slots = (0..lb_common::abi::MAGLEV_SIZE).map(|slot| backend(slot) as u16);
+        self.put("maglev", TABLE, MaglevTable::from_slots(slots));
+    }
+
+    /// The conntrack entry of a frame's flow.
+    pub(crate) fn flow(&mut self, frame: &Frame<F>) -> Option<Flow> {
+        self.get(&Self::map("flows"), frame.key())
+    }
+
+    /// Number of conntrack entries.
+    pub(crate) fn flows(&mut self) -> usize {
+        let map = self
+            .plane
+            .hash::<FlowKey<F::Addr>, Flow>(&Self::map("flows"));
+        map.unwrap().keys().count()
+    }
+
+    /// Forget the conntrack entry of a frame's flow.
+    pub(crate) fn evict(&mut self, frame: &Frame<F>) {
+        let mut map = self
+            .plane
+            .hash::<FlowKey<F::Addr>, Flow>(&Self::map("flows"))
+            .unwrap();
+        map.remove(&frame.key()).unwrap();
+    }
+
+    fn return_key(backend: u32, nat_port: u16) -> FlowKey<F::Addr> {
+        let addr = Self::described(backend, Method::Nat).addr();
+        FlowKey::new(addr, BACKEND_PORT, F::VIP, nat_port, IPPROTO_TCP)
+    }
+
+    /// The return entry of `backend` and `nat_port`.
+    pub(crate) fn nat_return(&mut self, backend: u32, nat_port: u16) -> Option<NatReturn<F::Addr>> {
+        self.get(&Self::map("returns"), Self::return_key(backend, nat_port))
+    }
+
+    /// Number of return entries.
+    pub(crate) fn nat_returns(&mut self) -> usize {
+        let map = self
+            .plane
+            .hash::<FlowKey<F::Addr>, NatReturn<F::Addr>>(&Self::map("returns"));
+        map.unwrap().keys().count()
+    }
+
+    /// Write a return entry.
+    pub(crate) fn set_nat_return(
+        &mut self,
+        backend: u32,
+        nat_port: u16,
+        entry: NatReturn<F::Addr>,
+    ) {
+        let key = Self::return_key(backend, nat_port);
+        self.insert(&Self::map("returns"), key, entry);
+    }
+
+    /// (packets, bytes, connections) of the service in this row.
+    pub(crate) fn service_counters(&self) -> (u64, u64, u64) {
+        let now = self.plane.counters("service_stats").unwrap();
+        since(&now, &self.services, SERVICE)
+    }
+
+    /// (packets, bytes, connections) of a backend in this row.
+    pub(crate) fn backend_counters(&self, id: u32) -> (u64, u64, u64) {
+        let now = self.plane.counters("backend_stats").unwrap();
+        since(&now, &self.backends, id)
+    }
+
+    /// Run `xdp_ingress`.
+    pub(crate) fn xdp(&self, frame: &[u8], ifindex: u32) -> Run {
+        self.plane.run_xdp(frame, ifindex).unwrap()
+    }
+
+    /// Run `tc_egress`.
+    pub(crate) fn tc(&self, frame: &[u8], buffer: SkBuff) -> Run {
+        self.plane.run_tc(frame, buffer).unwrap()
+    }
+}
+
+fn since(now: &[Counters], before: &[Counters], index: u32) -> (u64, u64, u64) {
+    let (now, before) = (now[index as usize], before[index as usize]);
+    (
+        now.packets() - before.packets(),
+        now.bytes() - before.bytes(),
+        now.connections() - before.connections(),
+    )
+}
+
+type Deed<F> = Box<dyn Fn(&mut World<F>) + Send + Sync>;
+
+/// Where a frame meets the programs.
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Xdp { ifindex: u32 },
+    Tc(SkBuff),
+}
+
+enum Step<F: Family> {
+    Do(Deed<F>),
+    Run {
+        hook: Hook,
+        frame: Vec<u8>,
+        reason: Reason,
+        output: Vec<u8>,
+    },
+}
+
+/// What a row may send or expect: a frame of its family, or any bytes.
+pub(crate) trait Bytes<F> {
+    /// The bytes.
+    fn bytes(self) -> Vec<u8>;
+}
+
+impl<F: Family> Bytes<F> for Frame<F> {
+    fn bytes(self) -> Vec<u8> {
+        self.emit()
+    }
+}
+
+impl<F: Family> Bytes<F> for Vec<u8> {
+    fn bytes(self) -> Vec<u8> {
+        self
+    }
+}
+
+/// One row of a table: frames that meet a world, each with the reason and the bytes that must
+/// come of it. The verdict is the reason's own.
+pub(crate) struct Row<F: Family> {
+    name: String,
+    steps: Vec<Step<F>>,
+}
+
+/// A row without steps yet.
+pub(crate) fn row<F: Family>(name: impl Into<String>) -> Row<F> {
+    Row {
+        name: name.into(),
+        steps: Vec::new(),
+    }
+}
+
+impl<F: Family> Row<F> {
+    /// Set the world up.
+    #[must_use]
+    pub(crate) fn given(mut self, deed: impl Fn(&mut World<F>) + Send + Sync + 'static) -> Self {
+        self.steps.push(Step::Do(Box::new(deed)));
+        self
+    }
+
+    /// Change or check the world.
+    #[must_use]
+    pub(crate) fn then(self, deed: impl Fn(&mut World<F>) + Send + Sync + 'static) -> Self {
+        self.given(deed)
+    }
+
+    fn run(mut self, hook: Hook, frame: Vec<u8>, reason: Reason, output: Vec<u8>) -> Self {
+        self.steps.push(Step::Run {
+            hook,
+            frame,
+            reason,
+            output,
+        });
+        self
+    }
+
+    /// `frame` comes in; `output` comes of it.
+    #[must_use]
+    pub(crate) fn ingress(
+        self,
+        frame: impl Bytes<F>,
+        reason: Reason,
+        output: impl Bytes<F>,
+    ) -> Self {
+        let hook = Hook::Xdp { ifindex: UPLINK };
+        self.run(hook, frame.bytes(), reason, output.bytes())
+    }
+
+    /// `frame` comes in and stays as it is.
+    #[must_use]
+    pub(crate) fn ingress_same(self, frame: impl Bytes<F>, reason: Reason) -> Self {
+        let frame = frame.bytes();
+        self.ingress(frame.clone(), reason, frame)
+    }
+
+    /// `frame` comes in by the other uplink.
+    #[must_use]
+    pub(crate) fn ingress_other_uplink(
+        self,
+        frame: impl Bytes<F>,
+        reason: Reason,
+        output: impl Bytes<F>,
+    ) -> Self {
+        let hook = Hook::Xdp {
+            ifindex: OTHER_UPLINK,
+        };
+        self.run(hook, frame.bytes(), reason, output.bytes())
+    }
+
+    /// `frame` leaves this node; `output` comes of it.
+    #[must_use]
+    pub(crate) fn egress(
+        self,
+        frame: impl Bytes<F>,
+        reason: Reason,
+        output: impl Bytes<F>,
+    ) -> Self {
+        let hook = Hook::Tc(SkBuff::default());
+        self.run(hook, frame.bytes(), reason, output.bytes())
+    }
+
+    /// `frame` leaves this node as it is, or not at all.
+    #[must_use]
+    pub(crate) fn egress_same(self, frame: impl Bytes<F>, reason: Reason) -> Self {
+        let frame = frame.bytes();
+        self.egress(frame.clone(), reason, frame)
+    }
+
+    /// `frame` leaves this node in a socket buffer with these fields.
+    #[must_use]
+    pub(crate) fn egress_buffer(
+        self,
+        buffer: SkBuff,
+        frame: impl Bytes<F>,
+        reason: Reason,
+        output: impl Bytes<F>,
+    ) -> Self {
+        self.run(Hook::Tc(buffer), frame.bytes(), reason, output.bytes())
+    }
+
+    /// The reasons that this row produces.
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = Reason> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Run { reason, .. } => Some(*reason),
+            Step::Do(_) => None,
+        })
+    }
+
+    fn play(&self, world: &mut World<F>) {
+        world.reset();
+        for (number, step) in self.steps.iter().enumerate() {
+            match step {
+                Step::Do(deed) => deed(world),
+                Step::Run {
+                    hook,
+                    frame,
+                    reason,
+                    output,
+                } => {
+                    let run = match hook {
+                        Hook::Xdp { ifindex } => world.xdp(frame, *ifindex),
+                        Hook::Tc(buffer) => world.tc(frame, *buffer),
+                    };
+                    if let Some(failure) = compare(&run, *reason, frame.len(), output) {
+                        panic!("step {number}:\n{failure}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is wrong with a run, if anything.
+fn compare(run: &Run, reason: Reason, length: usize, output: &[u8]) -> Option<String> {
+    let mut lines = Vec::new();
+    if !run.is(reason, length) {
+        lines.push(format!(
+            "  expected {:?} for {reason:?} ({length} bytes), got {:?} for {:?}",
+            Action::Verdict(reason.verdict()),
+            run.action,
+            run.counted
+        ));
+    }
+    lines.extend(diff(output, &run.frame));
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Play every row in a network namespace of its own; fails with the names of all that failed.
+pub(crate) fn play<F: Family>(rows: &[Row<F>]) {
+    let namespace = NetNs::new("rows").unwrap();
+    let add = format!("link add up1 index {OTHER_UPLINK} type veth peer name up2");
+    namespace.ip(&add).unwrap();
+    let failed = namespace.enter(|| Ok(failures(rows))).unwrap();
+    assert!(failed.is_empty(), "{}: {failed:#?}", F::NAME);
+}
+
+fn failures<F: Family>(rows: &[Row<F>]) -> Vec<String> {
+    let mut world = World::new();
+    let mut failed = Vec::new();
+    for row in rows {
+        // The panic hook has printed what is wrong; the name says in which row.
+        if catch_unwind(AssertUnwindSafe(|| row.play(&mut world))).is_err() {
+            eprintln!("^ in {} row: {}", F::NAME, row.name);
+            failed.push(row.name.clone());
+        }
+    }
+    eprintln!(
+        "{}: {} of {} rows hold",
+        F::NAME,
+        rows.len() - failed.len(),
+        rows.len()
+    );
+    failed
+}
