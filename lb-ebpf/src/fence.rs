@@ -18,11 +18,18 @@ fn fenced<F: Family>(addr: &F::Addr) -> bool {
     maps::get(F::vips(), addr).is_some_and(|vip| !maps::may_claim(vip))
 }
 
-/// Ingress ARP: a request for a fenced VIP is dropped, so that it stays unanswered.
+/// Ingress ARP: a request for a fenced VIP is dropped, so that it stays unanswered. The owner's
+/// announcement may have the form of a request, from the VIP for itself (RFC 5227 section 2.3):
+/// it passes, so that this node's stack learns the owner's MAC.
 #[inline(always)]
 pub fn arp_ingress<C: Context>(ctx: &C, l3: usize) -> Reason {
     match packet::load::<C, ArpPacket>(ctx, l3) {
-        Some(arp) if arp.is_ipv4_ethernet() && arp.is_request() && fenced::<V4>(&arp.target_ip) => {
+        Some(arp)
+            if arp.is_ipv4_ethernet()
+                && arp.is_request()
+                && !arp.sender_ip.same(&arp.target_ip)
+                && fenced::<V4>(&arp.target_ip) =>
+        {
             Reason::FencedArp
         }
         _ => Reason::Neighbour,

@@ -112,6 +112,13 @@ fn arp_in() -> Vec<Message> {
             Reason::Neighbour,
         ),
         (
+            "another node announces the VIP by a request",
+            Way::In,
+            arp(REQUEST, ROUTER_MAC, V4::VIP, V4::VIP),
+            None,
+            Reason::Neighbour,
+        ),
+        (
             "an answer from the VIP",
             Way::In,
             arp(REPLY, ROUTER_MAC, V4::VIP, OTHER),
