@@ -3,7 +3,9 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
-    abi::{Backend, BackendState, ConnectOrigin, FlowKey, NODE_NONE, Service, ServiceKey},
+    abi::{
+        Backend, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF, Service, ServiceKey,
+    },
     headers::IPPROTO_TCP,
     reason::Reason,
 };
@@ -63,7 +65,8 @@ fn rewrite<F: Family>(addr: &SockAddr, vip: F::Addr, set: impl FnOnce(&SockAddr,
     ALLOW
 }
 
-/// The local backend if it is up and listens, else one by Maglev from a random hash.
+/// The local backend if it is up and listens, else one by Maglev from a random hash. One that does
+/// not listen is not chosen by Maglev either: the kernel knows before the checks do.
 #[inline(always)]
 fn choose<F: Family>(
     addr: &SockAddr,
@@ -73,14 +76,17 @@ fn choose<F: Family>(
         return None;
     }
     let local = service.local_backend();
+    let mut excluded = NODE_NONE;
     if local != 0
         && let Some(backend) = select::backend::<F>(local, service)
-        && backend.state() == BackendState::Up
-        && listens::<F>(addr, backend)
     {
-        return Some((local, backend, Reason::ConnectLocal));
+        if !listens::<F>(addr, backend) {
+            excluded = NODE_SELF;
+        } else if backend.state() == BackendState::Up {
+            return Some((local, backend, Reason::ConnectLocal));
+        }
     }
-    select::select::<F>(service, maps::random(), NODE_NONE)
+    select::select::<F>(service, maps::random(), excluded)
         .ok()
         .map(|(id, backend)| (id, backend, Reason::ConnectRemote))
 }
