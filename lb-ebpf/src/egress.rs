@@ -5,7 +5,7 @@ use lb_common::{
     abi::ServiceKey,
     headers::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthHeader, IPPROTO_TCP, Ipv6Header,
-        TcpHeader,
+        NdPacket, TcpHeader,
     },
     reason::Reason,
 };
@@ -15,8 +15,8 @@ use crate::{
     fence, maps, packet, parse,
 };
 
-/// Bytes that the programs look at: Ethernet with two tags, IPv6, TCP or ND.
-const HEADERS: u32 = (EthHeader::LEN + 8 + Ipv6Header::LEN + TcpHeader::LEN) as u32;
+/// Bytes that the programs look at: Ethernet with two tags, IPv6, and of TCP and ND the longer.
+const HEADERS: u32 = (EthHeader::LEN + 8 + Ipv6Header::LEN + NdPacket::LEN) as u32;
 
 /// What becomes of a frame that leaves.
 #[inline(always)]
