@@ -9,12 +9,15 @@
 )]
 
 mod abi;
+mod connect;
 mod coverage;
 mod dsr;
 mod egress;
 mod fence;
+mod hostile;
 mod local;
 mod malformed;
 mod nat;
+mod sockets;
 mod verifier;
 mod world;

@@ -9,8 +9,9 @@ use std::{
 use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{
-        Backend, BackendState, Counters, Flow, FlowKey, Lease, Mac, MacKey, MaglevTable, Method,
-        NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+        Backend, BackendState, ConnectOrigin, Counters, Flow, FlowKey, Lease, Mac, MacKey,
+        MaglevTable, Method, NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service,
+        ServiceKey, Uplink, Vip,
     },
     hash,
     headers::IPPROTO_TCP,
@@ -52,9 +53,14 @@ pub(crate) struct World<F: Family> {
 }
 
 impl<F: Family> World<F> {
-    /// The data plane with empty maps.
+    /// The data plane with empty maps, its packet programs loaded.
     pub(crate) fn new() -> Self {
-        let plane = DataPlane::load(&["xdp_ingress", "tc_egress"]).unwrap();
+        Self::with(&["xdp_ingress", "tc_egress"])
+    }
+
+    /// The data plane with empty maps and these programs loaded.
+    pub(crate) fn with(programs: &[&str]) -> Self {
+        let plane = DataPlane::load(programs).unwrap();
         Self {
             plane,
             services: Vec::new(),
@@ -76,6 +82,7 @@ impl<F: Family> World<F> {
         self.clear::<F::Addr, Vip>("vips");
         self.clear::<F::Addr, Node>("peer_addrs");
         self.clear::<ServiceKey<F::Addr>, ReplyPort>("reply_ports");
+        self.clear::<u64, ConnectOrigin<F::Addr>>("connects");
         self.clear_hash::<MacKey, Node>("peer_macs");
         self.clear_hash::<u32, Uplink>("uplinks");
         for id in 0..BACKENDS {
@@ -132,6 +139,34 @@ impl<F: Family> World<F> {
     fn put<V: Pod>(&mut self, name: &str, index: u32, value: V) {
         let mut map = self.plane.array::<V>(name).unwrap();
         map.set(index, value, 0).unwrap();
+    }
+
+    /// The data plane itself, to be changed.
+    pub(crate) fn plane(&mut self) -> &mut DataPlane {
+        &mut self.plane
+    }
+
+    /// The data plane itself, to be asked.
+    pub(crate) fn plane_ref(&self) -> &DataPlane {
+        &self.plane
+    }
+
+    /// The id of the network namespace whose listeners are this node's.
+    pub(crate) fn node_netns(&mut self, cookie: u64) {
+        self.put("node", 0, NodeConfig::new(cookie));
+    }
+
+    /// What is known of connections that were redirected.
+    pub(crate) fn connects(&mut self) -> Vec<ConnectOrigin<F::Addr>> {
+        let map = self
+            .plane
+            .hash::<u64, ConnectOrigin<F::Addr>>(&Self::map("connects"));
+        let entries: Result<Vec<_>, _> = map.unwrap().iter().collect();
+        entries
+            .unwrap()
+            .into_iter()
+            .map(|(_, origin)| origin)
+            .collect()
     }
 
     /// Interface `ifindex` has MAC `mac`.
@@ -502,6 +537,14 @@ impl<F: Family> Row<F> {
     pub(crate) fn reasons(&self) -> impl Iterator<Item = Reason> {
         self.steps.iter().filter_map(|step| match step {
             Step::Run { reason, .. } => Some(*reason),
+            Step::Do(_) => None,
+        })
+    }
+
+    /// The frames that it sends.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Run { frame, .. } => Some(frame.clone()),
             Step::Do(_) => None,
         })
     }
