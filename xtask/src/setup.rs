@@ -23,6 +23,13 @@ const SYSTEM_TOOLS: &[(&str, &str, &str)] = &[
     ("curl", "curl", "requests by hand in the lab"),
 ];
 
+/// What some tests compare xvip with: they skip where it is missing.
+const TEST_TOOLS: &[(&str, &str, &str)] = &[(
+    "keepalived",
+    "keepalived",
+    "VRRP tests against another speaker",
+)];
+
 /// What compiling needs: the sources of `core` and the BPF linker.
 pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {
     rust_src(workspace)?;
@@ -91,7 +98,20 @@ fn cargo_tool(workspace: &Workspace, name: &str, version: &str, why: &str) -> Re
 /// What the lab and the namespace tests call. Mounting bpffs and cgroup2 is left to them: they
 /// need it at every boot, not once.
 pub(crate) fn system_tools() -> Result<()> {
-    let missing: Vec<_> = SYSTEM_TOOLS
+    install_missing(SYSTEM_TOOLS)
+}
+
+/// The same and what the tests need beyond it; the latter only where it can be had.
+pub(crate) fn test_tools() -> Result<()> {
+    system_tools()?;
+    if let Err(error) = install_missing(TEST_TOOLS) {
+        println!("xtask: going on without: {error:#}");
+    }
+    Ok(())
+}
+
+fn install_missing(tools: &[(&str, &str, &str)]) -> Result<()> {
+    let missing: Vec<_> = tools
         .iter()
         .filter(|(program, ..)| shell::find_program(program).is_none())
         .collect();

@@ -32,7 +32,7 @@ pub(crate) struct TestArgs {
 enum Part {
     /// Formatting, clippy, licenses.
     Lint,
-    /// Tests of the crates themselves: no root needed.
+    /// Tests of the crates themselves; some make namespaces as well.
     Unit,
     /// Tests that load the programs into the kernel (tests/tests/bpf).
     Bpf,
@@ -46,8 +46,8 @@ enum Part {
 pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     let wants = |part| args.only.is_none_or(|only| only == part);
     setup::build_tools(workspace)?;
-    if wants(Part::Bpf) || wants(Part::Net) {
-        setup::system_tools()?;
+    if [Part::Unit, Part::Bpf, Part::Net].into_iter().any(wants) {
+        setup::test_tools()?;
     }
     if wants(Part::Lint) {
         setup::cargo_deny(workspace)?;
