@@ -33,6 +33,13 @@ impl FlowState {
     }
 }
 
+/// Silence after which an established flow counts as over: 2 hours 4 minutes (RFC 5382 section 5,
+/// REQ-5), a little more than the keepalive time of most stacks.
+pub const IDLE_SECONDS: u32 = 7_440;
+/// Silence after which a flow counts as over that has ended, or that never was acknowledged: the
+/// TIME-WAIT of Linux.
+pub const ENDED_SECONDS: u32 = 60;
+
 /// The parts of a TCP segment that conntrack looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -124,6 +131,22 @@ impl Flow {
         }
     }
 
+    /// Whether nothing more is to be expected of the flow at `now` (seconds of the coarse clock).
+    #[inline(always)]
+    pub const fn is_over(&self, now: u32) -> bool {
+        let limit = match self.state() {
+            FlowState::Established => IDLE_SECONDS,
+            FlowState::Syn | FlowState::Fin | FlowState::Closed => ENDED_SECONDS,
+        };
+        // Another CPU's clock may be a tick ahead.
+        now.saturating_sub(self.last_seen) >= limit
+    }
+
+    /// Whether the client has an open connection, or is about to.
+    pub const fn is_open(&self, now: u32) -> bool {
+        matches!(self.state(), FlowState::Syn | FlowState::Established) && !self.is_over(now)
+    }
+
     /// Whether a SYN on this entry starts a new connection (the old one has ended) instead of
     /// repeating the request that made the entry.
     #[inline(always)]
@@ -195,6 +218,18 @@ mod tests {
         assert_eq!(flow.state(), FlowState::Established);
         flow.observe(segment(RST, 101, 0, 0), 12);
         assert_eq!(flow.state(), FlowState::Closed);
+    }
+
+    /// Established flows may be silent for two hours and four minutes, all others for a minute.
+    #[test]
+    fn silence_ends_a_flow() {
+        let mut flow = Flow::new(1, 0, 0, FlowState::Syn, 10);
+        assert!(flow.is_open(69) && !flow.is_over(69) && flow.is_over(70));
+        flow.observe(segment(ACK, 101, 501, 0), 10);
+        assert!(flow.is_open(7_449) && !flow.is_open(7_450));
+        flow.observe(segment(FIN | ACK, 101, 501, 0), 20);
+        assert!(!flow.is_open(20) && !flow.is_over(79) && flow.is_over(80));
+        assert!(!flow.is_over(19), "another CPU's clock");
     }
 
     /// The flag combinations that are refused, exhaustively over the low five bits.

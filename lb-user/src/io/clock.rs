@@ -1,4 +1,4 @@
-//! The boot clock.
+//! The clocks.
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -14,4 +14,10 @@ pub fn now() -> Timestamp {
         let nanos = u64::try_from(time.tv_nsec()).unwrap_or(0);
         Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
     })
+}
+
+/// Seconds of `CLOCK_MONOTONIC_COARSE`, the clock of the data plane's conntrack entries.
+pub fn monotonic_seconds() -> u32 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |time| u32::try_from(time.tv_sec()).unwrap_or(u32::MAX))
 }

@@ -18,14 +18,14 @@ use futures_util::future::select_all;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{BpfError, DataPlane, Pins, Placement},
+    bpf::{BpfError, Counts, DataPlane, Pins, Placement},
     clock, mounts,
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError, Resolution},
@@ -136,6 +136,14 @@ pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(),
     result
 }
 
+/// Counters that were read for somebody who asked for the status.
+struct Counted {
+    counts: Counts,
+    reply: StatusReply,
+}
+
+type StatusReply = oneshot::Sender<Result<Reply, CommandError>>;
+
 /// Everything that actions are carried out on.
 struct Engine {
     controller: Controller,
@@ -149,6 +157,8 @@ struct Engine {
     probe_runtime: runtime::Handle,
     probed: mpsc::UnboundedSender<Input>,
     results: mpsc::UnboundedReceiver<Input>,
+    counting: mpsc::UnboundedSender<Counted>,
+    counted: mpsc::UnboundedReceiver<Counted>,
     inputs: VecDeque<Input>,
     facts: status::Facts,
 }
@@ -185,6 +195,7 @@ impl Engine {
         report_data_plane(&data_plane);
         let probers = probers(&config)?;
         let (probed, results) = mpsc::unbounded_channel();
+        let (counting, counted) = mpsc::unbounded_channel();
         let cookie = netns::cookie()?.get();
         let now = clock::now();
         let facts = status::Facts {
@@ -212,6 +223,8 @@ impl Engine {
             probe_runtime: probe_runtime.clone(),
             probed,
             results,
+            counting,
+            counted,
             inputs: VecDeque::new(),
             facts,
         })
@@ -241,6 +254,7 @@ impl Engine {
                 Some(input) = self.results.recv() => self.inputs.push_back(input),
                 event = self.events.next() => self.take_event(event),
                 Some(request) = asked.recv() => self.answer(request),
+                Some(counted) = self.counted.recv() => self.answer_status(counted),
                 _ = terminate.recv() => self.inputs.push_back(Input::Stop),
                 _ = interrupt.recv() => self.inputs.push_back(Input::Stop),
                 _ = hangup.recv() => {
@@ -608,11 +622,7 @@ impl Engine {
 
     fn answer(&mut self, request: AdminRequest) {
         let reply = match request.command {
-            Command::Status => {
-                let now = clock::now();
-                let status = status::status(&self.controller, &self.data_plane, &self.facts, now);
-                Ok(Reply::Status(Box::new(status)))
-            }
+            Command::Status => return self.count(request.reply),
             Command::StepDown { vrrp } => {
                 self.vrrp_command(vrrp, |instance| Input::StepDown { instance })
             }
@@ -622,6 +632,40 @@ impl Engine {
         };
         // The asker may be gone.
         let _ = request.reply.send(reply);
+    }
+
+    /// Read the counters for a status, on another thread: it takes a system call per flow.
+    fn count(&self, reply: StatusReply) {
+        let placements = self.controller.placements();
+        let services: Vec<u32> = placements.iter().map(|service| service.id).collect();
+        let backends: Vec<u32> = placements
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|backend| backend.id))
+            .collect();
+        let maps = Arc::clone(&self.data_plane.counters);
+        let counting = self.counting.clone();
+        self.probe_runtime.spawn_blocking(move || {
+            let read = maps.read(&services, &backends, clock::monotonic_seconds());
+            let counts = read.unwrap_or_else(|error| {
+                warn!(%error, "cannot read the counters");
+                Counts::default()
+            });
+            // Nobody listens any more when the controller ends.
+            let _ = counting.send(Counted { counts, reply });
+        });
+    }
+
+    fn answer_status(&self, Counted { counts, reply }: Counted) {
+        let now = clock::now();
+        let status = status::status(
+            &self.controller,
+            &self.data_plane,
+            &counts,
+            &self.facts,
+            now,
+        );
+        // The asker may be gone.
+        let _ = reply.send(Ok(Reply::Status(Box::new(status))));
     }
 
     fn vrrp_command(

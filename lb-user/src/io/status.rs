@@ -6,7 +6,6 @@ use lb_common::{
     abi::{self, ABI_VERSION, Counters, MAGLEV_SIZE},
     reason::Reason,
 };
-use tracing::warn;
 
 use super::bpf::{self, Counts, DataPlane};
 use crate::{
@@ -37,14 +36,11 @@ pub struct Facts {
 pub fn status(
     controller: &Controller,
     data_plane: &DataPlane,
+    counts: &Counts,
     facts: &Facts,
     now: Timestamp,
 ) -> Status {
     let config = controller.config();
-    let counts = data_plane.maps.counts().unwrap_or_else(|error| {
-        warn!(%error, "cannot read the counters");
-        Counts::default()
-    });
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: config.node.name.clone(),
@@ -56,7 +52,7 @@ pub fn status(
             .filter_map(|i| vrrp(controller, i, now))
             .collect(),
         services: (0..config.services.len())
-            .filter_map(|i| service(controller, &counts, i, now))
+            .filter_map(|i| service(controller, counts, i, now))
             .collect(),
         peers: config
             .peers
@@ -206,7 +202,10 @@ fn backend(
         active_flows: match (method, placement) {
             // The kernel's socket table is their conntrack.
             (Method::Local, _) | (_, None) => None,
-            (_, Some(placement)) => Some(counts.flows.get(&placement.id).copied().unwrap_or(0)),
+            (_, Some(placement)) => counts
+                .flows
+                .as_ref()
+                .map(|flows| flows.get(&placement.id).copied().unwrap_or(0)),
         },
         share: placement.map_or(0.0, |p| f64::from(p.slots) / f64::from(MAGLEV_SIZE)),
         resolved: placement.is_some_and(|p| p.resolved),

@@ -1,6 +1,11 @@
-//! Typed access to the maps: the tables as the core knows them, leases, and counters.
+//! Typed access to the maps: the tables as the core knows them, leases, and (apart) counters.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf, Pod,
@@ -26,11 +31,9 @@ where
     A: Pod,
     ServiceKey<A>: Pod,
     Backend<A>: Pod,
-    FlowKey<A>: Pod,
 {
     services: HashMap<MapData, ServiceKey<A>, Service>,
     backends: Array<MapData, Backend<A>>,
-    flows: HashMap<MapData, FlowKey<A>, Flow>,
     vips: HashMap<MapData, A, Vip>,
     peer_addrs: HashMap<MapData, A, Node>,
     reply_ports: HashMap<MapData, ServiceKey<A>, ReplyPort>,
@@ -43,7 +46,6 @@ where
 struct Names {
     services: &'static str,
     backends: &'static str,
-    flows: &'static str,
     vips: &'static str,
     peer_addrs: &'static str,
     reply_ports: &'static str,
@@ -53,7 +55,6 @@ struct Names {
 const NAMES4: Names = Names {
     services: "services4",
     backends: "backends4",
-    flows: "flows4",
     vips: "vips4",
     peer_addrs: "peer_addrs4",
     reply_ports: "reply_ports4",
@@ -63,14 +64,13 @@ const NAMES4: Names = Names {
 const NAMES6: Names = Names {
     services: "services6",
     backends: "backends6",
-    flows: "flows6",
     vips: "vips6",
     peer_addrs: "peer_addrs6",
     reply_ports: "reply_ports6",
     nat_sources: "nat_sources6",
 };
 
-/// All maps that the controller uses.
+/// The maps that the controller writes.
 pub struct Maps {
     v4: FamilyMaps<[u8; 4]>,
     v6: FamilyMaps<[u8; 16]>,
@@ -79,10 +79,22 @@ pub struct Maps {
     peer_macs: HashMap<MapData, MacKey, Node>,
     uplinks: HashMap<MapData, u32, Uplink>,
     node: Array<MapData, NodeConfig>,
+}
+
+/// The maps that the data plane counts in. Reading them takes a system call per flow, so it is
+/// done on other threads than the controller's.
+pub struct CountMaps {
+    flows4: HashMap<MapData, FlowKey<[u8; 4]>, Flow>,
+    flows6: HashMap<MapData, FlowKey<[u8; 16]>, Flow>,
     service_stats: PerCpuArray<MapData, Counters>,
     backend_stats: PerCpuArray<MapData, Counters>,
     reason_stats: PerCpuArray<MapData, Counters>,
 }
+
+/// Time that counting the flows may take.
+const FLOWS_TIME: Duration = Duration::from_secs(1);
+/// Flows counted between two looks at the clock.
+const FLOWS_STRIDE: usize = 1_024;
 
 /// Counters, summed over the CPUs.
 #[derive(Clone, Debug, Default)]
@@ -93,8 +105,8 @@ pub struct Counts {
     pub backends: BTreeMap<u32, Counters>,
     /// Those that are not zero.
     pub reasons: Vec<(Reason, Counters)>,
-    /// Conntrack entries by backend id.
-    pub flows: BTreeMap<u32, u64>,
+    /// Open flows with a conntrack entry by backend id; `None`: there are too many to count.
+    pub flows: Option<BTreeMap<u32, u64>>,
 }
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
@@ -120,9 +132,6 @@ impl Maps {
             peer_macs: take(object, "peer_macs")?,
             uplinks: take(object, "uplinks")?,
             node: take(object, "node")?,
-            service_stats: take(object, "service_stats")?,
-            backend_stats: take(object, "backend_stats")?,
-            reason_stats: take(object, "reason_stats")?,
         })
     }
 
@@ -171,54 +180,87 @@ impl Maps {
             .set(index, lease, 0)
             .map_err(map_error("leases"))
     }
+}
 
-    /// All counters.
-    pub fn counts(&self) -> Result<Counts, BpfError> {
-        let mut counts = Counts::default();
-        let services = self
-            .v4
-            .read()?
-            .services
-            .into_values()
-            .chain(self.v6.read()?.services.into_values());
-        for id in services.map(|service| service.id()) {
-            counts
-                .services
-                .insert(id, total(&self.service_stats, id, "service_stats")?);
-        }
-        let backends = self
-            .v4
-            .backend_ids()?
-            .into_iter()
-            .chain(self.v6.backend_ids()?);
-        for id in backends {
-            counts
-                .backends
-                .insert(id, total(&self.backend_stats, id, "backend_stats")?);
-        }
+impl CountMaps {
+    /// Take the maps out of the loaded object.
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
+        Ok(Self {
+            flows4: take(object, "flows4")?,
+            flows6: take(object, "flows6")?,
+            service_stats: take(object, "service_stats")?,
+            backend_stats: take(object, "backend_stats")?,
+            reason_stats: take(object, "reason_stats")?,
+        })
+    }
+
+    /// The counters of these services and backends, by id, and those of all reasons. `now` is in
+    /// seconds of the monotonic clock, as in the flows' entries.
+    pub fn read(&self, services: &[u32], backends: &[u32], now: u32) -> Result<Counts, BpfError> {
+        let mut reasons = Vec::new();
         for &reason in Reason::ALL {
             let sum = total(&self.reason_stats, reason.index(), "reason_stats")?;
             if sum.packets() > 0 {
-                counts.reasons.push((reason, sum));
+                reasons.push((reason, sum));
             }
         }
-        self.v4.count_flows(&mut counts.flows);
-        self.v6.count_flows(&mut counts.flows);
-        Ok(counts)
+        Ok(Counts {
+            services: totals(&self.service_stats, services, "service_stats")?,
+            backends: totals(&self.backend_stats, backends, "backend_stats")?,
+            reasons,
+            flows: self.flows(now),
+        })
     }
+
+    fn flows(&self, now: u32) -> Option<BTreeMap<u32, u64>> {
+        let deadline = Instant::now() + FLOWS_TIME;
+        let mut counts = BTreeMap::new();
+        let complete = count_flows(&self.flows4, now, deadline, &mut counts)
+            && count_flows(&self.flows6, now, deadline, &mut counts);
+        complete.then_some(counts)
+    }
+}
+
+/// Count the open flows; false if time ran out. Entries that vanish while they are read are not
+/// counted. (The kernel then begins anew, so the walk need not end by itself.)
+fn count_flows<K: Pod>(
+    flows: &HashMap<MapData, K, Flow>,
+    now: u32,
+    deadline: Instant,
+    counts: &mut BTreeMap<u32, u64>,
+) -> bool {
+    for (position, entry) in flows.iter().enumerate() {
+        if position % FLOWS_STRIDE == 0 && Instant::now() >= deadline {
+            return false;
+        }
+        if let Ok((_, flow)) = entry
+            && flow.is_open(now)
+        {
+            *counts.entry(flow.backend()).or_default() += 1;
+        }
+    }
+    true
+}
+
+fn totals(
+    map: &PerCpuArray<MapData, Counters>,
+    ids: &[u32],
+    name: &'static str,
+) -> Result<BTreeMap<u32, Counters>, BpfError> {
+    ids.iter()
+        .map(|&id| Ok((id, total(map, id, name)?)))
+        .collect()
 }
 
 impl<A: Address + Ord + Pod> FamilyMaps<A>
 where
     ServiceKey<A>: Pod + Ord,
     Backend<A>: Pod,
-    FlowKey<A>: Pod,
 {
     fn take(object: &mut Ebpf, names: Names) -> Result<Self, BpfError> {
         Ok(Self {
             services: take(object, names.services)?,
             backends: take(object, names.backends)?,
-            flows: take(object, names.flows)?,
             vips: take(object, names.vips)?,
             peer_addrs: take(object, names.peer_addrs)?,
             reply_ports: take(object, names.reply_ports)?,
@@ -253,10 +295,6 @@ where
         Ok(backends)
     }
 
-    fn backend_ids(&self) -> Result<Vec<u32>, BpfError> {
-        Ok(self.read_backends()?.into_keys().collect())
-    }
-
     fn write(&mut self, op: &FamilyOp<A>) -> Result<(), BpfError> {
         let names = self.names;
         match op {
@@ -283,14 +321,6 @@ where
                 value.as_ref(),
                 names.nat_sources,
             ),
-        }
-    }
-
-    /// Entries that vanish while they are read are not counted, nor are errors: a count for
-    /// people.
-    fn count_flows(&self, counts: &mut BTreeMap<u32, u64>) {
-        for (_, flow) in self.flows.iter().flatten() {
-            *counts.entry(flow.backend()).or_default() += 1;
         }
     }
 }

@@ -8,13 +8,15 @@ mod error;
 mod maps;
 mod pins;
 
+use std::sync::Arc;
+
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, maps::MapInfo};
 use lb_common::abi::{ABI_VERSION, NodeConfig};
 
 pub use self::{
     attach::{Attached, AttachedMode},
     error::BpfError,
-    maps::{Counts, Maps},
+    maps::{CountMaps, Counts, Maps},
     pins::Pins,
 };
 use crate::config::model::AttachMode;
@@ -55,6 +57,8 @@ pub const MAPS: [&str; 26] = [
 pub struct DataPlane {
     /// The maps.
     pub maps: Maps,
+    /// The maps that are counted in.
+    pub counters: Arc<CountMaps>,
     /// The uplinks and how the ingress program is attached to each.
     pub attached: Vec<Attached>,
     /// What an operator should know, in words.
@@ -85,6 +89,7 @@ impl DataPlane {
         }
         let mut object = load(pins)?;
         let maps = Maps::take(&mut object)?;
+        let counters = Arc::new(CountMaps::take(&mut object)?);
         let mut attached = Vec::new();
         for (name, ifindex) in placement.uplinks {
             let ingress = attach::ingress(&mut object, pins, name, *ifindex, placement.mode)?;
@@ -95,6 +100,7 @@ impl DataPlane {
         pins.remove_links_except(placement.uplinks)?;
         Ok(Self {
             maps,
+            counters,
             attached,
             warnings,
             _object: object,
