@@ -138,6 +138,17 @@ impl Checker {
         self.held = held;
     }
 
+    /// Ends the group rule's hold: the silence that it excused counts no more, but for its last
+    /// result, which began at `since`.
+    pub(super) fn release(&mut self, since: Timestamp) {
+        self.held = false;
+        self.dead = self.dead.map(|run| DeadRun {
+            count: 1,
+            since,
+            ..run
+        });
+    }
+
     /// Takes over a state that is known from before: no first result decides any more.
     pub(super) const fn adopt(&mut self, state: BackendState) {
         self.state = state;

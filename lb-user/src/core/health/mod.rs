@@ -31,8 +31,9 @@
 //! fault shows at every backend. If a backend would go DOWN without proof while it and those
 //! that belong to it are more than half of the service's backends, it becomes DRAINING instead
 //! and is *held* there. The others need not have reached `fall` themselves: else the first one to
-//! be judged would be lost each time. Every further result of a held backend judges it anew, so
-//! it goes DOWN as soon as enough others are heard again, or a refusal comes. The times at which
+//! be judged would be lost each time. Every further result of a held backend judges it anew: a
+//! refusal takes it DOWN at once, and once enough others are heard again its silence counts from
+//! there, so that it goes DOWN after `fall` checks unless it is heard again as well. The times at which
 //! the backends fell silent do not age: a lasting outage of everything stays DRAINING.
 //!
 //! The silent backend of a service with one backend is therefore always held: nobody else could
@@ -387,13 +388,13 @@ impl ServiceHealth {
         }
         checker.count(span, outcome.clone());
         if outcome.class() != Class::Void {
-            self.apply_rules(backend, outcome);
+            self.apply_rules(backend, outcome, span.started);
         }
         self.plan(backend, now);
     }
 
     /// Changes the state of `backend` if its results call for it.
-    fn apply_rules(&mut self, backend: usize, outcome: ProbeOutcome) {
+    fn apply_rules(&mut self, backend: usize, outcome: ProbeOutcome, started: Timestamp) {
         let silent = self.silent_with(backend);
         let backends = self.checkers.len();
         let Some(checker) = self.checkers.get_mut(backend) else {
@@ -409,6 +410,8 @@ impl ServiceHealth {
                 let rule = Rule::Held { silent, backends };
                 (BackendState::Draining, rule, count)
             }
+            // Whatever silenced the others may have ended between this probe and theirs.
+            Wanted::Down { .. } if silent > 0 && checker.held() => return checker.release(started),
             Wanted::Down { count } => (BackendState::Down, Rule::Dead, count),
         };
         checker.enter(to, matches!(rule, Rule::Held { .. }));

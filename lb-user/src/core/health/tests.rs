@@ -323,9 +323,28 @@ fn silence_of_most_backends_drains_and_recovers() {
     );
     trace.entered();
     trace.moods[0] = Mood::Good;
-    trace.run(ms(6000));
+    trace.run(ms(9000));
     assert_eq!(trace.states(), [Up, Up, Down]);
     assert!(!trace.health.is_held(2));
+}
+
+/// Proves that the end of a common outage takes down nobody: those that are heard a moment later
+/// than the first do not pay for the time that all were silent.
+#[test]
+fn the_end_of_a_common_outage_takes_nobody_down() {
+    let mut trace = Trace::three_up();
+    trace.moods[0] = Mood::Silent;
+    trace.moods[2] = Mood::Silent;
+    trace.run(ms(60_000));
+    trace.entered();
+    trace.moods[0] = Mood::Good;
+    while trace.health.last(0).unwrap().outcome.class() != Class::Pass {
+        trace.run(ms(100));
+    }
+    trace.run(ms(600));
+    trace.moods[2] = Mood::Good;
+    trace.run(ms(6000));
+    assert_eq!(trace.entered(), [(0, Up), (2, Up)]);
 }
 
 /// Proves that only silence that began together is held together: a backend that has been dead
@@ -763,6 +782,8 @@ struct Model {
     /// (class, proves death, start of the probe)
     history: Vec<Vec<(Class, bool, Timestamp)>>,
     fresh: Vec<bool>,
+    /// The group rule keeps it from DOWN.
+    held: Vec<bool>,
     any_pass: Vec<bool>,
     probe: bool,
 }
@@ -774,6 +795,7 @@ impl Model {
             states: vec![state; backends],
             history: vec![Vec::new(); backends],
             fresh: vec![false; backends],
+            held: vec![false; backends],
             any_pass: vec![false; backends],
             probe: start == StartState::Probe,
         }
@@ -806,6 +828,7 @@ impl Model {
         if !std::mem::take(&mut self.fresh[backend]) {
             return vec![state];
         }
+        let held = std::mem::take(&mut self.held[backend]);
         let rise = if self.probe && !self.any_pass[backend] {
             1
         } else {
@@ -815,7 +838,18 @@ impl Model {
         if self.ends_with(backend, rise, |c| c == Class::Pass) {
             vec![Up]
         } else if self.ends_with(backend, 3, |c| c == Class::Dead) {
-            self.down_or_held(backend)
+            match self.down_or_held(backend) {
+                Draining => {
+                    self.held[backend] = true;
+                    vec![Draining]
+                }
+                Down if held && self.silent_since(backend).is_some() => {
+                    let last = self.history[backend].len() - 1;
+                    self.history[backend].drain(..last);
+                    vec![Draining]
+                }
+                state => vec![state],
+            }
         } else if self.drains(backend, rise) {
             vec![Draining]
         } else {
@@ -831,12 +865,12 @@ impl Model {
         }
     }
 
-    fn down_or_held(&self, backend: usize) -> Vec<BackendState> {
+    fn down_or_held(&self, backend: usize) -> BackendState {
         let Some(own) = self.silent_since(backend) else {
-            return vec![Down];
+            return Down;
         };
         if self.states[backend] == Down {
-            return vec![Down];
+            return Down;
         }
         let window = ms(4 * 2000 + 1000);
         let others = (0..3).filter(|other| *other != backend);
@@ -844,8 +878,8 @@ impl Model {
             .filter_map(|other| self.silent_since(other))
             .filter(|since| *since <= own + window && own <= *since + window);
         match together.count() {
-            0 => vec![Down],
-            _ => vec![Draining],
+            0 => Down,
+            _ => Draining,
         }
     }
 }
