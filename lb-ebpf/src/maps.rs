@@ -102,6 +102,8 @@ pub struct Scratch<A> {
     pub key: FlowKey<A>,
     /// The flow as a nat backend's replies carry it.
     pub back: FlowKey<A>,
+    /// The flow that has a nat port now.
+    pub holder: FlowKey<A>,
     /// A service to look up.
     pub service_key: ServiceKey<A>,
     /// A return entry to write.

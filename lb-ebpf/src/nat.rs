@@ -71,11 +71,11 @@ pub fn commit<C: Context, F: Family>(
 
 /// Write the return entry if it is free or already this flow's own.
 #[inline(always)]
-fn claim<F: Family>(scratch: &Scratch<F::Addr>, ifindex: u32, from: Mac) -> bool {
+fn claim<F: Family>(scratch: &mut Scratch<F::Addr>, ifindex: u32, from: Mac) -> bool {
     if maps::put_new_lru(F::returns(), &scratch.back, &scratch.entry) {
         return true;
     }
-    maps::update_lru(F::returns(), &scratch.back, |found| {
+    let own = maps::update_lru(F::returns(), &scratch.back, |found| {
         let own = found.belongs_to(
             scratch.key.src_ref(),
             scratch.key.sport(),
@@ -83,10 +83,41 @@ fn claim<F: Family>(scratch: &Scratch<F::Addr>, ifindex: u32, from: Mac) -> bool
         );
         if own {
             found.set_path(ifindex, from);
+        } else {
+            let (client, vip) = (found.client(), scratch.key.dst());
+            let (sport, dport) = (found.client_port(), found.vip_port());
+            scratch.holder = FlowKey::new(client, sport, vip, dport, scratch.key.proto());
         }
         own
-    })
-    .unwrap_or(false)
+    });
+    match own {
+        Some(true) => true,
+        Some(false) => take_over::<F>(scratch),
+        // Evicted meanwhile: the next port.
+        None => false,
+    }
+}
+
+/// Take the port of another flow, `scratch.holder`, if that one is over: return entries do not
+/// end by themselves, and with one backend there are no more than 64,512 ports.
+///
+/// A holder whose own entry is missing was evicted (or is being made on another CPU right now,
+/// which costs that client one more SYN).
+#[inline(always)]
+fn take_over<F: Family>(scratch: &Scratch<F::Addr>) -> bool {
+    let port = scratch.back.dport();
+    let now = maps::now_seconds();
+    let held = maps::update_lru(F::flows(), &scratch.holder, |flow| {
+        (flow.nat_port() == port).then(|| !flow.is_over(now))
+    });
+    match held.flatten() {
+        Some(true) => return false,
+        // What its client may still send shall not end up in the new flow.
+        Some(false) => maps::remove_lru(F::flows(), &scratch.holder),
+        // No entry, or one that uses another port by now.
+        None => {}
+    }
+    maps::put_lru(F::returns(), &scratch.back, &scratch.entry)
 }
 
 /// If the flow now comes from elsewhere than `path` says, its replies follow it there.

@@ -65,10 +65,8 @@ fn nat_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) -> u16 {
     world.flow(frame).expect("the flow is known").nat_port()
 }
 
-/// A return entry of another client than the rows'.
-fn foreign<F: Family>() -> NatReturn<F::Addr> {
-    NatReturn::new(F::NOT_VIP, 7, VIP_PORT, EXTERNAL1, UPLINK, ROUTER2_MAC)
-}
+/// Another client's connection that goes on.
+const LIVE: (FlowState, u32) = (FlowState::Established, 7_000);
 
 /// Requests and replies, byte for byte.
 fn translation<F: Family>() -> Vec<Row<F>> {
@@ -203,6 +201,22 @@ fn paths<F: Family>() -> Vec<Row<F>> {
     ]
 }
 
+/// A row whose SYN gets a port of another client, whose flow is over: its entry goes as well.
+fn inherited<F: Family>(name: &'static str, state: FlowState, silence: u32) -> Row<F> {
+    row(name)
+        .given(move |world| {
+            world.service(&[EXTERNAL1]);
+            world.hold_nat_port(EXTERNAL1, CLIENT_PORT, (state, silence));
+        })
+        .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
+        .ingress(
+            syn_ack(EXTERNAL1, CLIENT_PORT),
+            Reason::NatReply,
+            reply(syn_ack(EXTERNAL1, CLIENT_PORT)),
+        )
+        .then(|world| assert_eq!(world.nat_holder(CLIENT_PORT), None))
+}
+
 /// Which source port a flow gets.
 fn ports<F: Family>() -> Vec<Row<F>> {
     let low = || syn::<F>().sport(80);
@@ -261,15 +275,36 @@ fn ports<F: Family>() -> Vec<Row<F>> {
             .then(|world| assert_eq!((world.flows(), world.nat_returns()), (0, 0))),
         row("a port that another client has is left to it").given(|world| {
             world.service(&[EXTERNAL1]);
-            world.set_nat_return(EXTERNAL1, CLIENT_PORT, foreign::<F>());
+            let held = world.hold_nat_port(EXTERNAL1, CLIENT_PORT, LIVE);
             takes_another_port(world, &syn());
-            let kept = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
-            assert_eq!(kept, foreign::<F>());
+            assert_eq!(world.nat_return(EXTERNAL1, CLIENT_PORT), Some(held));
+            assert!(world.nat_holder(CLIENT_PORT).is_some());
         }),
+        inherited("a port whose flow ended is taken over", FlowState::Fin, 61),
+        inherited("so is one of a reset flow", FlowState::Closed, 61),
+        inherited("one whose SYN nobody answered", FlowState::Syn, 61),
+        inherited(
+            "one that was silent for hours",
+            FlowState::Established,
+            7_441,
+        ),
+        row("one that ended just now is not: the backend may be in TIME-WAIT").given(|world| {
+            world.service(&[EXTERNAL1]);
+            world.hold_nat_port(EXTERNAL1, CLIENT_PORT, (FlowState::Fin, 50));
+            takes_another_port(world, &syn());
+        }),
+        row("a port whose flow has another by now is taken, the flow left alone")
+            .given(|world| {
+                world.service(&[EXTERNAL1]);
+                let entry = world.hold_nat_port(EXTERNAL1, 5_555, LIVE);
+                world.set_nat_return(EXTERNAL1, CLIENT_PORT, entry);
+            })
+            .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
+            .then(|world| assert!(world.nat_holder(5_555).is_some())),
         row("the same port towards another backend is free")
             .given(|world| {
                 world.service(&[EXTERNAL2]);
-                world.set_nat_return(EXTERNAL1, CLIENT_PORT, foreign::<F>());
+                world.hold_nat_port(EXTERNAL1, CLIENT_PORT, LIVE);
             })
             .ingress(syn(), Reason::Nat, request(EXTERNAL2, CLIENT_PORT, syn())),
         row("a client's low port is not used towards the backend").given(move |world| {
@@ -294,10 +329,10 @@ fn ports<F: Family>() -> Vec<Row<F>> {
                         break;
                     }
                     let port = nat_port(world, &syn());
-                    world.set_nat_return(EXTERNAL1, port, foreign::<F>());
+                    world.hold_nat_port(EXTERNAL1, port, LIVE);
                     world.evict(&syn());
                 }
-                assert_eq!(world.flows(), 0);
+                assert_eq!(world.flow(&syn()), None);
                 let taken = world.nat_returns();
                 assert!((2..=12).contains(&taken), "{taken} ports tried");
             })

@@ -13,6 +13,7 @@ use lb_common::{
         MaglevTable, Method, NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service,
         ServiceKey, Uplink, Vip,
     },
+    conntrack::FlowState,
     hash,
     headers::IPPROTO_TCP,
     reason::Reason,
@@ -21,10 +22,11 @@ use lb_tests::{
     netns::NetNs,
     packet::{
         BACKEND_PORT, CLIENT_PORT, EXTERNAL_MACS, Family, Frame, MASTER_MACS, OTHER_OWN_MAC,
-        OTHER_UPLINK, OWN_MAC, UPLINK, VIP_PORT, diff,
+        OTHER_UPLINK, OWN_MAC, ROUTER2_MAC, UPLINK, VIP_PORT, diff,
     },
     program::{Action, DataPlane, Run, SkBuff},
 };
+use nix::time::{ClockId, clock_gettime};
 
 /// Backend on this node.
 pub(crate) const LOCAL: u32 = 1;
@@ -359,6 +361,33 @@ impl<F: Family> World<F> {
     ) {
         let key = Self::return_key(backend, nat_port);
         self.insert(&Self::map("returns"), key, entry);
+    }
+
+    /// Another client's flow has `nat_port` towards `backend`, is in a state and has been silent for
+    /// some seconds. Returns its return entry.
+    pub(crate) fn hold_nat_port(
+        &mut self,
+        backend: u32,
+        nat_port: u16,
+        (state, age): (FlowState, u32),
+    ) -> NatReturn<F::Addr> {
+        let entry = NatReturn::new(F::NOT_VIP, nat_port, VIP_PORT, backend, UPLINK, ROUTER2_MAC);
+        self.set_nat_return(backend, nat_port, entry);
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+        let seen = u32::try_from(now.tv_sec()).unwrap() - age;
+        let flow = Flow::new(backend, nat_port, 0, state, seen);
+        self.insert(&Self::map("flows"), Self::holder(nat_port), flow);
+        entry
+    }
+
+    /// The key of [`World::hold_nat_port`]'s flow.
+    fn holder(nat_port: u16) -> FlowKey<F::Addr> {
+        FlowKey::new(F::NOT_VIP, nat_port, F::VIP, VIP_PORT, IPPROTO_TCP)
+    }
+
+    /// The conntrack entry of [`World::hold_nat_port`]'s flow.
+    pub(crate) fn nat_holder(&mut self, nat_port: u16) -> Option<Flow> {
+        self.get(&Self::map("flows"), Self::holder(nat_port))
     }
 
     /// (packets, bytes, connections) of the service in this row.
