@@ -88,7 +88,7 @@ impl Builder {
             plane
                 .backends
                 .extend(plain.iter().map(|name| net.node(name)));
-            plane.advert_interval = "200ms".to_owned();
+            "200ms".clone_into(&mut plane.advert_interval);
             configure(&mut plane);
             let configs = plane
                 .masters
@@ -216,6 +216,13 @@ impl Cluster {
     pub fn kill_xvip(&mut self, node: &str) -> Result<()> {
         let process = self.xvips.remove(node);
         let process = process.with_context(|| format!("{node} has no xvip"))?;
+        process.kill().map(drop)
+    }
+
+    /// Kills a node's stand-in.
+    pub fn kill_stand_in(&mut self, node: &str) -> Result<()> {
+        let process = self.stand_ins.remove(node);
+        let process = process.with_context(|| format!("{node} has no stand-in"))?;
         process.kill().map(drop)
     }
 

@@ -96,8 +96,7 @@ fn open() -> Result<OwnedFd> {
     .context("cannot open a packet socket")?;
     let link = getifaddrs()?
         .filter(|interface| interface.interface_name == "eth0")
-        .filter_map(|interface| interface.address?.as_link_addr().copied())
-        .next()
+        .find_map(|interface| interface.address?.as_link_addr().copied())
         .context("there is no eth0")?;
     bind(socket.as_raw_fd(), &link).context("cannot bind to eth0")?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;

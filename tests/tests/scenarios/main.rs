@@ -1,5 +1,8 @@
 //! The whole of xvip on real packets: three masters, a client, and everything that may break.
 //! Needs root.
+#![allow(clippy::unwrap_used)] // also in helpers: a failed unwrap is a failed scenario
 
+mod backends;
+mod hairpin;
 mod requests;
 mod takeover;
