@@ -1,4 +1,4 @@
-//! Processes on the nodes themselves: connect() to the VIP leads to a healthy backend, the
+//! Processes on the nodes themselves: `connect()` to the VIP leads to a healthy backend, the
 //! local one first, on the owner as on every other node.
 
 use std::{
@@ -101,7 +101,7 @@ fn a_process_in_another_namespace_reaches_the_nodes_backend() {
     }
 }
 
-/// Without any usable backend a connect() is refused at once; it does not hang.
+/// Without any usable backend a `connect()` is refused at once; it does not hang.
 #[test]
 fn without_any_backend_connect_is_refused() {
     skip_unless_root!();

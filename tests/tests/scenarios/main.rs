@@ -4,5 +4,7 @@
 
 mod backends;
 mod hairpin;
+mod repair;
 mod requests;
+mod restart;
 mod takeover;
