@@ -44,7 +44,7 @@ pub const MAX_NAT_RETURNS: u32 = 131_072;
 pub const MAX_PEERS: u32 = 256;
 /// Uplink interfaces.
 pub const MAX_UPLINKS: u32 = 64;
-/// Connections of local processes whose destination was rewritten at connect().
+/// Connections of local processes whose destination was rewritten at `connect()`.
 pub const MAX_CONNECTS: u32 = 65_536;
 
 /// Node number: unknown, that is, no xvip node.
@@ -313,6 +313,8 @@ pub struct MaglevTable {
 
 impl MaglevTable {
     /// A table without backends.
+    // A constant: it is copied into a heap allocation or a map, never held on a BPF stack.
+    #[allow(clippy::large_stack_arrays)]
     pub const EMPTY: Self = Self {
         slots: [0; MAGLEV_SLOTS],
     };
@@ -884,7 +886,7 @@ impl NodeConfig {
 }
 
 /// Value of `connects4`/`connects6`, keyed by socket cookie: the destination that a local
-/// process asked for, before connect() was rewritten.
+/// process asked for, before `connect()` was rewritten.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectOrigin<A> {

@@ -74,7 +74,7 @@ impl Segment {
         let fin = self.has(TcpHeader::FIN);
         let rst = self.has(TcpHeader::RST);
         let ack = self.has(TcpHeader::ACK);
-        (syn || ack || rst) && !(syn && (fin || rst)) && !(fin && !ack) && !(fin && rst)
+        (syn || ack || rst) && !(syn && (fin || rst)) && (!fin || (ack && !rst))
     }
 
     /// The sequence number after this segment: SEG.SEQ + LEN, SYN and FIN counting one each.
@@ -179,7 +179,7 @@ mod tests {
         flow
     }
 
-    /// The handshake's ACK establishes the flow and makes cl_ack and cl_next known.
+    /// The handshake's ACK establishes the flow and makes `cl_ack` and `cl_next` known.
     #[test]
     fn first_ack_establishes() {
         let flow = established();
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(flow.last_seen(), 11);
     }
 
-    /// FIN counts one in cl_next and half-closes; a new SYN may then reuse the entry.
+    /// FIN counts one in `cl_next` and half-closes; a new SYN may then reuse the entry.
     #[test]
     fn fin_half_closes() {
         let mut flow = established();

@@ -116,11 +116,11 @@ reasons! {
     EgressOther = 33, "egress_other", Pass;
     /// A table entry contradicts another one: the controller is in the middle of a change, or a bug.
     Inconsistent = 34, "inconsistent", Drop;
-    /// connect() to a service from this node, sent to the local backend.
+    /// `connect()` to a service from this node, sent to the local backend.
     ConnectLocal = 35, "connect_local", Pass;
-    /// connect() to a service from this node, sent to a backend elsewhere.
+    /// `connect()` to a service from this node, sent to a backend elsewhere.
     ConnectRemote = 36, "connect_remote", Pass;
-    /// connect() to a service from this node that no backend can take.
+    /// `connect()` to a service from this node that no backend can take.
     ConnectNoBackend = 37, "connect_no_backend", Drop;
     /// A RST of a flow that has no nat entry: there is nothing to translate it to.
     NoFlow = 38, "no_flow", Drop;

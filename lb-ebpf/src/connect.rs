@@ -1,5 +1,5 @@
 //! cgroup hooks: a process on this node that connects to a VIP is sent to a healthy backend at
-//! connect() time, the local one first. No packet is translated; getpeername() shows the VIP.
+//! `connect()` time, the local one first. No packet is translated; `getpeername()` shows the VIP.
 
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
@@ -24,16 +24,16 @@ const REFUSE: i32 = 0;
 /// `ECONNREFUSED` (asm-generic/errno.h).
 const ECONNREFUSED: i32 = 111;
 
-/// connect() of family `F`.
+/// `connect()` of family `F`.
 #[inline(always)]
-pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let addr = SockAddr::new(ctx);
     rewrite::<F>(&addr, F::hooked(&addr), |addr, to| F::set_hooked(addr, to))
 }
 
-/// connect() of an IPv6 socket, whose destination may be an IPv4-mapped address.
+/// `connect()` of an IPv6 socket, whose destination may be an IPv4-mapped address.
 #[inline(always)]
-pub fn connect6(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
     let addr = SockAddr::new(ctx);
     match V4Mapped::unmap(addr.ip6()) {
         Some(vip) => rewrite::<V4>(&addr, vip, |addr, to| addr.set_ip6(V4Mapped::map(to))),
@@ -108,17 +108,17 @@ fn listens<F: Family>(addr: &SockAddr, backend: &Backend<F::Addr>) -> bool {
     F::listens(addr, &flow)
 }
 
-/// getpeername() of family `F`.
+/// `getpeername()` of family `F`.
 #[inline(always)]
-pub fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
     let addr = SockAddr::new(ctx);
     show::<F>(&addr, F::hooked(&addr), |addr, to| F::set_hooked(addr, to));
     ALLOW
 }
 
-/// getpeername() of an IPv6 socket, whose peer may be an IPv4-mapped address.
+/// `getpeername()` of an IPv6 socket, whose peer may be an IPv4-mapped address.
 #[inline(always)]
-pub fn getpeername6(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn getpeername6(ctx: &SockAddrContext) -> i32 {
     let addr = SockAddr::new(ctx);
     match V4Mapped::unmap(addr.ip6()) {
         Some(peer) => {

@@ -20,17 +20,17 @@ use crate::{
 };
 
 /// Everything that the stages know about a segment to a service.
-pub struct Request<'a, C, F: Family> {
+pub(crate) struct Request<'a, C, F: Family> {
     /// The program's context.
-    pub ctx: &'a C,
+    pub(crate) ctx: &'a C,
     /// Offset of the IP header.
-    pub l3: usize,
+    pub(crate) l3: usize,
     /// TCP header.
-    pub tcp: Tcp,
+    pub(crate) tcp: Tcp,
     /// The service.
-    pub service: Service,
+    pub(crate) service: Service,
     /// Working memory; its `key` is the flow.
-    pub scratch: &'a mut Scratch<F::Addr>,
+    pub(crate) scratch: &'a mut Scratch<F::Addr>,
 }
 
 impl<C: Context, F: Family> Request<'_, C, F> {
@@ -49,7 +49,7 @@ impl<C: Context, F: Family> Request<'_, C, F> {
     /// earlier attempt, or by an earlier connection with the same ports, would take the segments
     /// that follow away to its own backend.
     #[inline(always)]
-    pub fn deliver(&self, reason: Reason) -> Decision {
+    pub(crate) fn deliver(&self, reason: Reason) -> Decision {
         if self.tcp.segment.is_syn() {
             maps::remove_lru(F::flows(), &self.scratch.key);
         }
@@ -140,7 +140,7 @@ impl<C: Context, F: Family> Request<'_, C, F> {
 
     /// The entry of a new flow.
     #[inline(always)]
-    pub fn flow(&self, id: u32, nat_port: u16, path: u16) -> Flow {
+    pub(crate) fn flow(&self, id: u32, nat_port: u16, path: u16) -> Flow {
         let segment = self.tcp.segment;
         let state = if segment.is_syn() {
             FlowState::Syn
@@ -155,7 +155,7 @@ impl<C: Context, F: Family> Request<'_, C, F> {
 
     /// The decision for a segment to a service.
     #[inline(always)]
-    pub fn decide(&mut self) -> Decision {
+    pub(crate) fn decide(&mut self) -> Decision {
         let service = self.service;
         let has_local = service.local_backend() != 0;
         let excluded = match self.origin() {

@@ -20,7 +20,7 @@ const HEADERS: u32 = (EthHeader::LEN + 8 + Ipv6Header::LEN + NdPacket::LEN) as u
 
 /// What becomes of a frame that leaves.
 #[inline(always)]
-pub fn egress(ctx: &TcContext) -> Reason {
+pub(crate) fn egress(ctx: &TcContext) -> Reason {
     // Headers may lie in the non-linear part of a socket buffer.
     if packet::length(ctx) < u64::from(HEADERS) && u64::from(ctx.len()) > packet::length(ctx) {
         let wanted = if ctx.len() < HEADERS {

@@ -24,22 +24,22 @@ use crate::{
 
 /// An IP packet up to its upper-layer header.
 #[derive(Clone, Copy)]
-pub struct Ip {
+pub(crate) struct Ip {
     /// Protocol of the upper layer.
-    pub proto: u8,
+    pub(crate) proto: u8,
     /// Offset of the upper-layer header in the frame.
-    pub l4: usize,
+    pub(crate) l4: usize,
     /// Offset of the packet's end by its IP header: frame padding is not counted. Not compared
     /// with the frame yet, see [`Ip::upper_len`].
-    pub end: usize,
+    pub(crate) end: usize,
     /// A fragment: ports may be missing.
-    pub fragment: bool,
+    pub(crate) fragment: bool,
 }
 
 impl Ip {
     /// Length of the upper-layer header and data, if the frame holds all of it.
     #[inline(always)]
-    pub fn upper_len<C: Context>(&self, ctx: &C) -> Result<usize, Reason> {
+    pub(crate) fn upper_len<C: Context>(&self, ctx: &C) -> Result<usize, Reason> {
         if ctx.data() + self.end > ctx.data_end() || self.end < self.l4 {
             return Err(Reason::Truncated);
         }
@@ -48,7 +48,7 @@ impl Ip {
 }
 
 /// An IP version.
-pub trait Family: 'static {
+pub(crate) trait Family: 'static {
     /// Address type.
     type Addr: Address + HashWords + Wire;
 
@@ -73,9 +73,9 @@ pub trait Family: 'static {
     /// RFC 1624 update of a checksum (host order) for a changed address.
     fn update_checksum(checksum: u16, old: &Self::Addr, new: &Self::Addr) -> u16;
 
-    /// The destination of a hooked connect().
+    /// The destination of a hooked `connect()`.
     fn hooked(addr: &SockAddr) -> Self::Addr;
-    /// Replace the destination of a hooked connect() or the result of getpeername().
+    /// Replace the destination of a hooked `connect()` or the result of `getpeername()`.
     fn set_hooked(addr: &SockAddr, to: Self::Addr);
     /// The kernel's socket for a flow to port `dport` of this node.
     fn socket<C: Context>(ctx: &C, flow: &FlowKey<Self::Addr>, dport: u16) -> SocketMatch;
@@ -148,7 +148,7 @@ macro_rules! family_maps {
 }
 
 /// IPv4.
-pub struct V4;
+pub(crate) struct V4;
 
 impl Family for V4 {
     type Addr = [u8; 4];
@@ -238,7 +238,7 @@ impl Family for V4 {
 }
 
 /// IPv6.
-pub struct V6;
+pub(crate) struct V6;
 
 /// Extension headers that are walked before the upper layer.
 const MAX_EXTENSIONS: usize = 4;
@@ -358,20 +358,20 @@ impl Family for V6 {
     );
 }
 
-/// An IPv4 connect() on an IPv6 socket, whose destination is `::ffff:a.b.c.d` (RFC 4291
+/// An IPv4 `connect()` on an IPv6 socket, whose destination is `::ffff:a.b.c.d` (RFC 4291
 /// section 2.5.5.2): the maps are V4's, the hook's fields V6's.
-pub struct V4Mapped;
+pub(crate) struct V4Mapped;
 
 impl V4Mapped {
     /// The IPv4 address, if `words` (network order) is a mapped one.
     #[inline(always)]
-    pub fn unmap([a, b, c, d]: [u32; 4]) -> Option<[u8; 4]> {
+    pub(crate) fn unmap([a, b, c, d]: [u32; 4]) -> Option<[u8; 4]> {
         (a == 0 && b == 0 && c == 0xffff_u32.to_be()).then(|| d.to_ne_bytes())
     }
 
     /// The mapped form of `addr`, in words of network order.
     #[inline(always)]
-    pub fn map(addr: [u8; 4]) -> [u32; 4] {
+    pub(crate) fn map(addr: [u8; 4]) -> [u32; 4] {
         [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(addr)]
     }
 }

@@ -22,7 +22,7 @@ fn fenced<F: Family>(addr: &F::Addr) -> bool {
 /// announcement may have the form of a request, from the VIP for itself (RFC 5227 section 2.3):
 /// it passes, so that this node's stack learns the owner's MAC.
 #[inline(always)]
-pub fn arp_ingress<C: Context>(ctx: &C, l3: usize) -> Reason {
+pub(crate) fn arp_ingress<C: Context>(ctx: &C, l3: usize) -> Reason {
     match packet::load::<C, ArpPacket>(ctx, l3) {
         Some(arp)
             if arp.is_ipv4_ethernet()
@@ -38,7 +38,7 @@ pub fn arp_ingress<C: Context>(ctx: &C, l3: usize) -> Reason {
 
 /// Egress ARP: nothing leaves that names a fenced VIP as the sender.
 #[inline(always)]
-pub fn arp_egress<C: Context>(ctx: &C, l3: usize) -> Reason {
+pub(crate) fn arp_egress<C: Context>(ctx: &C, l3: usize) -> Reason {
     match packet::load::<C, ArpPacket>(ctx, l3) {
         Some(arp) if arp.is_ipv4_ethernet() && fenced::<V4>(&arp.sender_ip) => Reason::FencedArp,
         _ => Reason::EgressOther,
@@ -59,7 +59,7 @@ fn nd<C: Context>(ctx: &C, l3: usize) -> Option<(Ipv6Header, NdPacket)> {
 
 /// Ingress neighbour discovery: whether a solicitation asks for a fenced VIP.
 #[inline(always)]
-pub fn nd_ingress<C: Context>(ctx: &C, l3: usize) -> bool {
+pub(crate) fn nd_ingress<C: Context>(ctx: &C, l3: usize) -> bool {
     nd(ctx, l3).is_some_and(|(_, message)| {
         message.kind == NdPacket::SOLICITATION && fenced::<V6>(&message.target)
     })
@@ -68,7 +68,7 @@ pub fn nd_ingress<C: Context>(ctx: &C, l3: usize) -> bool {
 /// Egress neighbour discovery: whether an advertisement claims a fenced VIP, or a solicitation
 /// is sent from one or tests one for duplicates.
 #[inline(always)]
-pub fn nd_egress<C: Context>(ctx: &C, l3: usize) -> bool {
+pub(crate) fn nd_egress<C: Context>(ctx: &C, l3: usize) -> bool {
     nd(ctx, l3).is_some_and(|(ip, message)| match message.kind {
         NdPacket::ADVERTISEMENT => fenced::<V6>(&message.target),
         NdPacket::SOLICITATION => {

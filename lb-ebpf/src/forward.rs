@@ -17,11 +17,11 @@ use crate::{
 
 /// A reason, with the interface for those that redirect (0 for the others).
 #[derive(Clone, Copy)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// Why.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
     /// Where to, for [`lb_common::reason::Verdict::Redirect`].
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
 }
 
 impl From<Reason> for Decision {
@@ -33,7 +33,7 @@ impl From<Reason> for Decision {
 
 /// Send the frame out of another interface; the return value is the XDP action.
 #[inline(always)]
-pub fn redirect(ifindex: u32) -> u32 {
+pub(crate) fn redirect(ifindex: u32) -> u32 {
     // SAFETY: the helper has no preconditions; an unknown interface becomes XDP_ABORTED.
     let action = unsafe { bpf_redirect(ifindex, 0) };
     u32::try_from(action).unwrap_or(xdp_action::XDP_ABORTED)
@@ -42,7 +42,7 @@ pub fn redirect(ifindex: u32) -> u32 {
 /// local: to this node's own stack. The backend's port replaces the VIP's where they differ;
 /// ports are not part of the pseudo-header, so one 16-bit checksum update is all.
 #[inline(always)]
-pub fn local<C: Context>(ctx: &C, tcp: &Tcp, port: u16, reason: Reason) -> Decision {
+pub(crate) fn local<C: Context>(ctx: &C, tcp: &Tcp, port: u16, reason: Reason) -> Decision {
     let vip_port = tcp.dport;
     if port != vip_port {
         let sum = checksum::update16(tcp.checksum, vip_port, port);
@@ -57,7 +57,7 @@ pub fn local<C: Context>(ctx: &C, tcp: &Tcp, port: u16, reason: Reason) -> Decis
 
 /// Whether the frame leaves through the interface that it came in by, or through another.
 #[derive(Clone, Copy)]
-pub struct Exit {
+pub(crate) struct Exit {
     src: Mac,
     /// 0: the same interface.
     ifindex: u32,
@@ -66,7 +66,7 @@ pub struct Exit {
 impl Exit {
     /// The reason for this way out.
     #[inline(always)]
-    pub fn decide(self, same: Reason, other: Reason) -> Decision {
+    pub(crate) fn decide(self, same: Reason, other: Reason) -> Decision {
         Decision {
             reason: if self.ifindex == 0 { same } else { other },
             ifindex: self.ifindex,
@@ -76,7 +76,11 @@ impl Exit {
 
 /// Put next hop `mac` behind interface `ifindex` into the Ethernet header.
 #[inline(always)]
-pub fn rewrite_ethernet<C: Context>(ctx: &C, ifindex: u32, mac: Mac) -> Result<Exit, Reason> {
+pub(crate) fn rewrite_ethernet<C: Context>(
+    ctx: &C,
+    ifindex: u32,
+    mac: Mac,
+) -> Result<Exit, Reason> {
     let exit = if ifindex == ctx.ifindex() {
         // The frame was addressed to our own MAC on this interface.
         Exit {
@@ -101,7 +105,7 @@ pub fn rewrite_ethernet<C: Context>(ctx: &C, ifindex: u32, mac: Mac) -> Result<E
 /// dsr: to the backend's node, addresses and ports untouched. Never back to where the frame
 /// came from.
 #[inline(always)]
-pub fn dsr<C: Context, A: Address>(ctx: &C, backend: &Backend<A>) -> Decision {
+pub(crate) fn dsr<C: Context, A: Address>(ctx: &C, backend: &Backend<A>) -> Decision {
     match try_dsr(ctx, backend) {
         Ok(exit) => exit.decide(Reason::Dsr, Reason::DsrRedirect),
         Err(reason) => reason.into(),

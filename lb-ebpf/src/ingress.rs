@@ -19,7 +19,7 @@ use crate::{
 
 /// What becomes of a frame that came in.
 #[inline(always)]
-pub fn ingress<C: Context>(ctx: &C) -> Decision {
+pub(crate) fn ingress<C: Context>(ctx: &C) -> Decision {
     let ethernet = match parse::ethernet(ctx) {
         Ok(ethernet) => ethernet,
         Err(reason) => return reason.into(),

@@ -6,6 +6,9 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+// The macros of the programs make an undocumented function around each documented one, and take
+// contexts by value.
+#![allow(missing_docs, clippy::needless_pass_by_value)]
 
 mod connect;
 mod conntrack;
@@ -31,7 +34,7 @@ use crate::family::V4;
 
 /// Forwards what is addressed to a VIP: attached to each uplink.
 #[xdp]
-pub fn xdp_ingress(ctx: XdpContext) -> u32 {
+pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
     let decision = ingress::ingress(&ctx);
     maps::count_reason(decision.reason, packet::length(&ctx));
     match decision.reason.verdict() {
@@ -42,17 +45,17 @@ pub fn xdp_ingress(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Passes everything. XDP_TX and XDP_REDIRECT to one end of a veth pair deliver only if the
+/// Passes everything. `XDP_TX` and `XDP_REDIRECT` to one end of a veth pair deliver only if the
 /// other end runs an XDP program as well.
 #[xdp]
-pub fn xdp_stub(_ctx: XdpContext) -> u32 {
+pub(crate) fn xdp_stub(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
 /// Gives the replies of local backends the VIP's port and holds back ARP and ND for VIPs that
 /// this node has no lease for: attached to each uplink.
 #[classifier]
-pub fn tc_egress(ctx: TcContext) -> i32 {
+pub(crate) fn tc_egress(ctx: TcContext) -> i32 {
     let reason = egress::egress(&ctx);
     maps::count_reason(reason, u64::from(ctx.len()));
     match reason.verdict() {
@@ -64,26 +67,26 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
 
 /// Sends a local process's IPv4 connect(VIP:port) to a healthy backend.
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     connect::connect::<V4>(&ctx)
 }
 
 /// Sends a local process's IPv6 connect(VIP:port) to a healthy backend, also when the address
 /// is an IPv4-mapped one.
 #[cgroup_sock_addr(connect6)]
-pub fn connect6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     connect::connect6(&ctx)
 }
 
 /// Shows the VIP as the peer of a connection that `connect4` redirected.
 #[cgroup_sock_addr(getpeername4)]
-pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
     connect::getpeername::<V4>(&ctx)
 }
 
 /// Shows the VIP as the peer of a connection that `connect6` redirected.
 #[cgroup_sock_addr(getpeername6)]
-pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::getpeername6(&ctx)
 }
 

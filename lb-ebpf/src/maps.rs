@@ -36,56 +36,60 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 #[btf_map(name = "services4")]
-pub static SERVICES4: HashMap<ServiceKey<A4>, Service, { MAX_SERVICES as usize }> = HashMap::new();
+pub(crate) static SERVICES4: HashMap<ServiceKey<A4>, Service, { MAX_SERVICES as usize }> =
+    HashMap::new();
 #[btf_map(name = "services6")]
-pub static SERVICES6: HashMap<ServiceKey<A6>, Service, { MAX_SERVICES as usize }> = HashMap::new();
+pub(crate) static SERVICES6: HashMap<ServiceKey<A6>, Service, { MAX_SERVICES as usize }> =
+    HashMap::new();
 #[btf_map(name = "maglev")]
 static MAGLEV: Array<MaglevTable, { 2 * MAX_SERVICES as usize }> = Array::new();
 #[btf_map(name = "backends4")]
-pub static BACKENDS4: Array<Backend<A4>, { MAX_BACKENDS as usize }> = Array::new();
+pub(crate) static BACKENDS4: Array<Backend<A4>, { MAX_BACKENDS as usize }> = Array::new();
 #[btf_map(name = "backends6")]
-pub static BACKENDS6: Array<Backend<A6>, { MAX_BACKENDS as usize }> = Array::new();
+pub(crate) static BACKENDS6: Array<Backend<A6>, { MAX_BACKENDS as usize }> = Array::new();
 #[btf_map(name = "flows4")]
-pub static FLOWS4: LruHashMap<FlowKey<A4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS4: LruHashMap<FlowKey<A4>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map(name = "flows6")]
-pub static FLOWS6: LruHashMap<FlowKey<A6>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS6: LruHashMap<FlowKey<A6>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map(name = "returns4")]
-pub static RETURNS4: LruHashMap<FlowKey<A4>, NatReturn<A4>, { MAX_NAT_RETURNS as usize }> =
+pub(crate) static RETURNS4: LruHashMap<FlowKey<A4>, NatReturn<A4>, { MAX_NAT_RETURNS as usize }> =
     LruHashMap::new();
 #[btf_map(name = "returns6")]
-pub static RETURNS6: LruHashMap<FlowKey<A6>, NatReturn<A6>, { MAX_NAT_RETURNS as usize }> =
+pub(crate) static RETURNS6: LruHashMap<FlowKey<A6>, NatReturn<A6>, { MAX_NAT_RETURNS as usize }> =
     LruHashMap::new();
 #[btf_map(name = "nat_sources4")]
-pub static NAT_SOURCES4: HashMap<ServiceKey<A4>, Node, { MAX_BACKENDS as usize }> = HashMap::new();
+pub(crate) static NAT_SOURCES4: HashMap<ServiceKey<A4>, Node, { MAX_BACKENDS as usize }> =
+    HashMap::new();
 #[btf_map(name = "nat_sources6")]
-pub static NAT_SOURCES6: HashMap<ServiceKey<A6>, Node, { MAX_BACKENDS as usize }> = HashMap::new();
+pub(crate) static NAT_SOURCES6: HashMap<ServiceKey<A6>, Node, { MAX_BACKENDS as usize }> =
+    HashMap::new();
 #[btf_map(name = "vips4")]
-pub static VIPS4: HashMap<A4, Vip, { MAX_VIPS as usize }> = HashMap::new();
+pub(crate) static VIPS4: HashMap<A4, Vip, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map(name = "vips6")]
-pub static VIPS6: HashMap<A6, Vip, { MAX_VIPS as usize }> = HashMap::new();
+pub(crate) static VIPS6: HashMap<A6, Vip, { MAX_VIPS as usize }> = HashMap::new();
 #[btf_map(name = "leases")]
 static LEASES: Array<Lease, { MAX_LEASES as usize }> = Array::new();
 #[btf_map(name = "peer_macs")]
 static PEER_MACS: HashMap<MacKey, Node, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "peer_addrs4")]
-pub static PEER_ADDRS4: HashMap<A4, Node, { MAX_PEERS as usize }> = HashMap::new();
+pub(crate) static PEER_ADDRS4: HashMap<A4, Node, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "peer_addrs6")]
-pub static PEER_ADDRS6: HashMap<A6, Node, { MAX_PEERS as usize }> = HashMap::new();
+pub(crate) static PEER_ADDRS6: HashMap<A6, Node, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map(name = "reply_ports4")]
-pub static REPLY_PORTS4: HashMap<ServiceKey<A4>, ReplyPort, { MAX_SERVICES as usize }> =
+pub(crate) static REPLY_PORTS4: HashMap<ServiceKey<A4>, ReplyPort, { MAX_SERVICES as usize }> =
     HashMap::new();
 #[btf_map(name = "reply_ports6")]
-pub static REPLY_PORTS6: HashMap<ServiceKey<A6>, ReplyPort, { MAX_SERVICES as usize }> =
+pub(crate) static REPLY_PORTS6: HashMap<ServiceKey<A6>, ReplyPort, { MAX_SERVICES as usize }> =
     HashMap::new();
 #[btf_map(name = "uplinks")]
 static UPLINKS: HashMap<u32, Uplink, { MAX_UPLINKS as usize }> = HashMap::new();
 #[btf_map(name = "node")]
 static NODE: Array<NodeConfig, 1> = Array::new();
 #[btf_map(name = "connects4")]
-pub static CONNECTS4: LruHashMap<u64, ConnectOrigin<A4>, { MAX_CONNECTS as usize }> =
+pub(crate) static CONNECTS4: LruHashMap<u64, ConnectOrigin<A4>, { MAX_CONNECTS as usize }> =
     LruHashMap::new();
 #[btf_map(name = "connects6")]
-pub static CONNECTS6: LruHashMap<u64, ConnectOrigin<A6>, { MAX_CONNECTS as usize }> =
+pub(crate) static CONNECTS6: LruHashMap<u64, ConnectOrigin<A6>, { MAX_CONNECTS as usize }> =
     LruHashMap::new();
 #[btf_map(name = "service_stats")]
 static SERVICE_STATS: PerCpuArray<Counters, { MAX_SERVICES as usize }> = PerCpuArray::new();
@@ -97,17 +101,17 @@ static REASON_STATS: PerCpuArray<Counters, { Reason::COUNT }> = PerCpuArray::new
 /// Working memory of one run of the ingress pipeline: keys and values that are too large for
 /// the 512 bytes of stack. Not shared with user space.
 #[repr(C)]
-pub struct Scratch<A> {
+pub(crate) struct Scratch<A> {
     /// The flow as on the wire.
-    pub key: FlowKey<A>,
+    pub(crate) key: FlowKey<A>,
     /// The flow as a nat backend's replies carry it.
-    pub back: FlowKey<A>,
+    pub(crate) back: FlowKey<A>,
     /// The flow that has a nat port now.
-    pub holder: FlowKey<A>,
+    pub(crate) holder: FlowKey<A>,
     /// A service to look up.
-    pub service_key: ServiceKey<A>,
+    pub(crate) service_key: ServiceKey<A>,
     /// A return entry to write.
-    pub entry: NatReturn<A>,
+    pub(crate) entry: NatReturn<A>,
     /// See [`Scratch::forget`].
     cell: u32,
 }
@@ -117,7 +121,7 @@ impl<A> Scratch<A> {
     /// differ in nothing but an offset (VLAN tags, IP options, extension headers) become one
     /// from here on, instead of being verified to the end one by one.
     #[inline(always)]
-    pub fn forget<const MASK: usize>(&mut self, value: usize) -> usize {
+    pub(crate) fn forget<const MASK: usize>(&mut self, value: usize) -> usize {
         let cell = &raw mut self.cell;
         // SAFETY: a field of our own; volatile, so that the value really takes this detour.
         unsafe {
@@ -137,7 +141,7 @@ static SCRATCH6: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
 /// Exclusive: only the ingress program asks for it, once a run, and runs of it do not interrupt
 /// one another on a CPU (XDP runs in the network softirq).
 #[inline(always)]
-pub fn scratch4() -> Option<&'static mut Scratch<A4>> {
+pub(crate) fn scratch4() -> Option<&'static mut Scratch<A4>> {
     // SAFETY: see above; map memory outlives the program's run.
     SCRATCH4
         .get_ptr_mut(0)
@@ -146,7 +150,7 @@ pub fn scratch4() -> Option<&'static mut Scratch<A4>> {
 
 /// This CPU's working memory for IPv6; see [`scratch4`].
 #[inline(always)]
-pub fn scratch6() -> Option<&'static mut Scratch<A6>> {
+pub(crate) fn scratch6() -> Option<&'static mut Scratch<A6>> {
     // SAFETY: as in `scratch4`.
     SCRATCH6
         .get_ptr_mut(0)
@@ -160,14 +164,14 @@ pub fn scratch6() -> Option<&'static mut Scratch<A6>> {
 /// half old and half new, which sends at most the packets of that microsecond to the old next
 /// hop; TCP repeats them.
 #[inline(always)]
-pub fn get<K, V: Copy, const N: usize>(map: &HashMap<K, V, N>, key: &K) -> Option<V> {
+pub(crate) fn get<K, V: Copy, const N: usize>(map: &HashMap<K, V, N>, key: &K) -> Option<V> {
     // SAFETY: the value is copied at once; the race is described above.
     unsafe { map.get(key) }.copied()
 }
 
 /// [`get`] for LRU maps.
 #[inline(always)]
-pub fn get_lru<K, V: Copy, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -> Option<V> {
+pub(crate) fn get_lru<K, V: Copy, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -> Option<V> {
     // SAFETY: as in `get`.
     unsafe { map.get(key) }.copied()
 }
@@ -179,7 +183,7 @@ pub fn get_lru<K, V: Copy, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -
 /// with the next segment. An evicted entry may be recycled meanwhile: the change is then lost
 /// or, in the worst case, moves another flow's sequence numbers once.
 #[inline(always)]
-pub fn update_lru<K, V, R, const N: usize>(
+pub(crate) fn update_lru<K, V, R, const N: usize>(
     map: &LruHashMap<K, V, N>,
     key: &K,
     change: impl FnOnce(&mut V) -> R,
@@ -191,26 +195,30 @@ pub fn update_lru<K, V, R, const N: usize>(
 
 /// Insert or replace.
 #[inline(always)]
-pub fn put_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
+pub(crate) fn put_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
     map.insert(key, value, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Insert; false if the key exists or there is no memory.
 #[inline(always)]
-pub fn put_new_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
+pub(crate) fn put_new_lru<K, V, const N: usize>(
+    map: &LruHashMap<K, V, N>,
+    key: &K,
+    value: &V,
+) -> bool {
     map.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// Remove a key that may not be there.
 #[inline(always)]
-pub fn remove_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) {
+pub(crate) fn remove_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) {
     // Absent is what was wanted.
     let _ = map.remove(key);
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
 #[inline(always)]
-pub fn maglev(table: u32, slot: u32) -> u32 {
+pub(crate) fn maglev(table: u32, slot: u32) -> u32 {
     MAGLEV
         .get(table)
         .map_or(0, |table| u32::from(table.backend(slot)))
@@ -218,7 +226,7 @@ pub fn maglev(table: u32, slot: u32) -> u32 {
 
 /// Whether this node may claim the address of `vip` now.
 #[inline(always)]
-pub fn may_claim(vip: Vip) -> bool {
+pub(crate) fn may_claim(vip: Vip) -> bool {
     if vip.lease() == 0 {
         return true;
     }
@@ -231,26 +239,26 @@ pub fn may_claim(vip: Vip) -> bool {
 
 /// Node number of the peer with this MAC, [`NODE_NONE`] if there is none.
 #[inline(always)]
-pub fn peer_of_mac(mac: Mac) -> u32 {
+pub(crate) fn peer_of_mac(mac: Mac) -> u32 {
     get(&PEER_MACS, &MacKey::new(mac)).map_or(NODE_NONE, |node| node.number())
 }
 
 /// The MAC of uplink `ifindex`.
 #[inline(always)]
-pub fn uplink_mac(ifindex: u32) -> Option<Mac> {
+pub(crate) fn uplink_mac(ifindex: u32) -> Option<Mac> {
     get(&UPLINKS, &ifindex).map(|uplink| uplink.mac())
 }
 
 /// Seconds of the coarse monotonic clock: a timer tick old at most, and cheap.
 #[inline(always)]
-pub fn now_seconds() -> u32 {
+pub(crate) fn now_seconds() -> u32 {
     // SAFETY: the helper has no preconditions.
     (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
 }
 
 /// A random number.
 #[inline(always)]
-pub fn random() -> u32 {
+pub(crate) fn random() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_prandom_u32() }
 }
@@ -268,38 +276,38 @@ fn count<const N: usize>(
     }
 }
 
-/// Count a packet (or connect()) of `bytes` bytes under `reason`.
+/// Count a packet (or `connect()`) of `bytes` bytes under `reason`.
 #[inline(always)]
-pub fn count_reason(reason: Reason, bytes: u64) {
+pub(crate) fn count_reason(reason: Reason, bytes: u64) {
     count(&REASON_STATS, reason.index(), |counters| {
-        counters.packet(bytes)
+        counters.packet(bytes);
     });
 }
 
 /// Count a packet to a service and its backend.
 #[inline(always)]
-pub fn count_packet(service: u32, backend: u32, bytes: u64) {
+pub(crate) fn count_packet(service: u32, backend: u32, bytes: u64) {
     count(&SERVICE_STATS, service, |counters| counters.packet(bytes));
     count(&BACKEND_STATS, backend, |counters| counters.packet(bytes));
 }
 
 /// Count a new connection to a service and its backend.
 #[inline(always)]
-pub fn count_connection(service: u32, backend: u32) {
+pub(crate) fn count_connection(service: u32, backend: u32) {
     count(&SERVICE_STATS, service, Counters::connection);
     count(&BACKEND_STATS, backend, Counters::connection);
 }
 
 /// Cookie of a hooked socket: unique while the machine is up.
 #[inline(always)]
-pub fn socket_cookie(addr: &SockAddr) -> u64 {
+pub(crate) fn socket_cookie(addr: &SockAddr) -> u64 {
     // SAFETY: the pointer is the program's own context.
     unsafe { bpf_get_socket_cookie(addr.raw()) }
 }
 
 /// Whether a hooked socket lives in the controller's network namespace.
 #[inline(always)]
-pub fn in_node_netns(addr: &SockAddr) -> bool {
+pub(crate) fn in_node_netns(addr: &SockAddr) -> bool {
     // SAFETY: the pointer is the program's own context.
     let cookie = unsafe { bpf_get_netns_cookie(addr.raw()) };
     NODE.get(0)
@@ -308,12 +316,12 @@ pub fn in_node_netns(addr: &SockAddr) -> bool {
 
 /// Make the hooked system call fail with -`errno`.
 #[inline(always)]
-pub fn set_errno(errno: i32) {
+pub(crate) fn set_errno(errno: i32) {
     // SAFETY: the helper has no preconditions in the hooks that use it (connect4, connect6).
     unsafe { bpf_set_retval(-errno) };
 }
 
-/// `struct bpf_sock.state` values (include/net/tcp_states.h).
+/// `struct bpf_sock.state` values (`include/net/tcp_states.h`).
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
@@ -337,11 +345,11 @@ impl Drop for Sock {
 }
 
 /// The calling program's network namespace, as the lookup helpers take it.
-const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+const CURRENT_NETNS: u64 = (BPF_F_CURRENT_NETNS as i64).cast_unsigned();
 
 /// What the kernel's socket table has for a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum SocketMatch {
+pub(crate) enum SocketMatch {
     /// Nothing.
     None,
     /// A listener only.
@@ -366,7 +374,7 @@ fn classify(sock: Option<Sock>) -> SocketMatch {
 
 /// The kernel's socket for an IPv4 flow to port `dport` of this node.
 #[inline(always)]
-pub fn socket4<C: Context>(ctx: &C, flow: &FlowKey<A4>, dport: u16) -> SocketMatch {
+pub(crate) fn socket4<C: Context>(ctx: &C, flow: &FlowKey<A4>, dport: u16) -> SocketMatch {
     let mut tuple = tuple4(flow, dport);
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
     // SAFETY: the tuple is initialised and of the size said.
@@ -384,7 +392,7 @@ pub fn socket4<C: Context>(ctx: &C, flow: &FlowKey<A4>, dport: u16) -> SocketMat
 
 /// The kernel's socket for an IPv6 flow to port `dport` of this node.
 #[inline(always)]
-pub fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> SocketMatch {
+pub(crate) fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> SocketMatch {
     let mut tuple = tuple6(flow, dport);
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
     // SAFETY: the tuple is initialised and of the size said.
@@ -402,7 +410,7 @@ pub fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> SocketMat
 
 /// Whether the hooked socket's network namespace has a listener for this IPv4 flow.
 #[inline(always)]
-pub fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
+pub(crate) fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
     let mut tuple = tuple4(flow, flow.dport());
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
     // SAFETY: the tuple is initialised and of the size said.
@@ -420,7 +428,7 @@ pub fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
 
 /// Whether the hooked socket's network namespace has a listener for this IPv6 flow.
 #[inline(always)]
-pub fn listens6(addr: &SockAddr, flow: &FlowKey<A6>) -> bool {
+pub(crate) fn listens6(addr: &SockAddr, flow: &FlowKey<A6>) -> bool {
     let mut tuple = tuple6(flow, flow.dport());
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
     // SAFETY: the tuple is initialised and of the size said.
@@ -458,7 +466,7 @@ fn tuple6(flow: &FlowKey<A6>, dport: u16) -> Tuple6 {
 
 /// An IPv6 address as four words in network order.
 #[inline(always)]
-pub fn words(addr: A6) -> [u32; 4] {
+pub(crate) fn words(addr: A6) -> [u32; 4] {
     match addr.as_chunks::<4>().0 {
         [a, b, c, d] => [
             u32::from_ne_bytes(*a),
@@ -472,7 +480,7 @@ pub fn words(addr: A6) -> [u32; 4] {
 
 /// The inverse of [`words`].
 #[inline(always)]
-pub fn from_words(words: [u32; 4]) -> A6 {
+pub(crate) fn from_words(words: [u32; 4]) -> A6 {
     let mut addr = [0; 16];
     for (to, from) in addr.as_chunks_mut::<4>().0.iter_mut().zip(words) {
         *to = from.to_ne_bytes();

@@ -37,7 +37,7 @@ fn candidate<F: Family>(key: &FlowKey<F::Addr>, attempt: u32) -> u16 {
 /// Allocate a source port and write both entries: the return entry first and only if it is
 /// free, then the flow's own. The port is the result.
 #[inline(always)]
-pub fn commit<C: Context, F: Family>(
+pub(crate) fn commit<C: Context, F: Family>(
     request: &mut Request<'_, C, F>,
     id: u32,
     backend: &Backend<F::Addr>,
@@ -122,7 +122,7 @@ fn take_over<F: Family>(scratch: &Scratch<F::Addr>) -> bool {
 
 /// If the flow now comes from elsewhere than `path` says, its replies follow it there.
 #[inline(always)]
-pub fn follow_path<C: Context, F: Family>(
+pub(crate) fn follow_path<C: Context, F: Family>(
     request: &mut Request<'_, C, F>,
     nat_port: u16,
     backend: &Backend<F::Addr>,
@@ -140,7 +140,7 @@ pub fn follow_path<C: Context, F: Family>(
     let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
     scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, nat_port, proto);
     maps::update_lru(F::returns(), &scratch.back, |entry| {
-        entry.set_path(ifindex, macs.src)
+        entry.set_path(ifindex, macs.src);
     });
     maps::update_lru(F::flows(), &scratch.key, |entry| entry.set_path(tag));
 }
@@ -173,7 +173,7 @@ fn translate<C: Context, F: Family>(
 
 /// Client to backend.
 #[inline(always)]
-pub fn forward<C: Context, F: Family>(
+pub(crate) fn forward<C: Context, F: Family>(
     request: &mut Request<'_, C, F>,
     nat_port: u16,
     backend: &Backend<F::Addr>,
@@ -201,7 +201,7 @@ pub fn forward<C: Context, F: Family>(
 
 /// Backend to client: a segment to VIP:port that is no service. `None` if it is not a reply.
 #[inline(always)]
-pub fn reply<C: Context, F: Family>(
+pub(crate) fn reply<C: Context, F: Family>(
     ctx: &C,
     l3: usize,
     tcp: &Tcp,

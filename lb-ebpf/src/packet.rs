@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::headers::Wire;
 
 /// A program's view of the frame, implemented by XDP and tc contexts.
-pub trait Context {
+pub(crate) trait Context {
     /// Address of the first byte of the frame.
     fn data(&self) -> usize;
     /// Address after the last directly accessible byte of the frame.
@@ -70,7 +70,7 @@ impl Context for TcContext {
 
 /// Directly accessible length of the frame in bytes.
 #[inline(always)]
-pub fn length<C: Context>(ctx: &C) -> u64 {
+pub(crate) fn length<C: Context>(ctx: &C) -> u64 {
     (ctx.data_end() - ctx.data()) as u64
 }
 
@@ -98,7 +98,7 @@ fn opaque(mut address: usize) -> usize {
 
 /// Read a `T` at `offset` bytes from the start of the frame.
 #[inline(always)]
-pub fn load<C: Context, T: Wire>(ctx: &C, offset: usize) -> Option<T> {
+pub(crate) fn load<C: Context, T: Wire>(ctx: &C, offset: usize) -> Option<T> {
     // SAFETY: `pointer` checked that all of `T` lies in the frame, and `Wire` types have
     // alignment 1 and take any bytes.
     pointer(ctx, offset).map(|at: *mut T| unsafe { at.read() })
@@ -106,7 +106,7 @@ pub fn load<C: Context, T: Wire>(ctx: &C, offset: usize) -> Option<T> {
 
 /// Overwrite the bytes at `offset` with `value`; false if they do not all lie in the frame.
 #[inline(always)]
-pub fn store<C: Context, T: Wire>(ctx: &C, offset: usize, value: T) -> bool {
+pub(crate) fn store<C: Context, T: Wire>(ctx: &C, offset: usize, value: T) -> bool {
     match pointer::<C, T>(ctx, offset) {
         // SAFETY: as in `load`; XDP frames are writable, and nothing else refers to them.
         Some(at) => unsafe {
@@ -118,39 +118,39 @@ pub fn store<C: Context, T: Wire>(ctx: &C, offset: usize, value: T) -> bool {
 }
 
 /// The socket address that a cgroup hook looks at: fields in network order.
-pub struct SockAddr(*mut bpf_sock_addr);
+pub(crate) struct SockAddr(*mut bpf_sock_addr);
 
 impl SockAddr {
     /// The hook's context.
     #[inline(always)]
-    pub fn new(ctx: &SockAddrContext) -> Self {
+    pub(crate) fn new(ctx: &SockAddrContext) -> Self {
         Self(ctx.sock_addr)
     }
 
     /// IP protocol of the socket.
     #[inline(always)]
-    pub fn protocol(&self) -> u32 {
+    pub(crate) fn protocol(&self) -> u32 {
         // SAFETY: the kernel called the program with a valid context.
         unsafe { (*self.0).protocol }
     }
 
     /// IPv4 destination.
     #[inline(always)]
-    pub fn ip4(&self) -> [u8; 4] {
+    pub(crate) fn ip4(&self) -> [u8; 4] {
         // SAFETY: a valid context; the verifier wants one 4-byte access, hence volatile.
         unsafe { (&raw const (*self.0).user_ip4).read_volatile() }.to_ne_bytes()
     }
 
     /// Replace the IPv4 destination.
     #[inline(always)]
-    pub fn set_ip4(&self, addr: [u8; 4]) {
+    pub(crate) fn set_ip4(&self, addr: [u8; 4]) {
         // SAFETY: as in `ip4`.
         unsafe { (&raw mut (*self.0).user_ip4).write_volatile(u32::from_ne_bytes(addr)) }
     }
 
     /// IPv6 destination as four words in network order.
     #[inline(always)]
-    pub fn ip6(&self) -> [u32; 4] {
+    pub(crate) fn ip6(&self) -> [u32; 4] {
         let words = (&raw const self.context().user_ip6).cast::<u32>();
         // SAFETY: four words of a valid context; the verifier wants one access for each.
         unsafe {
@@ -165,7 +165,7 @@ impl SockAddr {
 
     /// Replace the IPv6 destination.
     #[inline(always)]
-    pub fn set_ip6(&self, [a, b, c, d]: [u32; 4]) {
+    pub(crate) fn set_ip6(&self, [a, b, c, d]: [u32; 4]) {
         // SAFETY: as in `ip6`.
         unsafe {
             let words = (&raw mut (*self.0).user_ip6).cast::<u32>();
@@ -178,7 +178,7 @@ impl SockAddr {
 
     /// Destination port, host order.
     #[inline(always)]
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         // SAFETY: a valid context. The field holds the port in network order in its low half.
         let port = unsafe { (&raw const (*self.0).user_port).read_volatile() };
         u16::from_be(port as u16)
@@ -186,14 +186,14 @@ impl SockAddr {
 
     /// Replace the destination port (host order).
     #[inline(always)]
-    pub fn set_port(&self, port: u16) {
+    pub(crate) fn set_port(&self, port: u16) {
         // SAFETY: as in `port`.
         unsafe { (&raw mut (*self.0).user_port).write_volatile(u32::from(port.to_be())) }
     }
 
     /// The context as kernel helpers take it.
     #[inline(always)]
-    pub fn raw(&self) -> *mut c_void {
+    pub(crate) fn raw(&self) -> *mut c_void {
         self.0.cast()
     }
 

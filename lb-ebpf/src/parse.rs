@@ -13,16 +13,16 @@ use crate::{
 
 /// What the Ethernet header and its VLAN tags say. The MACs stay in the frame, see [`macs`].
 #[derive(Clone, Copy)]
-pub struct Ethernet {
+pub(crate) struct Ethernet {
     /// Type of the payload, host order.
-    pub ethertype: u16,
+    pub(crate) ethertype: u16,
     /// Offset of the payload.
-    pub l3: usize,
+    pub(crate) l3: usize,
 }
 
 /// Parse the Ethernet header and at most two VLAN tags.
 #[inline(always)]
-pub fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
+pub(crate) fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
     let header: EthHeader = packet::load(ctx, 0).ok_or(Reason::Truncated)?;
     let mut ethertype = header.ethertype();
     let mut l3 = EthHeader::LEN;
@@ -39,28 +39,28 @@ pub fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
 
 /// The frame's MACs.
 #[inline(always)]
-pub fn macs<C: Context>(ctx: &C) -> Result<EthAddresses, Reason> {
+pub(crate) fn macs<C: Context>(ctx: &C) -> Result<EthAddresses, Reason> {
     packet::load(ctx, 0).ok_or(Reason::Truncated)
 }
 
 /// A TCP segment.
 #[derive(Clone, Copy)]
-pub struct Tcp {
+pub(crate) struct Tcp {
     /// Source port, host order.
-    pub sport: u16,
+    pub(crate) sport: u16,
     /// Destination port, host order.
-    pub dport: u16,
+    pub(crate) dport: u16,
     /// What conntrack looks at.
-    pub segment: Segment,
+    pub(crate) segment: Segment,
     /// Offset of the TCP header.
-    pub l4: usize,
+    pub(crate) l4: usize,
     /// TCP checksum, host order.
-    pub checksum: u16,
+    pub(crate) checksum: u16,
 }
 
 /// Parse the TCP header of `ip`, which is no fragment.
 #[inline(always)]
-pub fn tcp<C: Context>(ctx: &C, ip: &Ip) -> Result<Tcp, Reason> {
+pub(crate) fn tcp<C: Context>(ctx: &C, ip: &Ip) -> Result<Tcp, Reason> {
     let upper_len = ip.upper_len(ctx)?;
     if upper_len < TcpHeader::LEN {
         return Err(Reason::Truncated);

@@ -17,7 +17,7 @@ const STEP: u32 = 0x9e37_79b9;
 /// The backend with id `id`, unless it is unused or belongs to another service: then the
 /// controller is in the middle of a change. Not a copy: a program reads the few fields it needs.
 #[inline(always)]
-pub fn backend<F: Family>(id: u32, service: &Service) -> Option<&'static Backend<F::Addr>> {
+pub(crate) fn backend<F: Family>(id: u32, service: &Service) -> Option<&'static Backend<F::Addr>> {
     let backend = F::backends().get(id)?;
     (backend.service() == service.id()).then_some(backend)
 }
@@ -25,7 +25,7 @@ pub fn backend<F: Family>(id: u32, service: &Service) -> Option<&'static Backend
 /// The backend for a flow with hash `flow_hash`, never one on node `excluded` (where the
 /// packet came from: its kernel would take the packet for a martian or send it back).
 #[inline(always)]
-pub fn select<F: Family>(
+pub(crate) fn select<F: Family>(
     service: &Service,
     flow_hash: u32,
     excluded: u32,

@@ -4,7 +4,7 @@
 //! run on threads of their own: a TLS handshake never delays an advert.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     future::pending,
     io,
     net::IpAddr,
@@ -478,16 +478,12 @@ impl Engine {
     }
 
     fn announce(&mut self, ifindex: u32, mac: [u8; 6], addresses: &[IpAddr]) {
-        if !self.announcers.contains_key(&ifindex) {
-            match Announcer::open(ifindex) {
-                Ok(announcer) => {
-                    self.announcers.insert(ifindex, announcer);
-                }
-                Err(error) => warn!(%error, "cannot announce the VIP"),
-            }
-        }
-        let Some(announcer) = self.announcers.get(&ifindex) else {
-            return;
+        let announcer = match self.announcers.entry(ifindex) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(vacant) => match Announcer::open(ifindex) {
+                Ok(announcer) => vacant.insert(announcer),
+                Err(error) => return warn!(%error, "cannot announce the VIP"),
+            },
         };
         for &address in addresses {
             if let Err(error) = announcer.announce(mac, address) {
@@ -624,10 +620,10 @@ impl Engine {
         let reply = match request.command {
             Command::Status => return self.count(request.reply),
             Command::StepDown { vrrp } => {
-                self.vrrp_command(vrrp, |instance| Input::StepDown { instance })
+                self.vrrp_command(vrrp.as_deref(), |instance| Input::StepDown { instance })
             }
             Command::Resume { vrrp } => {
-                self.vrrp_command(vrrp, |instance| Input::Resume { instance })
+                self.vrrp_command(vrrp.as_deref(), |instance| Input::Resume { instance })
             }
         };
         // The asker may be gone.
@@ -670,11 +666,11 @@ impl Engine {
 
     fn vrrp_command(
         &mut self,
-        name: Option<String>,
+        name: Option<&str>,
         input: impl Fn(usize) -> Input,
     ) -> Result<Reply, CommandError> {
         let instances = &self.controller.config().vrrp;
-        let chosen = vrrp_targets(instances, name.as_deref())?;
+        let chosen = vrrp_targets(instances, name)?;
         let names = chosen
             .iter()
             .filter_map(|&at| instances.get(at))
@@ -753,9 +749,10 @@ fn probers(config: &Config) -> Result<Vec<Arc<Prober>>, RunError> {
 
 fn report_data_plane(data_plane: &DataPlane) {
     for uplink in &data_plane.attached {
-        match &uplink.note {
-            Some(note) => warn!(interface = uplink.interface, mode = ?uplink.mode, "{note}"),
-            None => info!(interface = uplink.interface, mode = ?uplink.mode, "attached"),
+        if let Some(note) = &uplink.note {
+            warn!(interface = uplink.interface, mode = ?uplink.mode, "{note}");
+        } else {
+            info!(interface = uplink.interface, mode = ?uplink.mode, "attached");
         }
     }
     for warning in &data_plane.warnings {

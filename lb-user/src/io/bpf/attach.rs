@@ -194,7 +194,7 @@ fn adopt_tc(program: &mut SchedClassifier, pins: &Pins, name: &str) -> bool {
 /// Attach the connect hooks to `cgroup`, or remove them.
 ///
 /// The kernel cannot replace the program of such a link: the new one is attached beside the old
-/// one, which is then removed. A connect() in between is rewritten by one of them and no longer
+/// one, which is then removed. A `connect()` in between is rewritten by one of them and no longer
 /// addressed to a VIP for the other.
 pub(super) fn hooks(object: &mut Ebpf, pins: &Pins, cgroup: Option<&File>) -> Result<(), BpfError> {
     for name in ["connect4", "connect6", "getpeername4", "getpeername6"] {
