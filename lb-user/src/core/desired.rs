@@ -1,5 +1,8 @@
 //! From configuration, health and network to the tables that the data plane shall hold.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -66,24 +69,49 @@ pub struct Desired {
     pub services: Vec<ServicePlacement>,
 }
 
-/// Makes tables; remembers the Maglev tables that it has made.
+/// Makes tables; remembers the Maglev tables that it has made, and the ids that it has given.
 #[derive(Default)]
 pub struct Builder {
     cache: BTreeMap<u32, (Vec<Member>, Arc<MaglevTable>)>,
+    /// Ids of services by VIP and port.
+    services: Ids<(IpAddr, u16)>,
+    /// Ids of backends by their service's id and their address.
+    backends: Ids<(u32, SocketAddr)>,
 }
 
-/// Ids that are taken, and those to be kept for what is in the tables already: entries of
-/// established flows refer to them.
-struct Ids {
-    services: BTreeSet<u32>,
-    backends: BTreeSet<u32>,
+/// Ids that were given. What is in the tables of an earlier run keeps its id, since entries of
+/// established flows refer to it; later nothing that is in the tables changes an id.
+struct Ids<K> {
+    given: BTreeMap<K, u32>,
 }
 
-fn lowest_free(taken: &mut BTreeSet<u32>, limit: u32) -> u32 {
-    // The configuration is checked to fit; 0 would be the reserved id, which selects nothing.
-    let id = (1..limit).find(|id| !taken.contains(id)).unwrap_or(0);
-    taken.insert(id);
-    id
+impl<K> Default for Ids<K> {
+    fn default() -> Self {
+        Self {
+            given: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Ord> Ids<K> {
+    /// The id of `key`: the one given before; else `known` from the tables, if it is a valid one
+    /// that nobody else has; else the lowest that is below `limit` and not `taken`.
+    fn id(&mut self, key: K, known: Option<u32>, limit: u32, taken: impl Fn(u32) -> bool) -> u32 {
+        if let Some(&id) = self.given.get(&key) {
+            return id;
+        }
+        let is_given = |id: &u32| self.given.values().any(|given| given == id);
+        let known = known.filter(|id| (1..limit).contains(id) && !is_given(id));
+        let free = || (1..limit).find(|id| !is_given(id) && !taken(*id));
+        // The configuration is checked to fit, and what is left over in the tables gives way. 0
+        // would be the reserved id, which selects nothing.
+        let id = known
+            .or_else(free)
+            .or_else(|| (1..limit).find(|id| !is_given(id)))
+            .unwrap_or(0);
+        self.given.insert(key, id);
+        id
+    }
 }
 
 impl Builder {
@@ -97,22 +125,6 @@ impl Builder {
         uplinks(facts, &mut tables);
         peers(facts, &mut tables);
         vips(facts, &mut tables);
-        let mut ids = Ids {
-            services: observed
-                .v4
-                .services
-                .values()
-                .chain(observed.v6.services.values())
-                .map(Service::id)
-                .collect(),
-            backends: observed
-                .v4
-                .backends
-                .keys()
-                .chain(observed.v6.backends.keys())
-                .copied()
-                .collect(),
-        };
         let mut services = Vec::new();
         for (index, service) in facts.config.services.iter().enumerate() {
             let states = facts.health.get(index).map_or(&[][..], Vec::as_slice);
@@ -123,12 +135,8 @@ impl Builder {
                 observed,
             };
             services.push(match service.address {
-                IpAddr::V4(vip) => {
-                    self.service(&build, vip.octets(), &observed.v4, &mut tables, &mut ids)
-                }
-                IpAddr::V6(vip) => {
-                    self.service(&build, vip.octets(), &observed.v6, &mut tables, &mut ids)
-                }
+                IpAddr::V4(vip) => self.service(&build, vip.octets(), &observed.v4, &mut tables),
+                IpAddr::V6(vip) => self.service(&build, vip.octets(), &observed.v6, &mut tables),
             });
         }
         Desired { tables, services }
@@ -140,13 +148,18 @@ impl Builder {
         vip: A,
         observed: &FamilyTables<A>,
         tables: &mut Tables,
-        ids: &mut Ids,
     ) -> ServicePlacement {
         let service = build.service;
         let port = service.port.get();
         let key = ServiceKey::new(vip, port, IPPROTO_TCP);
         let known = observed.services.get(&key);
-        let id = known.map_or_else(|| lowest_free(&mut ids.services, MAX_SERVICES), Service::id);
+        let taken = |id| has_service(build.observed, id);
+        let id = self.services.id(
+            (service.address, port),
+            known.map(Service::id),
+            MAX_SERVICES,
+            taken,
+        );
         let mut local = (0, 0);
         let mut members = Vec::new();
         let mut placements = Vec::new();
@@ -162,10 +175,11 @@ impl Builder {
                     && backend.addr().same(&bytes)
                     && backend.port() == backend_port
             };
-            let backend_id = observed.backends.iter().find(same).map_or_else(
-                || lowest_free(&mut ids.backends, MAX_BACKENDS),
-                |(id, _)| *id,
-            );
+            let known_id = observed.backends.iter().find(same).map(|(id, _)| *id);
+            let taken = |id| has_backend(build.observed, id);
+            let backend_id = self
+                .backends
+                .id((id, config.address), known_id, MAX_BACKENDS, taken);
             let (method, node) = place(build.facts, config);
             let mut backend = Backend::new(bytes, backend_port, id, node, method, state);
             let hop = reachable(build.facts.network, address, method);
@@ -237,14 +251,53 @@ impl Builder {
                 table
             }
         };
-        let first = 2 * service;
-        let index = match known.map(Service::table) {
+        let (first, second) = (2 * service, 2 * service + 1);
+        let own = |index: &u32| *index == first || *index == second;
+        let index = match known.map(Service::table).filter(own) {
             Some(current) if observed.maglev.get(&current) == Some(&table) => current,
-            Some(current) if current == first => first + 1,
+            Some(current) if current == first => second,
             _ => first,
         };
         (index, table)
     }
+}
+
+fn has_service(tables: &Tables, id: u32) -> bool {
+    let (v4, v6) = (tables.v4.services.values(), tables.v6.services.values());
+    v4.chain(v6).any(|service| service.id() == id)
+}
+
+fn has_backend(tables: &Tables, id: u32) -> bool {
+    tables.v4.backends.contains_key(&id) || tables.v6.backends.contains_key(&id)
+}
+
+/// State of a backend of `service` in tables of an earlier run.
+pub fn known_state(
+    tables: &Tables,
+    service: &ServiceConfig,
+    backend: &BackendConfig,
+) -> Option<BackendState> {
+    match service.address {
+        IpAddr::V4(vip) => state_in(&tables.v4, vip.octets(), service, backend),
+        IpAddr::V6(vip) => state_in(&tables.v6, vip.octets(), service, backend),
+    }
+}
+
+fn state_in<A: FamilyAddress>(
+    tables: &FamilyTables<A>,
+    vip: A,
+    service: &ServiceConfig,
+    backend: &BackendConfig,
+) -> Option<BackendState> {
+    let key = ServiceKey::new(vip, service.port.get(), IPPROTO_TCP);
+    let id = tables.services.get(&key)?.id();
+    let address = A::from_ip(backend.address.ip())?;
+    let port = backend.address.port();
+    tables
+        .backends
+        .values()
+        .find(|known| known.service() == id && known.addr() == address && known.port() == port)
+        .map(Backend::state)
 }
 
 /// One service while its tables are made.

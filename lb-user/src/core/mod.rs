@@ -4,6 +4,8 @@
 
 pub mod controller;
 pub mod desired;
+#[cfg(test)]
+mod fixture;
 pub mod health;
 pub mod maglev;
 pub mod network;

@@ -63,7 +63,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Replace all interfaces and addresses.
+    /// Replace all interfaces and addresses. What was known of ways through interfaces that are
+    /// gone is forgotten.
     pub fn set_links(
         &mut self,
         interfaces: Vec<Interface>,
@@ -74,17 +75,23 @@ impl Network {
             .map(|interface| (interface.ifindex, interface))
             .collect();
         self.addresses = addresses.into_iter().collect();
+        let known = &self.interfaces;
+        self.hops.retain(|_, hop| known.contains_key(&hop.ifindex));
+        self.macs
+            .retain(|(ifindex, _), _| known.contains_key(ifindex));
     }
 
-    /// Record how `address` is reached; `None`: not at all.
-    pub fn set_hop(&mut self, address: IpAddr, hop: Option<Hop>) {
+    /// Take an address out that is being removed.
+    pub fn forget_address(&mut self, ifindex: u32, net: IpNet) {
+        self.addresses
+            .retain(|own| own.ifindex != ifindex || own.net != net);
+    }
+
+    /// Record how `address` is reached; `None`: not at all. Returns whether something changed.
+    pub fn set_hop(&mut self, address: IpAddr, hop: Option<Hop>) -> bool {
         match hop {
-            Some(hop) => {
-                self.hops.insert(address, hop);
-            }
-            None => {
-                self.hops.remove(&address);
-            }
+            Some(hop) => self.hops.insert(address, hop) != Some(hop),
+            None => self.hops.remove(&address).is_some(),
         }
     }
 
@@ -113,6 +120,19 @@ impl Network {
             .find(|interface| interface.name == name)
     }
 
+    /// Index and MAC of the interface named `name`, if it is there and has a MAC.
+    pub fn place(&self, name: &str) -> Option<(u32, Mac)> {
+        let interface = self.interface(name)?;
+        Some((interface.ifindex, interface.mac?))
+    }
+
+    /// Name of interface `ifindex`, if there is one.
+    pub fn name(&self, ifindex: u32) -> Option<&str> {
+        self.interfaces
+            .get(&ifindex)
+            .map(|interface| interface.name.as_str())
+    }
+
     /// Every address of every interface.
     pub fn addresses(&self) -> impl Iterator<Item = &InterfaceAddress> {
         self.addresses.iter()
@@ -121,14 +141,6 @@ impl Network {
     /// Whether some interface has `address`.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.net.addr() == address)
-    }
-
-    /// Addresses of interface `ifindex`.
-    pub fn addresses_of(&self, ifindex: u32) -> impl Iterator<Item = IpAddr> {
-        self.addresses
-            .iter()
-            .filter(move |own| own.ifindex == ifindex)
-            .map(|own| own.net.addr())
     }
 
     /// Next hop of `address` with its MAC, once both are known.

@@ -568,7 +568,10 @@ impl Engine {
                     addresses,
                 });
             }
-            Err(error) => warn!(%error, "cannot read interfaces and addresses"),
+            Err(error) => {
+                warn!(%error, "cannot read interfaces and addresses; trying again");
+                self.inputs.push_back(Input::LinksFailed);
+            }
         }
     }
 
@@ -803,14 +806,16 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
         ));
     }
     let mut netlink = Netlink::open()?;
-    let vips: Vec<IpAddr> = config
+    let managed: Vec<IpAddr> = config
         .vrrp
         .iter()
         .flat_map(|vrrp| vrrp.addresses.iter().map(ipnet::IpNet::addr))
-        .chain(config.services.iter().map(|service| service.address))
         .collect();
+    let vips: Vec<IpAddr> = config.services.iter().map(|s| s.address).collect();
     for own in netlink.addresses()? {
-        if vips.contains(&own.net.addr()) {
+        let address = own.net.addr();
+        // The VIP of a service that no instance moves may be the administrator's own.
+        if managed.contains(&address) || own.ours && vips.contains(&address) {
             netlink.remove_address(own.ifindex, own.net)?;
             removed.push(format!("address {}", own.net));
         }

@@ -149,10 +149,11 @@ impl Checker {
         });
     }
 
-    /// Takes over a state that is known from before: no first result decides any more.
+    /// Takes over a state that is known from before: no first result decides any more. Unless it
+    /// is DOWN, which is what one knows nothing of is in any case.
     pub(super) const fn adopt(&mut self, state: BackendState) {
         self.state = state;
-        self.unproven = false;
+        self.unproven &= matches!(state, BackendState::Down);
     }
 
     /// Next time that something is due.

@@ -612,6 +612,16 @@ fn adopted_state_stands_until_results_change_it() {
     assert_eq!(trace.entered(), [(1, Up)]);
 }
 
+/// Proves that an adopted DOWN does not make a start slower: with `start = "probe"` one result
+/// decides as without it.
+#[test]
+fn adopted_down_ends_with_the_first_pass() {
+    let mut trace = Trace::new(&config(StartState::Probe), 1);
+    trace.health.adopt(0, Down);
+    trace.run(ms(210));
+    assert_eq!(trace.entered(), [(0, Up)]);
+}
+
 /// Proves that the first probes of a service that starts UP are spread over the interval.
 #[test]
 fn first_probes_are_spread() {

@@ -142,8 +142,14 @@ impl Maps {
         let mut maglev = BTreeMap::new();
         for service in v4.services.values().chain(v6.services.values()) {
             let index = service.table();
-            let table = self.maglev.get(&index, 0).map_err(map_error("maglev"))?;
-            maglev.insert(index, Arc::new(table));
+            match self.maglev.get(&index, 0) {
+                Ok(table) => {
+                    maglev.insert(index, Arc::new(table));
+                }
+                // Somebody else wrote this service: it refers to nothing, and is repaired.
+                Err(MapError::OutOfBounds { .. }) => {}
+                Err(error) => return Err(map_error("maglev")(error)),
+            }
         }
         let node = self.node.get(&0, 0).map_err(map_error("node"))?;
         Ok(Tables {

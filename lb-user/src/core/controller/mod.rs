@@ -6,22 +6,30 @@
 //! call [`Controller::handle_timeout`]. Every `handle*` call may change `poll_timeout`; nothing
 //! else does. A `handle_timeout` that comes too early does nothing.
 
+mod addresses;
+mod messages;
+mod reading;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::Duration,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
+pub use self::messages::{Action, Event, Input};
+use self::reading::Reading;
 use super::{
     desired::{self, Builder, Desired, Facts, ServicePlacement},
-    health::{HealthAction, ProbeResult, Seen, ServiceHealth},
-    network::{Hop, Interface, InterfaceAddress, Network},
-    tables::{self, TableOp, Tables},
+    health::{HealthAction, Seen, ServiceHealth},
+    network::Network,
+    tables::{self, Tables},
     time::Timestamp,
-    vrrp::{self, Advert, Instance, RxMeta, State, VrrpAction},
+    vrrp::{self, Instance, RxMeta, VrrpAction},
 };
 use crate::config::model::Config;
 
@@ -31,206 +39,32 @@ pub const VIP_LIFETIME: Duration = Duration::from_secs(3);
 const VIP_RENEWAL: Duration = Duration::from_secs(1);
 /// How often everything is read again, in case a change was made that nobody announced.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause before a failed write to the tables is tried again.
+/// Changes of the network come in storms: it is read no more often than this.
+const LINKS_GAP: Duration = Duration::from_millis(100);
+/// Pause before a failed reading or writing is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// Something that happened.
-#[derive(Clone)]
-pub enum Input {
-    /// A VRRP message for the instance at this position was received.
-    Vrrp {
-        /// Position in the configuration.
-        instance: usize,
-        /// Addresses and TTL.
-        meta: RxMeta,
-        /// The VRRP message after the IP header.
-        message: Vec<u8>,
-    },
-    /// An advert left; `at` is the time just before.
-    AdvertSent {
-        /// Position in the configuration.
-        instance: usize,
-        /// Just before it was sent.
-        at: Timestamp,
-    },
-    /// An advert could not be sent.
-    AdvertFailed {
-        /// Position in the configuration.
-        instance: usize,
-    },
-    /// Adverts of an instance leave from this address.
-    VrrpSource {
-        /// Position in the configuration.
-        instance: usize,
-        /// This node's own address.
-        address: IpAddr,
-    },
-    /// A probe ended.
-    Probed {
-        /// Position of the service in the configuration.
-        service: usize,
-        /// Its result.
-        result: ProbeResult,
-    },
-    /// All interfaces and addresses were read.
-    Links {
-        /// Interfaces.
-        interfaces: Vec<Interface>,
-        /// Their addresses.
-        addresses: Vec<InterfaceAddress>,
-    },
-    /// Interfaces, addresses or routes changed: they must be read again.
-    NetworkChanged,
-    /// How an address is reached, the answer to [`Action::Resolve`].
-    Hop {
-        /// The address.
-        address: IpAddr,
-        /// `None`: there is no route.
-        hop: Option<Hop>,
-    },
-    /// A neighbour's MAC is known.
-    Neighbour {
-        /// Interface index.
-        ifindex: u32,
-        /// Its address.
-        address: IpAddr,
-        /// Its MAC.
-        mac: Mac,
-    },
-    /// The tables were read, the answer to [`Action::ReadTables`].
-    Tables(Box<Tables>),
-    /// The tables could not be read or written.
-    TablesFailed,
-    /// The operator wants an instance to give up its addresses.
-    StepDown {
-        /// Position in the configuration.
-        instance: usize,
-    },
-    /// The operator lets an instance take part again.
-    Resume {
-        /// Position in the configuration.
-        instance: usize,
-    },
-    /// The controller is to end: resign and leave.
-    Stop,
-}
-
-/// Something to do.
-#[derive(Clone)]
-pub enum Action {
-    /// Send an advert; answered by [`Input::AdvertSent`] or [`Input::AdvertFailed`].
-    SendAdvert {
-        /// Position in the configuration.
-        instance: usize,
-        /// What to send.
-        advert: Advert,
-        /// Report a failure instead of sending at or after this time.
-        not_after: Timestamp,
-    },
-    /// Write a lease; `None`: no right to the addresses.
-    SetLease {
-        /// Index in `leases`.
-        lease: u32,
-        /// Until when.
-        deadline: Option<Timestamp>,
-    },
-    /// Announce addresses to the neighbours: gratuitous ARP, unsolicited NA.
-    Announce {
-        /// Interface index.
-        ifindex: u32,
-        /// The interface's MAC.
-        mac: Mac,
-        /// What is announced.
-        addresses: Vec<IpAddr>,
-    },
-    /// Add or renew an owned VIP, for [`VIP_LIFETIME`].
-    SetVip {
-        /// Interface index.
-        ifindex: u32,
-        /// Address and prefix length.
-        net: IpNet,
-    },
-    /// Add a VIP to `lo`.
-    SetLoopbackVip {
-        /// Interface index of `lo`.
-        ifindex: u32,
-        /// The address.
-        address: IpAddr,
-    },
-    /// Remove an address.
-    RemoveAddress {
-        /// Interface index.
-        ifindex: u32,
-        /// Address and prefix length.
-        net: IpNet,
-    },
-    /// Find out how an address is reached and keep its neighbour resolved.
-    Resolve(IpAddr),
-    /// Probe a backend; answered by [`Input::Probed`].
-    Probe {
-        /// Position of the service.
-        service: usize,
-        /// Position of the backend.
-        backend: usize,
-        /// To be returned.
-        serial: u64,
-        /// Time that it may take.
-        timeout: Duration,
-        /// Where to.
-        target: SocketAddr,
-    },
-    /// Write to the tables, in this order.
-    WriteTables(Vec<TableOp>),
-    /// Read all tables; answered by [`Input::Tables`] or [`Input::TablesFailed`].
-    ReadTables,
-    /// Read interfaces and addresses; answered by [`Input::Links`].
-    ReadLinks,
-    /// Tell the operator.
-    Report(Event),
-}
-
-/// What an operator wants to know of, one line of log each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A VRRP instance changed its state.
-    Vrrp {
-        /// Name of the instance.
-        name: String,
-        /// Before.
-        from: State,
-        /// Now.
-        to: State,
-        /// Why.
-        cause: vrrp::Cause,
-    },
-    /// A backend changed its state.
-    Backend {
-        /// Name of the service.
-        service: String,
-        /// Name of the backend.
-        backend: String,
-        /// Before.
-        from: BackendState,
-        /// Now.
-        to: BackendState,
-        /// Why, in words.
-        cause: String,
-    },
-    /// Somebody else changed the tables or addresses; they were repaired.
-    Repaired {
-        /// What, in words.
-        what: String,
-    },
-}
 
 /// One VRRP instance and what it has done to this node.
 struct Role {
     instance: Instance,
     /// The addresses are to be on the interface.
     owns: bool,
+    /// Addresses that were added and not removed since, by interface index.
+    placed: BTreeSet<(u32, IpNet)>,
+    /// The place that the neighbours were told last.
+    announced: Option<(u32, Mac)>,
     /// Bad adverts by label.
     bad: BTreeMap<&'static str, u64>,
     reported: u64,
+}
+
+impl Role {
+    /// Whether the addresses may be on the interface. A lease that has ended counts as lost even
+    /// before the instance has noticed: this controller may just have woken up.
+    fn owns_at(&self, now: Timestamp) -> bool {
+        let deadline = self.instance.lease_deadline();
+        self.owns && deadline.is_some_and(|deadline| now < deadline)
+    }
 }
 
 /// State of one backend, for status.
@@ -259,9 +93,12 @@ pub struct Controller {
     placements: Vec<ServicePlacement>,
     /// Asked for since the last reading of links.
     resolving: BTreeSet<IpAddr>,
+    /// The states of a data plane that was there before were taken over.
+    adopted: bool,
+    reading_tables: Reading,
+    reading_links: Reading,
     audit_at: Timestamp,
     renew_at: Timestamp,
-    retry_at: Option<Timestamp>,
     stopping: bool,
     actions: VecDeque<Action>,
 }
@@ -278,6 +115,8 @@ impl Controller {
             .map(|vrrp| Role {
                 instance: Instance::new(vrrp, now),
                 owns: false,
+                placed: BTreeSet::new(),
+                announced: None,
                 bad: BTreeMap::new(),
                 reported: 0,
             })
@@ -304,12 +143,15 @@ impl Controller {
             tables: None,
             placements: Vec::new(),
             resolving: BTreeSet::new(),
+            adopted: false,
+            reading_tables: Reading::new(now, Duration::ZERO),
+            reading_links: Reading::new(now, LINKS_GAP),
             audit_at: now + AUDIT_INTERVAL,
             renew_at: now,
-            retry_at: None,
             stopping: false,
-            actions: VecDeque::from([Action::ReadTables, Action::ReadLinks]),
+            actions: VecDeque::new(),
         };
+        controller.ask(now);
         controller.collect(now);
         controller
     }
@@ -339,14 +181,17 @@ impl Controller {
             Input::Links {
                 interfaces,
                 addresses,
-            } => self.set_links(interfaces, addresses),
-            Input::NetworkChanged => {
-                self.resolving.clear();
-                self.actions.push_back(Action::ReadLinks);
+            } => {
+                if self.reading_links.accept(now) {
+                    self.set_links(now, interfaces, addresses);
+                }
             }
+            Input::LinksFailed => self.reading_links.fail(now + RETRY),
+            Input::NetworkChanged => self.reading_links.want(now),
             Input::Hop { address, hop } => {
-                self.network.set_hop(address, hop);
-                self.reconcile_tables();
+                if self.network.set_hop(address, hop) {
+                    self.reconcile_tables();
+                }
             }
             Input::Neighbour {
                 ifindex,
@@ -357,10 +202,14 @@ impl Controller {
                     self.reconcile_tables();
                 }
             }
-            Input::Tables(observed) => self.take_tables(*observed),
+            Input::Tables(observed) => {
+                if self.reading_tables.accept(now) {
+                    self.take_tables(*observed);
+                }
+            }
             Input::TablesFailed => {
                 self.tables = None;
-                self.retry_at = Some(now + RETRY);
+                self.reading_tables.fail(now + RETRY);
             }
             Input::StepDown { instance } => {
                 self.with_instance(instance, |vrrp| vrrp.step_down(now));
@@ -374,6 +223,7 @@ impl Controller {
             }
         }
         self.collect(now);
+        self.ask(now);
     }
 
     /// Do what is due at `now`.
@@ -384,19 +234,17 @@ impl Controller {
         for health in &mut self.health {
             health.handle_timeout(now);
         }
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-            self.actions.push_back(Action::ReadTables);
+        // Who has just lost the addresses does not renew them.
+        self.collect(now);
+        if self.owns() && self.renew_at <= now {
+            self.renew_vips(now);
         }
         if self.audit_at <= now {
             self.audit_at = now + AUDIT_INTERVAL;
-            self.resolving.clear();
-            self.actions.extend([Action::ReadTables, Action::ReadLinks]);
+            self.reading_tables.audit(now, AUDIT_INTERVAL);
+            self.reading_links.audit(now, AUDIT_INTERVAL);
         }
-        if self.renew_at <= now {
-            self.renew_vips(now);
-        }
-        self.collect(now);
+        self.ask(now);
     }
 
     /// When [`Controller::handle_timeout`] has something to do.
@@ -406,16 +254,31 @@ impl Controller {
             .iter()
             .filter_map(|role| role.instance.poll_timeout());
         let health = self.health.iter().filter_map(ServiceHealth::poll_timeout);
-        let owns = self.roles.iter().any(|role| role.owns);
         vrrp.chain(health)
-            .chain(self.retry_at)
-            .chain(owns.then_some(self.renew_at))
+            .chain(self.reading_tables.poll_timeout())
+            .chain(self.reading_links.poll_timeout())
+            .chain(self.owns().then_some(self.renew_at))
             .fold(self.audit_at, Timestamp::min)
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    fn owns(&self) -> bool {
+        self.roles.iter().any(|role| role.owns)
+    }
+
+    /// Ask for the readings that are due. What was written before is in their answers.
+    fn ask(&mut self, now: Timestamp) {
+        if self.reading_tables.take_due(now) {
+            self.actions.push_back(Action::ReadTables);
+        }
+        if self.reading_links.take_due(now) {
+            self.resolving.clear();
+            self.actions.push_back(Action::ReadLinks);
+        }
     }
 
     // --- Views for status ---------------------------------------------------------------------
@@ -508,7 +371,7 @@ impl Controller {
                 }
                 VrrpAction::BecomeBackup => {
                     self.set_owns(position, false);
-                    self.reconcile_addresses();
+                    self.give_up_vips(now, position);
                 }
                 VrrpAction::Announce => self.announce(position),
             }
@@ -519,6 +382,7 @@ impl Controller {
     fn set_owns(&mut self, position: usize, owns: bool) {
         if let Some(role) = self.roles.get_mut(position) {
             role.owns = owns;
+            role.announced = None;
         }
     }
 
@@ -538,123 +402,6 @@ impl Controller {
                 cause: transition.cause,
             }));
         }
-    }
-
-    fn announce(&mut self, position: usize) {
-        let Some(config) = self.config.vrrp.get(position) else {
-            return;
-        };
-        if let Some(interface) = self.network.interface(&config.interface)
-            && let Some(mac) = interface.mac
-        {
-            self.actions.push_back(Action::Announce {
-                ifindex: interface.ifindex,
-                mac,
-                addresses: config.addresses.iter().map(IpNet::addr).collect(),
-            });
-        }
-    }
-
-    // --- Addresses ----------------------------------------------------------------------------
-
-    fn set_links(&mut self, interfaces: Vec<Interface>, addresses: Vec<InterfaceAddress>) {
-        self.network.set_links(interfaces, addresses);
-        self.links_known = true;
-        self.reconcile_addresses();
-        let facts = facts(&self.config, &self.network, &[], self.netns_cookie);
-        for address in desired::to_resolve(&facts) {
-            if self.resolving.insert(address) {
-                self.actions.push_back(Action::Resolve(address));
-            }
-        }
-        self.reconcile_tables();
-    }
-
-    fn vips(&self) -> BTreeSet<IpAddr> {
-        let managed = self
-            .config
-            .vrrp
-            .iter()
-            .flat_map(|vrrp| vrrp.addresses.iter().map(IpNet::addr));
-        managed
-            .chain(self.config.services.iter().map(|service| service.address))
-            .collect()
-    }
-
-    /// Add or renew what is owned, and remove what is not.
-    fn renew_vips(&mut self, now: Timestamp) {
-        self.renew_at = now + VIP_RENEWAL;
-        for (ifindex, net) in self.owned() {
-            self.actions.push_back(Action::SetVip { ifindex, net });
-        }
-    }
-
-    /// Owned VIPs and their interfaces.
-    fn owned(&self) -> Vec<(u32, IpNet)> {
-        let mut owned = Vec::new();
-        for (role, config) in self.roles.iter().zip(&self.config.vrrp) {
-            if let Some(interface) = self.network.interface(&config.interface)
-                && role.owns
-            {
-                owned.extend(config.addresses.iter().map(|net| (interface.ifindex, *net)));
-            }
-        }
-        owned
-    }
-
-    /// Bring this node's addresses to what they shall be: VIPs of a former owner or of a crashed
-    /// controller go, missing ones come.
-    fn reconcile_addresses(&mut self) {
-        if !self.links_known {
-            return;
-        }
-        let vips = self.vips();
-        let facts = facts(&self.config, &self.network, &[], self.netns_cookie);
-        let loopback = desired::loopback_vips(&facts);
-        let lo = self.network.interface("lo").map_or(0, |lo| lo.ifindex);
-        let owned = self.owned();
-        let keep = |own: &InterfaceAddress| {
-            let address = own.net.addr();
-            if own.ifindex == lo {
-                loopback.contains(&address)
-            } else {
-                owned
-                    .iter()
-                    .any(|(ifindex, net)| *ifindex == own.ifindex && net.addr() == address)
-            }
-        };
-        let mut actions = Vec::new();
-        for own in self
-            .network
-            .addresses()
-            .filter(|own| own.ours || vips.contains(&own.net.addr()))
-        {
-            if !keep(own) {
-                actions.push(Action::RemoveAddress {
-                    ifindex: own.ifindex,
-                    net: own.net,
-                });
-            }
-        }
-        let has = |ifindex: u32, address: IpAddr| {
-            self.network.addresses_of(ifindex).any(|own| own == address)
-        };
-        for &address in loopback
-            .iter()
-            .filter(|address| lo != 0 && !has(lo, **address))
-        {
-            actions.push(Action::SetLoopbackVip {
-                ifindex: lo,
-                address,
-            });
-        }
-        for &(ifindex, net) in owned
-            .iter()
-            .filter(|(ifindex, net)| !has(*ifindex, net.addr()))
-        {
-            actions.push(Action::SetVip { ifindex, net });
-        }
-        self.actions.extend(actions);
     }
 
     // --- Health -------------------------------------------------------------------------------
@@ -746,30 +493,27 @@ impl Controller {
 
     /// The tables were read: what differs from what was written there is repaired.
     fn take_tables(&mut self, observed: Tables) {
-        match self.tables.replace(observed) {
-            None => self.adopt_health(),
-            Some(expected) => {
-                let differences = self
-                    .tables
-                    .as_ref()
-                    .map_or(0, |observed| tables::plan(&expected, observed).len());
-                if differences > 0 {
-                    let what = format!("{differences} entries of the data plane's tables");
-                    self.actions
-                        .push_back(Action::Report(Event::Repaired { what }));
-                }
+        if !std::mem::replace(&mut self.adopted, true) {
+            self.adopt_health(&observed);
+        }
+        if let Some(expected) = &self.tables {
+            let differences = tables::plan(expected, &observed).len();
+            if differences > 0 {
+                let what = format!("{differences} entries of the data plane's tables");
+                self.actions
+                    .push_back(Action::Report(Event::Repaired { what }));
             }
         }
+        self.tables = Some(observed);
         self.reconcile_tables();
     }
 
     /// A data plane that went on without its controller knows the backends' states: going on
     /// from there keeps their flows where they are.
-    fn adopt_health(&mut self) {
-        let Some(observed) = &self.tables else { return };
+    fn adopt_health(&mut self, observed: &Tables) {
         for (service, config) in self.config.services.iter().enumerate() {
             for (position, backend) in config.backends.iter().enumerate() {
-                let Some(state) = known_state(observed, backend.address) else {
+                let Some(state) = desired::known_state(observed, config, backend) else {
                     continue;
                 };
                 let untouched = self.seen(service, position).is_none();
@@ -821,6 +565,7 @@ impl Controller {
             .maglev
             .retain(|index, _| desired.maglev.contains_key(index));
         self.actions.push_back(Action::WriteTables(ops));
+        self.reading_tables.overtake();
     }
 
     /// Whether [`Input::Stop`] was handled.
@@ -858,22 +603,4 @@ fn views(config: &Config, health: &[ServiceHealth], now: Timestamp) -> Vec<Vec<B
                 .collect()
         })
         .collect()
-}
-
-/// State of the backend with this address in tables of an earlier run.
-fn known_state(tables: &Tables, address: SocketAddr) -> Option<BackendState> {
-    match address {
-        SocketAddr::V4(address) => tables
-            .v4
-            .backends
-            .values()
-            .find(|b| b.addr() == address.ip().octets() && b.port() == address.port())
-            .map(lb_common::abi::Backend::state),
-        SocketAddr::V6(address) => tables
-            .v6
-            .backends
-            .values()
-            .find(|b| b.addr() == address.ip().octets() && b.port() == address.port())
-            .map(lb_common::abi::Backend::state),
-    }
 }

@@ -1,0 +1,209 @@
+//! What goes into the controller and what comes out of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use lb_common::abi::{BackendState, Mac};
+
+use crate::core::{
+    health::ProbeResult,
+    network::{Hop, Interface, InterfaceAddress},
+    tables::{TableOp, Tables},
+    time::Timestamp,
+    vrrp::{self, Advert, RxMeta, State},
+};
+
+/// Something that happened.
+#[derive(Clone)]
+pub enum Input {
+    /// A VRRP message for the instance at this position was received.
+    Vrrp {
+        /// Position in the configuration.
+        instance: usize,
+        /// Addresses and TTL.
+        meta: RxMeta,
+        /// The VRRP message after the IP header.
+        message: Vec<u8>,
+    },
+    /// An advert left; `at` is the time just before.
+    AdvertSent {
+        /// Position in the configuration.
+        instance: usize,
+        /// Just before it was sent.
+        at: Timestamp,
+    },
+    /// An advert could not be sent.
+    AdvertFailed {
+        /// Position in the configuration.
+        instance: usize,
+    },
+    /// Adverts of an instance leave from this address.
+    VrrpSource {
+        /// Position in the configuration.
+        instance: usize,
+        /// This node's own address.
+        address: IpAddr,
+    },
+    /// A probe ended.
+    Probed {
+        /// Position of the service in the configuration.
+        service: usize,
+        /// Its result.
+        result: ProbeResult,
+    },
+    /// All interfaces and addresses were read.
+    Links {
+        /// Interfaces.
+        interfaces: Vec<Interface>,
+        /// Their addresses.
+        addresses: Vec<InterfaceAddress>,
+    },
+    /// Interfaces and addresses could not be read.
+    LinksFailed,
+    /// Interfaces, addresses or routes changed: they must be read again.
+    NetworkChanged,
+    /// How an address is reached, the answer to [`Action::Resolve`].
+    Hop {
+        /// The address.
+        address: IpAddr,
+        /// `None`: there is no route.
+        hop: Option<Hop>,
+    },
+    /// A neighbour's MAC is known.
+    Neighbour {
+        /// Interface index.
+        ifindex: u32,
+        /// Its address.
+        address: IpAddr,
+        /// Its MAC.
+        mac: Mac,
+    },
+    /// The tables were read, the answer to [`Action::ReadTables`].
+    Tables(Box<Tables>),
+    /// The tables could not be read, or not all be written.
+    TablesFailed,
+    /// The operator wants an instance to give up its addresses.
+    StepDown {
+        /// Position in the configuration.
+        instance: usize,
+    },
+    /// The operator lets an instance take part again.
+    Resume {
+        /// Position in the configuration.
+        instance: usize,
+    },
+    /// The controller is to end: resign and leave.
+    Stop,
+}
+
+/// Something to do. A reading that is asked for after a write must see it: actions are carried
+/// out in their order, and every reading is answered once.
+#[derive(Clone)]
+pub enum Action {
+    /// Send an advert; answered by [`Input::AdvertSent`] or [`Input::AdvertFailed`].
+    SendAdvert {
+        /// Position in the configuration.
+        instance: usize,
+        /// What to send.
+        advert: Advert,
+        /// Report a failure instead of sending at or after this time.
+        not_after: Timestamp,
+    },
+    /// Write a lease; `None`: no right to the addresses.
+    SetLease {
+        /// Index in `leases`.
+        lease: u32,
+        /// Until when.
+        deadline: Option<Timestamp>,
+    },
+    /// Announce addresses to the neighbours: gratuitous ARP, unsolicited NA.
+    Announce {
+        /// Interface index.
+        ifindex: u32,
+        /// The interface's MAC.
+        mac: Mac,
+        /// What is announced.
+        addresses: Vec<IpAddr>,
+    },
+    /// Add or renew an owned VIP, for [`super::VIP_LIFETIME`].
+    SetVip {
+        /// Interface index.
+        ifindex: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Add a VIP to `lo`.
+    SetLoopbackVip {
+        /// Interface index of `lo`.
+        ifindex: u32,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Remove an address.
+    RemoveAddress {
+        /// Interface index.
+        ifindex: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Find out how an address is reached and keep its neighbour resolved.
+    Resolve(IpAddr),
+    /// Probe a backend; answered by [`Input::Probed`].
+    Probe {
+        /// Position of the service.
+        service: usize,
+        /// Position of the backend.
+        backend: usize,
+        /// To be returned.
+        serial: u64,
+        /// Time that it may take.
+        timeout: Duration,
+        /// Where to.
+        target: SocketAddr,
+    },
+    /// Write to the tables, in this order.
+    WriteTables(Vec<TableOp>),
+    /// Read all tables; answered by [`Input::Tables`] or [`Input::TablesFailed`].
+    ReadTables,
+    /// Read interfaces and addresses; answered by [`Input::Links`] or [`Input::LinksFailed`].
+    ReadLinks,
+    /// Tell the operator.
+    Report(Event),
+}
+
+/// What an operator wants to know of, one line of log each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A VRRP instance changed its state.
+    Vrrp {
+        /// Name of the instance.
+        name: String,
+        /// Before.
+        from: State,
+        /// Now.
+        to: State,
+        /// Why.
+        cause: vrrp::Cause,
+    },
+    /// A backend changed its state.
+    Backend {
+        /// Name of the service.
+        service: String,
+        /// Name of the backend.
+        backend: String,
+        /// Before.
+        from: BackendState,
+        /// Now.
+        to: BackendState,
+        /// Why, in words.
+        cause: String,
+    },
+    /// Somebody else changed the tables or addresses; they were repaired.
+    Repaired {
+        /// What, in words.
+        what: String,
+    },
+}

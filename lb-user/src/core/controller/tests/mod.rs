@@ -1,0 +1,9 @@
+//! Tests of the controller as a whole: it runs on an imitation of a node, whose kernel carries
+//! out actions, loses addresses, is changed by others and fails.
+
+mod health;
+mod histories;
+mod network;
+mod node;
+mod ownership;
+mod tables;
