@@ -218,6 +218,8 @@ fn inherited<F: Family>(name: &'static str, state: FlowState, silence: u32) -> R
 }
 
 /// Which source port a flow gets.
+// One row after another: a table.
+#[allow(clippy::too_many_lines)]
 fn ports<F: Family>() -> Vec<Row<F>> {
     let low = || syn::<F>().sport(80);
     vec![
