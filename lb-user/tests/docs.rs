@@ -1,4 +1,5 @@
 //! The documents say what the code does where a machine can compare: tables, examples, links.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::{
     fs,
