@@ -160,7 +160,7 @@ pub(super) fn hop(to: IpAddr) -> Hop {
     }
 }
 
-/// The last byte of an address as people write it: 10 for 10.0.2.10 and for fd00::10.
+/// The last byte of an address as people write it: 10 for 10.0.2.10 and for `fd00::10`.
 pub(super) fn host_of(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(address) => address.octets()[3],

@@ -501,16 +501,13 @@ impl Node {
     }
 
     fn set_lease(&mut self, lease: u32, deadline: Option<Timestamp>) {
-        match deadline {
-            Some(deadline) => {
-                let left = deadline.saturating_since(self.now).as_millis();
-                self.log(format!("lease {lease} for {left}"));
-                self.leases.insert(lease, deadline);
-            }
-            None => {
-                self.log(format!("lease {lease} ends"));
-                self.leases.remove(&lease);
-            }
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_since(self.now).as_millis();
+            self.log(format!("lease {lease} for {left}"));
+            self.leases.insert(lease, deadline);
+        } else {
+            self.log(format!("lease {lease} ends"));
+            self.leases.remove(&lease);
         }
     }
 
