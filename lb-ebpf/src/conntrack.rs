@@ -187,7 +187,8 @@ impl<C: Context, F: Family> Request<'_, C, F> {
     }
 
     /// Whether the kernel holds the flow: a SYN only when it repeats one that is being answered
-    /// (an old connection's TIME-WAIT does not bind a new one).
+    /// (an old connection's TIME-WAIT does not bind a new one). `looked`: what there was did not
+    /// bind the flow, and the table has this node anyway.
     #[inline(always)]
     fn held_here(&self, syn: bool, looked: bool) -> bool {
         if syn {
@@ -198,7 +199,10 @@ impl<C: Context, F: Family> Request<'_, C, F> {
             } else {
                 self.local_socket()
             };
-            matches!(socket, SocketMatch::Connection | SocketMatch::Request)
+            matches!(
+                socket,
+                SocketMatch::Connection | SocketMatch::TimeWait | SocketMatch::Request
+            )
         }
     }
 

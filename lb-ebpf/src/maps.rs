@@ -322,6 +322,7 @@ pub(crate) fn set_errno(errno: i32) {
 }
 
 /// `struct bpf_sock.state` values (`include/net/tcp_states.h`).
+const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
@@ -356,7 +357,9 @@ pub(crate) enum SocketMatch {
     Listener,
     /// A connection request that this node answered.
     Request,
-    /// A connection, also one in TIME-WAIT.
+    /// What is left of a connection that this node closed.
+    TimeWait,
+    /// A connection.
     Connection,
 }
 
@@ -366,6 +369,7 @@ fn classify(sock: Option<Sock>) -> SocketMatch {
         return SocketMatch::None;
     };
     match sock.state() {
+        TCP_TIME_WAIT => SocketMatch::TimeWait,
         TCP_LISTEN => SocketMatch::Listener,
         TCP_NEW_SYN_RECV => SocketMatch::Request,
         _ => SocketMatch::Connection,

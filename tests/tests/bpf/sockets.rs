@@ -120,6 +120,9 @@ fn connection<F: Family>(listener: IpAddr) {
         drop(client);
         stays(world, &Frame::fin());
         leaves(world, &Frame::syn());
+        // The connection that it begins goes on there, whatever the table says by then.
+        world.maglev(&[LOCAL]);
+        leaves(world, &Frame::ack());
     });
 }
 
