@@ -8,6 +8,7 @@ pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
+pub mod privilege;
 pub mod probe;
 pub mod runtime;
 pub mod status;

@@ -30,6 +30,7 @@ use super::{
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError, Resolution},
     netns::{self, NetnsCookieError},
+    privilege::{self, PrivilegeError},
     probe::{ProbeSetupError, Prober},
     status,
     sysctl::{self, SysctlError},
@@ -61,6 +62,9 @@ const SOCKET_RETRY: Duration = Duration::from_secs(1);
 /// Why the controller could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The process may not do what it has to.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
     /// An uplink is not there.
     #[error("node.interfaces: there is no interface {name:?} on this node (there are: {})", known.join(", "))]
     NoInterface {
@@ -107,8 +111,12 @@ impl RunError {
     /// Whether a privilege or a kernel feature is missing.
     pub fn is_unsupported(&self) -> bool {
         match self {
-            Self::Bpf(error) => error.is_permission() || matches!(error, BpfError::Load(_)),
-            Self::Mount(_) | Self::Netns(_) => true,
+            Self::Bpf(error) => {
+                error.is_permission()
+                    || matches!(error, BpfError::Load(_) | BpfError::Program { .. })
+            }
+            Self::Privilege(_) | Self::Mount(_) | Self::Netns(_) => true,
+            Self::Sysctl(error) => error.is_refused(),
             Self::Admin(error) => error.is_permission(),
             Self::Runtime(error) => error.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
@@ -118,6 +126,7 @@ impl RunError {
 
 /// Run the controller of `config` until SIGTERM or SIGINT. `config_file` is shown in status.
 pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(), RunError> {
+    privilege::check()?;
     let probes = runtime::Builder::new_multi_thread()
         .worker_threads(PROBE_THREADS)
         .thread_name("xvip-probe")
@@ -797,6 +806,7 @@ fn warn_of<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
 /// Remove everything that the instance of `config` put into the kernel: programs, maps,
 /// addresses, neighbour marks and settings. Returns what was removed, in words.
 pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
+    privilege::check()?;
     let mut removed = Vec::new();
     let pins = Pins::new(&config.node.instance);
     if pins.remove_all()? {

@@ -109,6 +109,20 @@ pub enum SysctlError {
     },
 }
 
+impl SysctlError {
+    /// Whether the kernel does not let this process change settings: no privilege, or a container
+    /// with a read-only `/proc/sys`.
+    pub fn is_refused(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { source, .. } if matches!(
+                source.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            )
+        )
+    }
+}
+
 /// What a node needs that carries VIPs on `lo` while another one may own them, as with any
 /// direct server return: no answer to ARP for an address of another interface, and no ARP with
 /// the VIP as sender. Set for `all`, because the kernel takes the larger of `all` and the
