@@ -322,7 +322,22 @@ async fn bounded(
     })
 }
 
+/// Connects. A port whose last connection to there still waits for its final ACK cannot be used
+/// yet (`EADDRNOTAVAIL`): it is tried until it can.
 async fn connect(target: SocketAddr, port: Option<u16>) -> std::io::Result<TcpStream> {
+    loop {
+        match try_connect(target, port).await {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrNotAvailable && port.is_some() =>
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn try_connect(target: SocketAddr, port: Option<u16>) -> std::io::Result<TcpStream> {
     let socket = if target.is_ipv4() {
         TcpSocket::new_v4()?
     } else {

@@ -247,14 +247,25 @@ impl Cluster {
 
     /// A command of the `xvip` binary with the node's configuration, in the node.
     pub fn cli(&self, node: &str, arguments: &[&str]) -> Result<std::process::Command> {
-        let at = self.net.node(node);
+        self.cli_under(node, &[], arguments)
+    }
+
+    /// The same behind a program that executes it, such as `setpriv` with options.
+    pub fn cli_under(
+        &self,
+        node: &str,
+        wrapper: &[&str],
+        arguments: &[&str],
+    ) -> Result<std::process::Command> {
+        let (at, config) = (self.net.node(node), self.configs.get(node));
+        let file = at.directory().join("xvip.toml");
+        std::fs::write(&file, config.context("no master")?).context("cannot write xvip.toml")?;
         let binary = workspace_binary("xvip")?;
         let binary = binary.to_str().context("the path of xvip is not UTF-8")?;
-        let mut command = at.command(binary);
-        command.args(arguments);
-        command
-            .arg("--config")
-            .arg(at.directory().join("xvip.toml"));
+        let words = [wrapper, &[binary], arguments].concat();
+        let (program, arguments) = words.split_first().context("no program")?;
+        let mut command = at.command(program);
+        command.args(arguments).arg("--config").arg(file);
         Ok(command)
     }
 

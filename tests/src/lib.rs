@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+pub mod capture;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;

@@ -2,9 +2,12 @@
 //! Needs root.
 #![allow(clippy::unwrap_used)] // also in helpers: a failed unwrap is a failed scenario
 
+mod attach;
 mod backends;
 mod hairpin;
+mod ports;
 mod repair;
 mod requests;
 mod restart;
 mod takeover;
+mod vrrp;
