@@ -20,6 +20,7 @@ const SYSTEM_TOOLS: &[(&str, &str, &str)] = &[
     ("nsenter", "util-linux", "processes inside a namespace"),
     ("setpriv", "util-linux", "children that end with the lab"),
     ("bpftool", "bpftool", "inspection of the maps"),
+    ("tcpdump", "tcpdump", "what a scenario's wire carries"),
     ("curl", "curl", "requests by hand in the lab"),
 ];
 

@@ -39,7 +39,7 @@ fn version_2_with_a_password() {
     cluster.wait_has("m2", "eth0", VIP4, true).unwrap();
     works(&cluster);
     cluster.edit_config("m1", |config| {
-        *config = config.replace("pass1122", "another")
+        *config = config.replace("pass1122", "another");
     });
     cluster.start_xvip("m1").unwrap();
     cluster
@@ -60,7 +60,7 @@ fn unicast_peers() {
     for (node, [own, peer]) in [("m1", addresses), ("m2", [addresses[1], addresses[0]])] {
         let unicast = format!("unicast_source = \"{own}\"\nunicast_peers = [\"{peer}\"]\nvrid");
         cluster.edit_config(node, |config| {
-            *config = config.replacen("vrid", &unicast, 1)
+            *config = config.replacen("vrid", &unicast, 1);
         });
     }
     let capture = Capture::start(cluster.net(), "ip proto 112", PATIENCE).unwrap();
