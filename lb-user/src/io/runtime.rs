@@ -504,10 +504,19 @@ impl Engine {
     // --- Network and tables -------------------------------------------------------------------
 
     fn take_event(&mut self, event: Result<NetEvent, NetlinkError>) {
+        let mut failed = event.is_err();
         let mut changed = self.note_event(event);
         // A change comes with many events: they are taken together.
-        while let Some(event) = self.events.try_next().transpose() {
+        while !failed && let Some(event) = self.events.try_next().transpose() {
+            failed = event.is_err();
             changed |= self.note_event(event);
+        }
+        if failed {
+            // Such a socket only repeats its error. Without a new one the audit sees changes.
+            match NetEvents::open() {
+                Ok(events) => self.events = events,
+                Err(error) => warn!(%error, "cannot subscribe to network events"),
+            }
         }
         if changed {
             self.inputs.push_back(Input::NetworkChanged);
