@@ -221,9 +221,13 @@ impl Builder {
             });
         }
         let (index, table) = self.table(id, members, known, build.observed);
+        // One pass: a pass for each backend would take longer than a short advert interval.
+        let mut shares = BTreeMap::new();
+        for slot in table.slots() {
+            *shares.entry(u32::from(*slot)).or_default() += 1;
+        }
         for placement in &mut placements {
-            let holds = |slot: &&u16| u32::from(**slot) == placement.id;
-            placement.slots = table.slots().iter().filter(holds).count() as u32;
+            placement.slots = shares.get(&placement.id).copied().unwrap_or(0);
         }
         let value = Service::new(id, index, local.0, local.1, pool.is_some());
         A::tables(tables).services.insert(key, value);
