@@ -38,8 +38,8 @@ pub const MAX_LEASES: u32 = 64;
 pub const MAX_VIPS: u32 = 256;
 /// Established flows per family.
 pub const MAX_FLOWS: u32 = 262_144;
-/// nat return entries per family.
-pub const MAX_NAT_RETURNS: u32 = 131_072;
+/// nat return entries per family: as many as flows, so that none is evicted before its flow.
+pub const MAX_NAT_RETURNS: u32 = MAX_FLOWS;
 /// Peers (other nodes that run xvip).
 pub const MAX_PEERS: u32 = 256;
 /// Uplink interfaces.

@@ -551,12 +551,24 @@ impl Instance {
             self.send_advert();
         } else if advert.priority > self.priority {
             self.active_interval = advert.interval;
-            self.enter_backup(now, Cause::HigherPriority);
+            self.concede(now, Cause::HigherPriority);
         } else if advert.priority == self.priority && self.source.is_none_or(|own| src > own) {
             self.active_interval = advert.interval;
-            self.enter_backup(now, Cause::HigherAddress);
+            self.concede(now, Cause::HigherAddress);
         } else {
             self.assert_active(now);
+        }
+    }
+
+    /// Leave the addresses to a better router that is Active as well. Neighbours may have learnt
+    /// this node's MAC, and the other does not know: its adverts and ours crossed a link that
+    /// came back. A last advert of our own makes it assert itself, and so announce the addresses
+    /// again, as every VRRP router does that hears a lesser one (RFC 9568 section 6.4.3).
+    fn concede(&mut self, now: Timestamp, cause: Cause) {
+        let claimed = matches!(&self.phase, Phase::Active(active) if active.owned.is_some());
+        self.enter_backup(now, cause);
+        if claimed {
+            self.push_advert(self.priority, now + self.settings.interval.duration());
         }
     }
 

@@ -303,12 +303,39 @@ fn two_actives_resolve_at_the_first_advert() {
             (10_609_375, 0, "advert"),
             (10_609_375, 0, "announce"),
             (10_609_375, 1, "backup"),
+            // The loser concedes, and is answered once more.
+            (10_609_375, 1, "advert"),
+            (10_609_375, 0, "advert"),
             (11_218_750, 0, "advert"),
             // Past the locktime of neighbours that believed the other one.
             (11_709_375, 0, "announce"),
         ]
     );
-    assert_eq!(net.instance(0).counters().conflicts, 1);
+    assert_eq!(net.instance(0).counters().conflicts, 2);
+}
+
+/// Only the loser hears of the other: its last advert makes the winner, which would else know of
+/// no conflict, win the neighbours back.
+#[test]
+fn a_conceding_active_makes_the_other_announce() {
+    let mut net = pair(|_| ());
+    net.cut(0, 1);
+    net.run(ms(11_000));
+    assert_eq!(net.owners(), [0, 1]);
+    net.trace();
+    net.heal();
+    net.run(ms(1_000));
+    assert_eq!(
+        net.trace(),
+        [
+            (11_218_750, 0, "advert"),
+            (11_218_750, 1, "backup"),
+            (11_218_750, 1, "advert"),
+            (11_218_750, 0, "advert"),
+            (11_218_750, 0, "announce"),
+        ]
+    );
+    assert_eq!(net.owners(), [0]);
 }
 
 /// A loser that cannot hear does not make the winner announce more than once per second.
@@ -500,6 +527,7 @@ fn v2_answers_a_lesser_active_with_its_timer() {
             (10_609_375, 0, "announce"),
             (11_218_750, 0, "advert"),
             (11_218_750, 1, "backup"),
+            (11_218_750, 1, "advert"),
         ]
     );
 }
