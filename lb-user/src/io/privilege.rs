@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(effective("Name:\txvip\n"), None);
     }
 
-    /// Each missing capability is named; the old superset of CAP_BPF does as well.
+    /// Each missing capability is named; the old superset of `CAP_BPF` does as well.
     #[test]
     fn names_what_is_missing() {
         assert_eq!(missing(0), ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"]);
