@@ -348,10 +348,15 @@ impl Cluster {
         })
     }
 
-    /// Waits for a backend's state as a node sees it.
+    /// Waits for a backend's state as a node sees it, in every service: each has its own checks.
     pub fn wait_backend(&self, node: &str, backend: &str, state: BackendState) -> Result<()> {
         self.wait(&format!("{backend} to be {state} on {node}"), || {
-            Ok((self.backend(node, backend)?.state == state).then_some(()))
+            let services = self.status(node)?.services;
+            let mut views = services
+                .iter()
+                .flat_map(|service| &service.backends)
+                .filter(|view| view.name == backend);
+            Ok(views.all(|view| view.state == state).then_some(()))
         })
     }
 
