@@ -9,7 +9,7 @@ use aya::{
 use lb_common::{
     abi::{
         Address, Backend, BackendState, MacKey, MaglevTable, Method, NODE_NONE, NODE_SELF, Node,
-        Service, ServiceKey, Uplink, Vip,
+        Service, ServiceKey, Uplink, UplinkKey, Vip,
     },
     headers::IPPROTO_TCP,
 };
@@ -53,7 +53,7 @@ impl Plane {
                 .try_into()?;
             program.load()?;
         }
-        hash(&mut object, "uplinks")?.insert(IFINDEX, Uplink::new(frame::OWN_MAC), 0)?;
+        hash(&mut object, "uplinks")?.insert(UplinkKey::new(IFINDEX, 0), Uplink::new(frame::OWN_MAC), 0)?;
         hash(&mut object, "peer_macs")?.insert(MacKey::new(frame::PEER_MAC), Node::new(PEER), 0)?;
         fill(&mut object, "4", frame::VIP4, [10, 9, 0, 3], 0)?;
         let backend = [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];

@@ -12,15 +12,17 @@
 //!
 //! `A` is the address type: `[u8; 4]` for IPv4, `[u8; 16]` for IPv6. Maps exist once per family.
 
+pub mod events;
 #[cfg(feature = "user")]
 pub mod layout;
+pub mod sources;
 
 use core::mem::{align_of, size_of};
 
-use crate::conntrack::FlowState;
+use crate::{conntrack::FlowState, reason::Reason};
 
 /// Version of everything in this file. Pinned maps of another version are not adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Maglev table size M, a prime (Eisenbud et al., NSDI 2016, section 3.4).
 pub const MAGLEV_SIZE: u32 = 16_381;
@@ -40,12 +42,25 @@ pub const MAX_VIPS: u32 = 256;
 pub const MAX_FLOWS: u32 = 262_144;
 /// nat return entries per family: as many as flows, so that none is evicted before its flow.
 pub const MAX_NAT_RETURNS: u32 = MAX_FLOWS;
+/// Flows per family whose client has not acknowledged anything yet. They have a map of their own,
+/// so that a flood of them evicts no established flow.
+pub const MAX_HALF_FLOWS: u32 = 16_384;
+/// nat return entries of those, per family.
+pub const MAX_HALF_RETURNS: u32 = MAX_HALF_FLOWS;
+/// Elements of `reason_stats` for each service: room for reasons to come.
+pub const REASON_SLOTS: u32 = 128;
 /// Peers (other nodes that run xvip).
 pub const MAX_PEERS: u32 = 256;
 /// Uplink interfaces.
 pub const MAX_UPLINKS: u32 = 64;
 /// Connections of local processes whose destination was rewritten at `connect()`.
 pub const MAX_CONNECTS: u32 = 65_536;
+
+/// Entries for new flows that a CPU makes in a second, unless configured otherwise: above it the
+/// data plane does without.
+pub const DEFAULT_NEW_FLOW_LIMIT: u32 = 20_000;
+/// Flows that a CPU adopts in a second, unless configured otherwise.
+pub const DEFAULT_ADOPTION_LIMIT: u32 = 20_000;
 
 /// Node number: unknown, that is, no xvip node.
 pub const NODE_NONE: u32 = 0;
@@ -243,16 +258,27 @@ pub struct Service {
     id: u32,
     table: u32,
     local_backend: u32,
+    source_rate: u32,
+    source_burst: u32,
+    fallback: [u16; 2],
     local_port: u16,
     flags: u16,
+    idle_seconds: u16,
+    pad: u16,
 }
 
 impl Service {
     /// At least one backend can take new flows: the Maglev table has no empty slot.
     pub const USABLE: u16 = 1;
+    /// Without a usable backend a SYN is dropped instead of answered with a RST.
+    pub const SILENT: u16 = 2;
+    /// New flows are looked up in `sources4`/`sources6`.
+    pub const SOURCES: u16 = 4;
+    /// Sources without a rule are refused.
+    pub const DEFAULT_DENY: u16 = 8;
 
-    /// `id` indexes `service_stats`; `table` indexes `maglev`; `local_backend` is the id of the
-    /// backend on this node (0: none) that listens on `local_port` (host order).
+    /// `id` is the service's part of `reason_stats`; `table` indexes `maglev`; `local_backend` is
+    /// the id of the backend on this node (0: none) that listens on `local_port` (host order).
     #[inline(always)]
     pub const fn new(
         id: u32,
@@ -265,9 +291,49 @@ impl Service {
             id,
             table,
             local_backend,
+            source_rate: 0,
+            source_burst: 0,
+            fallback: [0; 2],
             local_port,
             flags: if usable { Self::USABLE } else { 0 },
+            idle_seconds: 0,
+            pad: 0,
         }
+    }
+
+    /// The same service with these of the flags set as well.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_flags(mut self, flags: u16) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    /// The same service; `first` and `second` are usable backends on different nodes, for a flow
+    /// that must not go to one of them (0: there is none).
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_fallback(mut self, first: u16, second: u16) -> Self {
+        self.fallback = [first, second];
+        self
+    }
+
+    /// The same service; each source may make `rate` new flows per second (0: any number) and
+    /// `burst` at once.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_source_rate(mut self, rate: u32, burst: u32) -> Self {
+        self.source_rate = rate;
+        self.source_burst = burst;
+        self
+    }
+
+    /// The same service; a UDP flow ends after this many seconds of silence.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_idle_seconds(mut self, seconds: u16) -> Self {
+        self.idle_seconds = seconds;
+        self
     }
 
     /// Service id.
@@ -294,10 +360,46 @@ impl Service {
         self.local_port
     }
 
+    /// Two usable backends on different nodes; 0: there is none.
+    #[inline(always)]
+    pub const fn fallback(&self) -> [u16; 2] {
+        self.fallback
+    }
+
+    /// New flows per second that a source may make; 0: any number.
+    #[inline(always)]
+    pub const fn source_rate(&self) -> u32 {
+        self.source_rate
+    }
+
+    /// New flows that a source may make at once.
+    #[inline(always)]
+    pub const fn source_burst(&self) -> u32 {
+        self.source_burst
+    }
+
+    /// Seconds of silence that end a UDP flow.
+    #[inline(always)]
+    pub const fn idle_seconds(&self) -> u16 {
+        self.idle_seconds
+    }
+
+    /// The flags, for whoever shows or compares them.
+    #[inline(always)]
+    pub const fn flags(&self) -> u16 {
+        self.flags
+    }
+
     /// Whether any backend can take new flows.
     #[inline(always)]
     pub const fn usable(&self) -> bool {
         self.flags & Self::USABLE != 0
+    }
+
+    /// Whether a SYN that no backend can take is dropped without an answer.
+    #[inline(always)]
+    pub const fn silent(&self) -> bool {
+        self.flags & Self::SILENT != 0
     }
 }
 
@@ -378,7 +480,7 @@ impl Method {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendState {
-    /// No flows.
+    /// No new flows. Those of an earlier epoch are reset; others go on (`on_backend_down = "keep"`).
     Down = 0,
     /// New and existing flows.
     Up = 1,
@@ -410,7 +512,8 @@ pub struct Backend<A> {
     mac: Mac,
     method: u8,
     state: u8,
-    pad: u16,
+    epoch: u16,
+    tags: u32,
 }
 
 impl<A: Address> Backend<A> {
@@ -424,7 +527,8 @@ impl<A: Address> Backend<A> {
         mac: [0; 6],
         method: 0,
         state: 0,
-        pad: 0,
+        epoch: 0,
+        tags: 0,
     };
 
     /// A backend `addr:port` (host order) of service id `service` on node number `node`.
@@ -446,8 +550,25 @@ impl<A: Address> Backend<A> {
             mac: [0; 6],
             method: method as u8,
             state: state as u8,
-            pad: 0,
+            epoch: 0,
+            tags: 0,
         }
+    }
+
+    /// The same backend in its `epoch`-th life: flows of an earlier one are reset.
+    #[must_use]
+    #[inline(always)]
+    pub const fn in_epoch(mut self, epoch: u16) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// The same backend, its next hop reached with these VLAN tags, see [`UplinkKey`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn tagged(mut self, tags: u32) -> Self {
+        self.tags = tags;
+        self
     }
 
     /// The same backend, reached through interface `ifindex` by next hop `mac`.
@@ -512,11 +633,24 @@ impl<A: Address> Backend<A> {
     pub const fn state(&self) -> BackendState {
         BackendState::from_raw(self.state)
     }
+
+    /// Number of its life: counts how often it went DOWN with its flows to be reset, modulo 2^16.
+    #[inline(always)]
+    pub const fn epoch(&self) -> u16 {
+        self.epoch
+    }
+
+    /// VLAN tags towards the next hop, see [`UplinkKey`].
+    #[inline(always)]
+    pub const fn tags(&self) -> u32 {
+        self.tags
+    }
 }
 
-/// Value of `flows4`/`flows6`: the conntrack entry of one client flow on the owner.
+/// Value of `flows4`/`flows6` and `half_flows4`/`half_flows6`: the conntrack entry of one client
+/// flow on the owner.
 ///
-/// Flows that are delivered locally have no entry: the kernel's socket table is their conntrack.
+/// TCP flows that are delivered locally have no entry: the kernel's socket table is their conntrack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -528,16 +662,21 @@ pub struct Flow {
     pub(crate) path: u16,
     pub(crate) state: u8,
     pub(crate) flags: u8,
-    pub(crate) pad: u16,
+    pub(crate) epoch: u16,
 }
 
 impl Flow {
     /// `cl_ack` and `cl_next` hold values seen in a client segment with ACK.
     pub const ACK_KNOWN: u8 = 1;
+    /// The backend answered (nat: its reply was seen).
+    pub const ANSWERED: u8 = 2;
+    /// The SYN was repeated once.
+    pub const REPEATED: u8 = 4;
 
     /// A flow to backend id `backend`; `nat_port` (host order) is the source port that nat uses
     /// and `path` the [`path_tag`] of where it comes from, both 0 for other methods; `now` in
-    /// seconds of the coarse monotonic clock.
+    /// seconds of the coarse monotonic clock. It belongs to the backend's epoch 0, see
+    /// [`Flow::in_epoch`].
     #[inline(always)]
     pub const fn new(backend: u32, nat_port: u16, path: u16, state: FlowState, now: u32) -> Self {
         Self {
@@ -549,14 +688,29 @@ impl Flow {
             path,
             state: state as u8,
             flags: 0,
-            pad: 0,
+            epoch: 0,
         }
+    }
+
+    /// The same flow, made in its backend's `epoch`-th life.
+    #[must_use]
+    #[inline(always)]
+    pub const fn in_epoch(mut self, epoch: u16) -> Self {
+        self.epoch = epoch;
+        self
     }
 
     /// Backend id.
     #[inline(always)]
     pub const fn backend(&self) -> u32 {
         self.backend
+    }
+
+    /// The backend's [`Backend::epoch`] when the flow was made: another one by now means that the
+    /// backend went DOWN meanwhile, and that the client is to be reset.
+    #[inline(always)]
+    pub const fn epoch(&self) -> u16 {
+        self.epoch
     }
 
     /// Seconds of the coarse monotonic clock at the last packet.
@@ -610,17 +764,19 @@ impl Flow {
     }
 }
 
-/// A 16-bit tag of the interface and MAC that a nat flow comes from: when it changes, the return
-/// entry is updated. Two paths with one tag (1 in 65,536) keep the old path until the next flow.
+/// A 16-bit tag of the interface, VLAN and MAC that a nat flow comes from: when it changes, the
+/// return entry is updated. Two paths with one tag (1 in 65,536) keep the old path until the next
+/// flow.
 #[inline(always)]
 #[must_use]
-pub fn path_tag(ifindex: u32, mac: Mac) -> u16 {
+pub fn path_tag(ifindex: u32, tags: u32, mac: Mac) -> u16 {
     let (a, b, c) = mac_words(&mac);
+    let vlan = (tags as u16) ^ ((tags >> 16) as u16).rotate_left(7);
     // The low half of the interface index is all that differs between interfaces in practice.
-    c ^ b.rotate_left(5) ^ a.rotate_left(10) ^ (ifindex as u16).rotate_left(3)
+    c ^ b.rotate_left(5) ^ a.rotate_left(10) ^ (ifindex as u16).rotate_left(3) ^ vlan
 }
 
-/// Value of `returns4`/`returns6`, keyed by (backend, VIP, backend port, nat port): where a nat
+/// Value of `returns4`/`returns6` and `half_returns4`/`half_returns6`, keyed by (backend, VIP, backend port, nat port): where a nat
 /// backend's reply goes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -628,6 +784,7 @@ pub struct NatReturn<A> {
     client: A,
     ifindex: u32,
     backend: u32,
+    tags: u32,
     client_port: u16,
     vip_port: u16,
     mac: Mac,
@@ -662,11 +819,26 @@ impl<A: Address> NatReturn<A> {
             client,
             ifindex,
             backend,
+            tags: 0,
             client_port,
             vip_port,
             mac,
             pad: 0,
         }
+    }
+
+    /// The same entry, its client's frames carrying these VLAN tags, see [`UplinkKey`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn tagged(mut self, tags: u32) -> Self {
+        self.tags = tags;
+        self
+    }
+
+    /// VLAN tags of the client's frames, see [`UplinkKey`].
+    #[inline(always)]
+    pub const fn tags(&self) -> u32 {
+        self.tags
     }
 
     /// Client address.
@@ -707,8 +879,9 @@ impl<A: Address> NatReturn<A> {
 
     /// Record where the flow came from last (the client's path may change).
     #[inline(always)]
-    pub const fn set_path(&mut self, ifindex: u32, mac: Mac) {
+    pub const fn set_path(&mut self, ifindex: u32, tags: u32, mac: Mac) {
         self.ifindex = ifindex;
+        self.tags = tags;
         self.mac = mac;
     }
 }
@@ -718,13 +891,31 @@ impl<A: Address> NatReturn<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vip {
     lease: u32,
+    flags: u32,
 }
 
 impl Vip {
+    /// Somebody traces packets to this VIP: `trace` says which.
+    pub const TRACED: u32 = 1;
+
     /// A VIP fenced by lease index `lease`; 0: not managed by VRRP and never fenced.
     #[inline(always)]
     pub const fn new(lease: u32) -> Self {
-        Self { lease }
+        Self { lease, flags: 0 }
+    }
+
+    /// The same VIP, traced or not.
+    #[must_use]
+    #[inline(always)]
+    pub const fn traced(mut self, traced: bool) -> Self {
+        self.flags = if traced { Self::TRACED } else { 0 };
+        self
+    }
+
+    /// Whether somebody traces packets to it.
+    #[inline(always)]
+    pub const fn is_traced(&self) -> bool {
+        self.flags & Self::TRACED != 0
     }
 
     /// Lease index.
@@ -830,7 +1021,36 @@ impl ReplyPort {
     }
 }
 
-/// Value of `uplinks`, keyed by interface index.
+/// Key of `uplinks`: an interface that the ingress program is attached to, and the VLAN on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UplinkKey {
+    ifindex: u32,
+    tags: u32,
+}
+
+impl UplinkKey {
+    /// Frames of interface `ifindex` with VLAN tags `tags`: the VLAN id of the outer tag in the low
+    /// half, that of an inner one (802.1ad) in the high half. 0: untagged (or priority-tagged).
+    #[inline(always)]
+    pub const fn new(ifindex: u32, tags: u32) -> Self {
+        Self { ifindex, tags }
+    }
+
+    /// Interface index.
+    #[inline(always)]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// VLAN tags.
+    #[inline(always)]
+    pub const fn tags(&self) -> u32 {
+        self.tags
+    }
+}
+
+/// Value of `uplinks`, keyed by interface and VLAN.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uplink {
@@ -858,6 +1078,8 @@ impl Uplink {
 pub struct NodeConfig {
     netns_cookie: u64,
     abi_version: u32,
+    new_flow_limit: u32,
+    adoption_limit: u32,
     pad: u32,
 }
 
@@ -868,8 +1090,32 @@ impl NodeConfig {
         Self {
             netns_cookie,
             abi_version: ABI_VERSION,
+            new_flow_limit: DEFAULT_NEW_FLOW_LIMIT,
+            adoption_limit: DEFAULT_ADOPTION_LIMIT,
             pad: 0,
         }
+    }
+
+    /// The same facts with other limits of entries made per CPU and second: for SYNs and UDP, and
+    /// for adopted flows. 0: no limit.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_limits(mut self, new_flows: u32, adoptions: u32) -> Self {
+        self.new_flow_limit = new_flows;
+        self.adoption_limit = adoptions;
+        self
+    }
+
+    /// Entries for new flows that a CPU makes in a second; 0: no limit.
+    #[inline(always)]
+    pub const fn new_flow_limit(&self) -> u32 {
+        self.new_flow_limit
+    }
+
+    /// Flows that a CPU adopts in a second; 0: no limit.
+    #[inline(always)]
+    pub const fn adoption_limit(&self) -> u32 {
+        self.adoption_limit
     }
 
     /// Cookie of the controller's network namespace.
@@ -941,7 +1187,7 @@ impl<A: Address> ConnectOrigin<A> {
     }
 }
 
-/// Per-CPU value of `service_stats`, `backend_stats` and `reason_stats`.
+/// Per-CPU value of `reason_stats`, at [`reason_index`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -974,7 +1220,7 @@ impl Counters {
         self.bytes
     }
 
-    /// New connections (unused in `reason_stats`).
+    /// New connections whose first packet was counted here.
     pub const fn connections(&self) -> u64 {
         self.connections
     }
@@ -987,6 +1233,173 @@ impl Counters {
             bytes: self.bytes.wrapping_add(other.bytes),
             connections: self.connections.wrapping_add(other.connections),
         }
+    }
+}
+
+/// Where `reason_stats` counts a reason: each service has [`REASON_SLOTS`] elements, service 0
+/// those for packets of no service.
+#[inline(always)]
+#[must_use]
+pub const fn reason_index(service: u32, reason: Reason) -> u32 {
+    service * REASON_SLOTS + reason.index()
+}
+
+const _: () = assert!(Reason::COUNT <= REASON_SLOTS as usize);
+
+/// Per-CPU value of `backend_stats`, indexed by backend id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    packets: u64,
+    bytes: u64,
+    connections: u64,
+    resets: u64,
+    refused: u64,
+    drops: u64,
+}
+
+impl BackendCounters {
+    /// Count one packet of `bytes` bytes that went to the backend.
+    #[inline(always)]
+    pub const fn packet(&mut self, bytes: u64) {
+        self.packets = self.packets.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(bytes);
+    }
+
+    /// Count one new connection.
+    #[inline(always)]
+    pub const fn connection(&mut self) {
+        self.connections = self.connections.wrapping_add(1);
+    }
+
+    /// Count one segment of a client that was answered with a RST in the backend's stead.
+    #[inline(always)]
+    pub const fn reset(&mut self) {
+        self.resets = self.resets.wrapping_add(1);
+    }
+
+    /// Count one connection that the backend refused.
+    #[inline(always)]
+    pub const fn refusal(&mut self) {
+        self.refused = self.refused.wrapping_add(1);
+    }
+
+    /// Count one packet for the backend that was dropped.
+    #[inline(always)]
+    pub const fn dropped(&mut self) {
+        self.drops = self.drops.wrapping_add(1);
+    }
+
+    /// Packets that went to the backend.
+    pub const fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Frame bytes of those packets.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// New connections.
+    pub const fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// Segments of clients that were answered with a RST in its stead.
+    pub const fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    /// Connections that it refused.
+    pub const fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Packets for it that were dropped.
+    pub const fn drops(&self) -> u64 {
+        self.drops
+    }
+
+    /// The sum of two CPUs' counters.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.wrapping_add(other.packets),
+            bytes: self.bytes.wrapping_add(other.bytes),
+            connections: self.connections.wrapping_add(other.connections),
+            resets: self.resets.wrapping_add(other.resets),
+            refused: self.refused.wrapping_add(other.refused),
+            drops: self.drops.wrapping_add(other.drops),
+        }
+    }
+}
+
+/// Value of `suspects`, indexed by backend id: written by the data plane when a backend refuses a
+/// connection, cleared by the controller when a check succeeds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suspect {
+    until: u32,
+}
+
+/// Seconds that a backend which refused a connection gets no new ones, unless a check says
+/// otherwise earlier.
+pub const SUSPECT_SECONDS: u32 = 3;
+
+impl Suspect {
+    /// Not suspect.
+    pub const NONE: Self = Self { until: 0 };
+
+    /// Suspect from `now` (seconds of the coarse monotonic clock) on.
+    #[inline(always)]
+    pub const fn since(now: u32) -> Self {
+        Self {
+            until: now.saturating_add(SUSPECT_SECONDS),
+        }
+    }
+
+    /// Whether it is suspect at `now` (seconds of the coarse monotonic clock).
+    #[inline(always)]
+    pub const fn is_suspect(&self, now: u32) -> bool {
+        now < self.until
+    }
+}
+
+/// Per-CPU value of `budget`: entries made in the current second.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    second: u32,
+    new_flows: u32,
+    adoptions: u32,
+    pad: u32,
+}
+
+impl Budget {
+    #[inline(always)]
+    const fn begin(&mut self, now: u32) {
+        if self.second != now {
+            self.second = now;
+            self.new_flows = 0;
+            self.adoptions = 0;
+        }
+    }
+
+    /// Whether one more entry for a new flow may be made in second `now`, of at most `limit` (0:
+    /// any number).
+    #[inline(always)]
+    pub const fn take_new_flow(&mut self, now: u32, limit: u32) -> bool {
+        self.begin(now);
+        self.new_flows = self.new_flows.saturating_add(1);
+        limit == 0 || self.new_flows <= limit
+    }
+
+    /// Whether one more flow may be adopted in second `now`, of at most `limit` (0: any number).
+    #[inline(always)]
+    pub const fn take_adoption(&mut self, now: u32, limit: u32) -> bool {
+        self.begin(now);
+        self.adoptions = self.adoptions.saturating_add(1);
+        limit == 0 || self.adoptions <= limit
     }
 }
 
@@ -1007,21 +1420,25 @@ assert_layout! {
     FlowKey<V6>: size 40 align 2;
     ServiceKey<V4>: size 8 align 2;
     ServiceKey<V6>: size 20 align 2;
-    Service: size 16 align 4;
+    Service: size 32 align 4;
     MaglevTable: size 32_768 align 2;
-    Backend<V4>: size 28 align 4;
-    Backend<V6>: size 40 align 4;
+    Backend<V4>: size 32 align 4;
+    Backend<V6>: size 44 align 4;
     Flow: size 24 align 4;
-    NatReturn<V4>: size 24 align 4;
-    NatReturn<V6>: size 36 align 4;
-    Vip: size 4 align 4;
+    NatReturn<V4>: size 28 align 4;
+    NatReturn<V6>: size 40 align 4;
+    Vip: size 8 align 4;
     Lease: size 8 align 8;
     MacKey: size 8 align 2;
     Node: size 4 align 4;
     ReplyPort: size 4 align 2;
+    UplinkKey: size 8 align 4;
     Uplink: size 8 align 2;
-    NodeConfig: size 16 align 8;
+    NodeConfig: size 24 align 8;
     ConnectOrigin<V4>: size 16 align 4;
     ConnectOrigin<V6>: size 40 align 4;
     Counters: size 24 align 8;
+    BackendCounters: size 48 align 8;
+    Suspect: size 4 align 4;
+    Budget: size 16 align 4;
 }

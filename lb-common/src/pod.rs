@@ -1,7 +1,10 @@
 //! `aya::Pod` for the map ABI, in user space only.
 use crate::abi::{
-    Address, Backend, ConnectOrigin, Counters, Flow, FlowKey, Lease, MacKey, MaglevTable,
-    NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+    Address, Backend, BackendCounters, Budget, ConnectOrigin, Counters, Flow, FlowKey, Lease,
+    MacKey, MaglevTable, NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey, Suspect,
+    Uplink, UplinkKey, Vip,
+    events::{Event, TraceEvent, TraceFilter},
+    sources::{SourceKey, SourceRate, SourceRule},
 };
 
 macro_rules! pod {
@@ -17,8 +20,11 @@ macro_rules! pod {
 
 pod!(
     Backend<A>,
+    BackendCounters,
+    Budget,
     ConnectOrigin<A>,
     Counters,
+    Event,
     Flow,
     FlowKey<A>,
     Lease,
@@ -30,6 +36,13 @@ pod!(
     ReplyPort,
     Service,
     ServiceKey<A>,
+    SourceKey<A>,
+    SourceRate,
+    SourceRule,
+    Suspect,
+    TraceEvent,
+    TraceFilter,
     Uplink,
+    UplinkKey,
     Vip,
 );

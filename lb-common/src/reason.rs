@@ -124,6 +124,62 @@ reasons! {
     ConnectNoBackend = 37, "connect_no_backend", Drop;
     /// A RST of a flow that has no nat entry: there is nothing to translate it to.
     NoFlow = 38, "no_flow", Drop;
+    /// A SYN that no backend can take, answered with RST.
+    NoBackendReset = 39, "no_backend_reset", Tx;
+    /// To VIP:backend port, where that is no service: answered with RST.
+    BackendPortReset = 40, "backend_port_reset", Tx;
+    /// A segment of a flow whose backend went down, answered with RST.
+    FlowReset = 41, "flow_reset", Tx;
+    /// A client's RST for a flow whose backend went down: it has heard.
+    ResetConfirmed = 42, "reset_confirmed", Drop;
+    /// A segment that wanted a RST as its answer, but its checksum is wrong.
+    BadChecksum = 43, "bad_checksum", Drop;
+    /// A new flow from a source that the service refuses.
+    SourceDenied = 44, "source_denied", Drop;
+    /// A new flow from a source that opens too many.
+    SourceRate = 45, "source_rate", Drop;
+    /// Sent to the backend's node without a conntrack entry: there are too many new flows.
+    DsrStateless = 46, "dsr_stateless", Tx;
+    /// Sent to the backend's node through another interface without a conntrack entry.
+    DsrStatelessRedirect = 47, "dsr_stateless_redirect", Redirect;
+    /// A new nat flow while there are too many new flows: nat cannot do without an entry.
+    Flood = 48, "flood", Drop;
+    /// An ICMP error about a flow of this node's own backend, delivered to it.
+    IcmpLocal = 49, "icmp_local", Pass;
+    /// An ICMP error about a flow, sent to its backend's node.
+    IcmpDsr = 50, "icmp_dsr", Tx;
+    /// An ICMP error about a flow, sent to its backend's node through another interface.
+    IcmpDsrRedirect = 51, "icmp_dsr_redirect", Redirect;
+    /// An ICMP error about a reply, translated and sent to the nat backend.
+    IcmpNat = 52, "icmp_nat", Tx;
+    /// An ICMP error about a reply, translated and sent to the nat backend through another interface.
+    IcmpNatRedirect = 53, "icmp_nat_redirect", Redirect;
+    /// An ICMP error about a request, translated and sent to the client of a nat flow.
+    IcmpNatReply = 54, "icmp_nat_reply", Tx;
+    /// An ICMP error about a request, translated and sent to the client through another interface.
+    IcmpNatReplyRedirect = 55, "icmp_nat_reply_redirect", Redirect;
+    /// ICMP to a VIP that is about no flow of ours: the kernel's.
+    IcmpOther = 56, "icmp_other", Pass;
+    /// UDP header with a wrong length.
+    BadUdpHeader = 57, "bad_udp_header", Drop;
+    /// To a VIP, with VLAN tags that are no uplink's: the kernel's.
+    NotOurVlan = 58, "not_our_vlan", Pass;
+    /// The next hop needs other VLAN tags than the frame has, and XDP cannot change their number.
+    VlanMismatch = 59, "vlan_mismatch", Drop;
+    /// No free source port towards the nat backend: the SYN is answered with RST.
+    NatPortsReset = 60, "nat_ports_reset", Tx;
+    /// Forwarded by a peer, to be forwarded once more, and its TTL has run out.
+    TtlExpired = 61, "ttl_expired", Drop;
+    /// A packet that wants an answer, which could not be made.
+    AnswerFailed = 62, "answer_failed", Drop;
+    /// sk_lookup: given to the listener of a local backend that listens on one address only.
+    ListenerAssigned = 63, "listener_assigned", Pass;
+    /// A segment without ACK, or of no use, of a flow whose backend went down.
+    FlowDead = 64, "flow_dead", Drop;
+    /// A UDP packet to a service, sent by a process on this node: to the local backend.
+    SendLocal = 65, "send_local", Pass;
+    /// A UDP packet to a service, sent by a process on this node: to a backend elsewhere.
+    SendRemote = 66, "send_remote", Pass;
 }
 
 impl Reason {

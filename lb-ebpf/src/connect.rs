@@ -4,7 +4,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
     abi::{
-        Backend, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF, Service, ServiceKey,
+        Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF, Service, ServiceKey,
     },
     headers::IPPROTO_TCP,
     reason::Reason,
@@ -51,12 +51,12 @@ fn rewrite<F: Family>(addr: &SockAddr, vip: F::Addr, set: impl FnOnce(&SockAddr,
         return ALLOW;
     };
     let Some((id, backend, reason)) = choose::<F>(addr, &service) else {
-        maps::count_reason(Reason::ConnectNoBackend, 0);
+        maps::count(service.id(), Reason::ConnectNoBackend, 0, false);
         maps::set_errno(ECONNREFUSED);
         return REFUSE;
     };
-    maps::count_reason(reason, 0);
-    maps::count_connection(service.id(), id);
+    maps::count(service.id(), reason, 0, true);
+    maps::count_backend(id, BackendCounters::connection);
     let origin = ConnectOrigin::new(vip, port, backend.addr(), backend.port(), id);
     // Without the entry getpeername() shows the backend: harmless.
     maps::put_lru(F::connects(), &maps::socket_cookie(addr), &origin);

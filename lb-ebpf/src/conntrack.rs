@@ -53,18 +53,18 @@ impl<C: Context, F: Family> Request<'_, C, F> {
         if self.tcp.segment.is_syn() {
             maps::remove_lru(F::flows(), &self.scratch.key);
         }
-        maps::count_packet(
-            self.service.id(),
-            self.service.local_backend(),
-            self.bytes(),
-        );
+        let bytes = self.bytes();
+        maps::count_backend(self.service.local_backend(), |counters| {
+            counters.packet(bytes);
+        });
         forward::local(self.ctx, &self.tcp, self.service.local_port(), reason)
     }
 
     /// Send a flow to `backend`, whose method is not local.
     #[inline(always)]
     fn forward(&mut self, id: u32, nat_port: u16, backend: &Backend<F::Addr>) -> Decision {
-        maps::count_packet(self.service.id(), id, self.bytes());
+        let bytes = self.bytes();
+        maps::count_backend(id, |counters| counters.packet(bytes));
         match backend.method() {
             Some(Method::Dsr) => forward::dsr(self.ctx, backend),
             Some(Method::Nat) => nat::forward(self, nat_port, backend),
@@ -118,7 +118,7 @@ impl<C: Context, F: Family> Request<'_, C, F> {
     fn try_new_flow(&mut self, flow_hash: u32, excluded: u32) -> Result<Decision, Reason> {
         let (id, backend) = select::select::<F>(&self.service, flow_hash, excluded)?;
         if self.tcp.segment.is_syn() {
-            maps::count_connection(self.service.id(), id);
+            maps::count_backend(id, lb_common::abi::BackendCounters::connection);
         }
         // A RST ends what it belongs to: no entry for it.
         let commit = !self.tcp.segment.has(TcpHeader::RST);

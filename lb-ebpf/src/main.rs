@@ -8,7 +8,7 @@
 #![feature(asm_experimental_arch)]
 // The macros of the programs make an undocumented function around each documented one, and take
 // contexts by value.
-#![allow(missing_docs, clippy::needless_pass_by_value)]
+#![allow(missing_docs, clippy::needless_pass_by_value, dead_code)]
 
 mod connect;
 mod conntrack;
@@ -36,7 +36,7 @@ use crate::family::V4;
 #[xdp]
 pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
     let decision = ingress::ingress(&ctx);
-    maps::count_reason(decision.reason, packet::length(&ctx));
+    maps::count(0, decision.reason, packet::length(&ctx), false);
     match decision.reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -57,7 +57,7 @@ pub(crate) fn xdp_stub(_ctx: XdpContext) -> u32 {
 #[classifier]
 pub(crate) fn tc_egress(ctx: TcContext) -> i32 {
     let reason = egress::egress(&ctx);
-    maps::count_reason(reason, u64::from(ctx.len()));
+    maps::count(0, reason, u64::from(ctx.len()), false);
     match reason.verdict() {
         Verdict::Pass => tcx_action_base::TCX_NEXT,
         // Egress has no reason that sends a packet elsewhere.

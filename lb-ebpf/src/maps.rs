@@ -12,7 +12,7 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
     helpers::{
         bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
         bpf_ktime_get_coarse_ns, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release,
@@ -22,10 +22,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, ConnectOrigin, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MAX_CONNECTS,
-        MAX_FLOWS, MAX_LEASES, MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS, MAX_VIPS,
-        Mac, MacKey, MaglevTable, NODE_NONE, NatReturn, Node, NodeConfig, ReplyPort, Service,
-        ServiceKey, Uplink, Vip,
+        Backend, BackendCounters, Budget, ConnectOrigin, Counters, Flow, FlowKey, Lease,
+        MAX_BACKENDS, MAX_CONNECTS, MAX_FLOWS, MAX_HALF_FLOWS, MAX_HALF_RETURNS, MAX_LEASES,
+        MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS, MAX_VIPS, Mac, MacKey, MaglevTable,
+        NODE_NONE, NatReturn, Node, NodeConfig, REASON_SLOTS, ReplyPort, Service, ServiceKey,
+        Suspect, Uplink, UplinkKey, Vip,
+        events::{EVENTS_BYTES, Event, TRACE_BYTES, TraceEvent, TraceFilter},
+        reason_index,
+        sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
     },
     reason::Reason,
 };
@@ -82,7 +86,7 @@ pub(crate) static REPLY_PORTS4: HashMap<ServiceKey<A4>, ReplyPort, { MAX_SERVICE
 pub(crate) static REPLY_PORTS6: HashMap<ServiceKey<A6>, ReplyPort, { MAX_SERVICES as usize }> =
     HashMap::new();
 #[btf_map(name = "uplinks")]
-static UPLINKS: HashMap<u32, Uplink, { MAX_UPLINKS as usize }> = HashMap::new();
+static UPLINKS: HashMap<UplinkKey, Uplink, { MAX_UPLINKS as usize }> = HashMap::new();
 #[btf_map(name = "node")]
 static NODE: Array<NodeConfig, 1> = Array::new();
 #[btf_map(name = "connects4")]
@@ -91,12 +95,59 @@ pub(crate) static CONNECTS4: LruHashMap<u64, ConnectOrigin<A4>, { MAX_CONNECTS a
 #[btf_map(name = "connects6")]
 pub(crate) static CONNECTS6: LruHashMap<u64, ConnectOrigin<A6>, { MAX_CONNECTS as usize }> =
     LruHashMap::new();
-#[btf_map(name = "service_stats")]
-static SERVICE_STATS: PerCpuArray<Counters, { MAX_SERVICES as usize }> = PerCpuArray::new();
+#[btf_map(name = "half_flows4")]
+pub(crate) static HALF_FLOWS4: LruHashMap<FlowKey<A4>, Flow, { MAX_HALF_FLOWS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "half_flows6")]
+pub(crate) static HALF_FLOWS6: LruHashMap<FlowKey<A6>, Flow, { MAX_HALF_FLOWS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "half_returns4")]
+pub(crate) static HALF_RETURNS4: LruHashMap<
+    FlowKey<A4>,
+    NatReturn<A4>,
+    { MAX_HALF_RETURNS as usize },
+> = LruHashMap::new();
+#[btf_map(name = "half_returns6")]
+pub(crate) static HALF_RETURNS6: LruHashMap<
+    FlowKey<A6>,
+    NatReturn<A6>,
+    { MAX_HALF_RETURNS as usize },
+> = LruHashMap::new();
+#[btf_map(name = "sources4")]
+pub(crate) static SOURCES4: LpmTrie<SourceKey<A4>, SourceRule, { MAX_SOURCE_RULES as usize }> =
+    LpmTrie::new();
+#[btf_map(name = "sources6")]
+pub(crate) static SOURCES6: LpmTrie<SourceKey<A6>, SourceRule, { MAX_SOURCE_RULES as usize }> =
+    LpmTrie::new();
+#[btf_map(name = "source_rates4")]
+pub(crate) static SOURCE_RATES4: LruHashMap<
+    SourceKey<A4>,
+    SourceRate,
+    { MAX_SOURCE_RATES as usize },
+> = LruHashMap::new();
+#[btf_map(name = "source_rates6")]
+pub(crate) static SOURCE_RATES6: LruHashMap<
+    SourceKey<A6>,
+    SourceRate,
+    { MAX_SOURCE_RATES as usize },
+> = LruHashMap::new();
+#[btf_map(name = "suspects")]
+static SUSPECTS: Array<Suspect, { MAX_BACKENDS as usize }> = Array::new();
+#[btf_map(name = "budget")]
+static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+#[btf_map(name = "trace")]
+static TRACE: Array<TraceFilter, 1> = Array::new();
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+#[btf_map(name = "trace_events")]
+static TRACE_EVENTS: RingBuf<TraceEvent, { TRACE_BYTES as usize }> = RingBuf::new();
+#[btf_map(name = "listeners")]
+static LISTENERS: SockMap<{ MAX_SERVICES as usize }> = SockMap::new();
 #[btf_map(name = "backend_stats")]
-static BACKEND_STATS: PerCpuArray<Counters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+static BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }> = PerCpuArray::new();
 #[btf_map(name = "reason_stats")]
-static REASON_STATS: PerCpuArray<Counters, { Reason::COUNT }> = PerCpuArray::new();
+static REASON_STATS: PerCpuArray<Counters, { (MAX_SERVICES * REASON_SLOTS) as usize }> =
+    PerCpuArray::new();
 
 /// Working memory of one run of the ingress pipeline: keys and values that are too large for
 /// the 512 bytes of stack. Not shared with user space.
@@ -246,7 +297,7 @@ pub(crate) fn peer_of_mac(mac: Mac) -> u32 {
 /// The MAC of uplink `ifindex`.
 #[inline(always)]
 pub(crate) fn uplink_mac(ifindex: u32) -> Option<Mac> {
-    get(&UPLINKS, &ifindex).map(|uplink| uplink.mac())
+    get(&UPLINKS, &UplinkKey::new(ifindex, 0)).map(|uplink| uplink.mac())
 }
 
 /// Seconds of the coarse monotonic clock: a timer tick old at most, and cheap.
@@ -263,39 +314,28 @@ pub(crate) fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
+/// Count a packet (or `connect()`) of `bytes` bytes, of service id `service` (0: none), under
+/// `reason`, and the new connection that it begins if it does.
 #[inline(always)]
-fn count<const N: usize>(
-    map: &PerCpuArray<Counters, N>,
-    index: u32,
-    change: impl FnOnce(&mut Counters),
-) {
-    if let Some(counters) = map.get_ptr_mut(index) {
+pub(crate) fn count(service: u32, reason: Reason, bytes: u64, connection: bool) {
+    if let Some(counters) = REASON_STATS.get_ptr_mut(reason_index(service, reason)) {
         // SAFETY: the element of this CPU; programs do not preempt one another on a CPU except
         // by interrupt (tc egress from a timer, say), which can lose one count.
-        change(unsafe { &mut *counters });
+        let counters = unsafe { &mut *counters };
+        counters.packet(bytes);
+        if connection {
+            counters.connection();
+        }
     }
 }
 
-/// Count a packet (or `connect()`) of `bytes` bytes under `reason`.
+/// Count something of backend id `backend`.
 #[inline(always)]
-pub(crate) fn count_reason(reason: Reason, bytes: u64) {
-    count(&REASON_STATS, reason.index(), |counters| {
-        counters.packet(bytes);
-    });
-}
-
-/// Count a packet to a service and its backend.
-#[inline(always)]
-pub(crate) fn count_packet(service: u32, backend: u32, bytes: u64) {
-    count(&SERVICE_STATS, service, |counters| counters.packet(bytes));
-    count(&BACKEND_STATS, backend, |counters| counters.packet(bytes));
-}
-
-/// Count a new connection to a service and its backend.
-#[inline(always)]
-pub(crate) fn count_connection(service: u32, backend: u32) {
-    count(&SERVICE_STATS, service, Counters::connection);
-    count(&BACKEND_STATS, backend, Counters::connection);
+pub(crate) fn count_backend(backend: u32, change: impl FnOnce(&mut BackendCounters)) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend) {
+        // SAFETY: as in `count`.
+        change(unsafe { &mut *counters });
+    }
 }
 
 /// Cookie of a hooked socket: unique while the machine is up.

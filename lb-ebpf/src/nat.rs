@@ -56,7 +56,7 @@ pub(crate) fn commit<C: Context, F: Family>(
         }
         scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, port, proto);
         if claim::<F>(scratch, ifindex, from) {
-            let flow = request.flow(id, port, path_tag(ifindex, from));
+            let flow = request.flow(id, port, path_tag(ifindex, 0, from));
             // Two CPUs with the same flow's SYN choose the same port: the last write wins and
             // is the same.
             return if maps::put_lru(F::flows(), &request.scratch.key, &flow) {
@@ -82,7 +82,7 @@ fn claim<F: Family>(scratch: &mut Scratch<F::Addr>, ifindex: u32, from: Mac) -> 
             scratch.key.dport(),
         );
         if own {
-            found.set_path(ifindex, from);
+            found.set_path(ifindex, 0, from);
         } else {
             let (client, vip) = (found.client(), scratch.key.dst());
             let (sport, dport) = (found.client_port(), found.vip_port());
@@ -132,7 +132,7 @@ pub(crate) fn follow_path<C: Context, F: Family>(
         return;
     };
     let ifindex = request.ctx.ifindex();
-    let tag = path_tag(ifindex, macs.src);
+    let tag = path_tag(ifindex, 0, macs.src);
     if tag == path {
         return;
     }
@@ -140,7 +140,7 @@ pub(crate) fn follow_path<C: Context, F: Family>(
     let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
     scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, nat_port, proto);
     maps::update_lru(F::returns(), &scratch.back, |entry| {
-        entry.set_path(ifindex, macs.src);
+        entry.set_path(ifindex, 0, macs.src);
     });
     maps::update_lru(F::flows(), &scratch.key, |entry| entry.set_path(tag));
 }

@@ -93,6 +93,9 @@ fn the_maps_are_documented() {
                 MapKind::Array => "array",
                 MapKind::PerCpuArray => "percpu_array",
                 MapKind::LruHash => "lru_hash",
+                MapKind::LpmTrie => "lpm_trie",
+                MapKind::SockMap => "sockmap",
+                MapKind::RingBuf => "ringbuf",
             };
             vec![
                 format!("`{}`", map.name),

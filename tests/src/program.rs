@@ -10,7 +10,7 @@ use aya::{
     programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, Xdp},
 };
 use lb_common::{
-    abi::Counters,
+    abi::{BackendCounters, Counters, reason_index},
     reason::{Reason, Verdict},
 };
 
@@ -35,6 +35,9 @@ const SMALL: &[(&str, u32)] = &[
     ("connects6", 1024),
     ("maglev", 8),
 ];
+
+/// Service ids whose counters are looked at are below this one.
+const SERVICES: u32 = 3;
 
 /// What a frame may grow by.
 const TAILROOM: usize = 64;
@@ -167,7 +170,7 @@ impl DataPlane {
             ebpf,
             seen: RefCell::default(),
         };
-        *plane.seen.borrow_mut() = plane.counters("reason_stats")?;
+        *plane.seen.borrow_mut() = plane.reasons()?;
         Ok(plane)
     }
 
@@ -195,26 +198,52 @@ impl DataPlane {
         Array::try_from(map).with_context(|| format!("{name} is another kind of map"))
     }
 
-    /// Every element of a map of counters, summed over the CPUs.
-    pub fn counters(&self, name: &str) -> Result<Vec<Counters>> {
+    /// The reasons counted for services below [`SERVICES`], summed over the CPUs.
+    fn reasons(&self) -> Result<Vec<Counters>> {
+        let name = "reason_stats";
         let map = self.ebpf.map(name).with_context(|| missing(name))?;
         let map: PerCpuArray<_, Counters> = PerCpuArray::try_from(map)?;
-        (0..map.len())
+        let mut counters = Vec::new();
+        for service in 0..SERVICES {
+            for &reason in Reason::ALL {
+                let values = map.get(&reason_index(service, reason), 0)?;
+                let sum = values.iter().copied();
+                counters.push(sum.fold(Counters::default(), Counters::plus));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// What was counted since the program was loaded for service id `service` (below [`SERVICES`]).
+    pub fn service(&self, service: u32) -> Result<Counters> {
+        let all = self.reasons()?;
+        let own = all
+            .chunks(Reason::COUNT)
+            .nth(service as usize)
+            .context("no such service")?;
+        Ok(own.iter().copied().fold(Counters::default(), Counters::plus))
+    }
+
+    /// The counters of backend ids below `count`, summed over the CPUs.
+    pub fn backends(&self, count: u32) -> Result<Vec<BackendCounters>> {
+        let name = "backend_stats";
+        let map = self.ebpf.map(name).with_context(|| missing(name))?;
+        let map: PerCpuArray<_, BackendCounters> = PerCpuArray::try_from(map)?;
+        (0..count)
             .map(|index| {
                 let values = map.get(&index, 0)?;
-                Ok(values
-                    .iter()
-                    .copied()
-                    .fold(Counters::default(), Counters::plus))
+                let sum = values.iter().copied();
+                Ok(sum.fold(BackendCounters::default(), BackendCounters::plus))
             })
             .collect()
     }
 
     /// The reasons counted since the last call (or run).
     pub fn counted(&self) -> Result<Vec<(Reason, u64, u64)>> {
-        let now = self.counters("reason_stats")?;
+        let now = self.reasons()?;
         let before = self.seen.replace(now.clone());
-        let changes = Reason::ALL.iter().zip(now.iter().zip(&before));
+        let reasons = Reason::ALL.iter().cycle();
+        let changes = reasons.zip(now.iter().zip(&before));
         Ok(changes
             .map(|(reason, (now, before))| {
                 (

@@ -6,12 +6,14 @@
 use core::mem::{offset_of, size_of};
 
 use super::{
-    Backend, ConnectOrigin, Counters, Flow, FlowKey, Lease, MAGLEV_SLOTS, MAX_BACKENDS,
-    MAX_CONNECTS, MAX_FLOWS, MAX_LEASES, MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS,
-    MAX_VIPS, MacKey, MaglevTable, NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey,
-    Uplink, V4, V6, Vip,
+    Backend, BackendCounters, Budget, ConnectOrigin, Counters, Flow, FlowKey, Lease, MAGLEV_SLOTS,
+    MAX_BACKENDS, MAX_CONNECTS, MAX_FLOWS, MAX_HALF_FLOWS, MAX_HALF_RETURNS, MAX_LEASES,
+    MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS, MAX_VIPS, MacKey, MaglevTable,
+    NatReturn, Node, NodeConfig, REASON_SLOTS, ReplyPort, Service, ServiceKey, Suspect, Uplink,
+    UplinkKey, V4, V6, Vip,
+    events::{EVENTS_BYTES, TRACE_BYTES, TraceFilter},
+    sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
 };
-use crate::reason::Reason;
 
 /// One field of a struct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,12 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// `BPF_MAP_TYPE_LRU_HASH`.
     LruHash = 9,
+    /// `BPF_MAP_TYPE_LPM_TRIE`.
+    LpmTrie = 11,
+    /// `BPF_MAP_TYPE_SOCKMAP`.
+    SockMap = 15,
+    /// `BPF_MAP_TYPE_RINGBUF`.
+    RingBuf = 27,
 }
 
 /// A map.
@@ -88,6 +96,27 @@ plain! {
     V6: "[u8; 16]";
 }
 
+/// A key of an LPM trie: bits that count, then the data.
+macro_rules! lpm_keys {
+    ($($addr:ty),+) => {
+        $(impl Layout for LpmKey<SourceKey<$addr>> {
+            const LAYOUT: TypeLayout = TypeLayout {
+                name: "Key",
+                size: 4 + size_of::<SourceKey<$addr>>(),
+                fields: &[
+                    Field { name: "prefix_len", offset: 0, size: 4 },
+                    Field { name: "data", offset: 4, size: size_of::<SourceKey<$addr>>() },
+                ],
+            };
+        })+
+    };
+}
+
+/// Stands for the key of an LPM trie with this data.
+struct LpmKey<D>(core::marker::PhantomData<D>);
+
+lpm_keys!(V4, V6);
+
 /// Size of the field that `_access` returns.
 const fn field_size<T, F>(_access: fn(&T) -> &F) -> usize {
     size_of::<F>()
@@ -114,22 +143,33 @@ macro_rules! structs {
 }
 
 structs! {
-    Backend<A> { addr, ifindex, service, node, port, mac, method, state, pad }
+    Backend<A> { addr, ifindex, service, node, port, mac, method, state, epoch, tags }
+    BackendCounters { packets, bytes, connections, resets, refused, drops }
+    Budget { second, new_flows, adoptions, pad }
     ConnectOrigin<A> { vip, backend_addr, backend, vip_port, backend_port }
     Counters { packets, bytes, connections }
-    Flow { backend, last_seen, cl_ack, cl_next, nat_port, path, state, flags, pad }
+    Flow { backend, last_seen, cl_ack, cl_next, nat_port, path, state, flags, epoch }
     FlowKey<A> { src, dst, sport, dport, proto, pad0, pad1 }
     Lease { deadline_ns }
     MacKey { mac, pad }
     MaglevTable { slots }
-    NatReturn<A> { client, ifindex, backend, client_port, vip_port, mac, pad }
+    NatReturn<A> { client, ifindex, backend, tags, client_port, vip_port, mac, pad }
     Node { node }
-    NodeConfig { netns_cookie, abi_version, pad }
+    NodeConfig { netns_cookie, abi_version, new_flow_limit, adoption_limit, pad }
     ReplyPort { port, pad }
-    Service { id, table, local_backend, local_port, flags }
+    Service {
+        id, table, local_backend, source_rate, source_burst, fallback, local_port, flags,
+        idle_seconds, pad
+    }
     ServiceKey<A> { vip, port, proto, pad }
+    TraceFilter { client, mask, family, pad0, client_port, vip_port, pad1 }
+    SourceKey<A> { service, addr }
+    SourceRate { arrival_ns }
+    SourceRule { action }
+    Suspect { until }
     Uplink { mac, pad }
-    Vip { lease }
+    UplinkKey { ifindex, tags }
+    Vip { lease, flags }
 }
 
 const _: () = assert!(MAGLEV_SLOTS * 2 == size_of::<MaglevTable>());
@@ -159,6 +199,14 @@ maps! {
     "returns6": LruHash<FlowKey<V6>, NatReturn<V6>>, MAX_NAT_RETURNS;
     "nat_sources4": Hash<ServiceKey<V4>, Node>, MAX_BACKENDS;
     "nat_sources6": Hash<ServiceKey<V6>, Node>, MAX_BACKENDS;
+    "half_flows4": LruHash<FlowKey<V4>, Flow>, MAX_HALF_FLOWS;
+    "half_flows6": LruHash<FlowKey<V6>, Flow>, MAX_HALF_FLOWS;
+    "half_returns4": LruHash<FlowKey<V4>, NatReturn<V4>>, MAX_HALF_RETURNS;
+    "half_returns6": LruHash<FlowKey<V6>, NatReturn<V6>>, MAX_HALF_RETURNS;
+    "sources4": LpmTrie<LpmKey<SourceKey<V4>>, SourceRule>, MAX_SOURCE_RULES;
+    "sources6": LpmTrie<LpmKey<SourceKey<V6>>, SourceRule>, MAX_SOURCE_RULES;
+    "source_rates4": LruHash<SourceKey<V4>, SourceRate>, MAX_SOURCE_RATES;
+    "source_rates6": LruHash<SourceKey<V6>, SourceRate>, MAX_SOURCE_RATES;
     "vips4": Hash<V4, Vip>, MAX_VIPS;
     "vips6": Hash<V6, Vip>, MAX_VIPS;
     "leases": Array<u32, Lease>, MAX_LEASES;
@@ -167,14 +215,23 @@ maps! {
     "peer_addrs6": Hash<V6, Node>, MAX_PEERS;
     "reply_ports4": Hash<ServiceKey<V4>, ReplyPort>, MAX_SERVICES;
     "reply_ports6": Hash<ServiceKey<V6>, ReplyPort>, MAX_SERVICES;
-    "uplinks": Hash<u32, Uplink>, MAX_UPLINKS;
+    "uplinks": Hash<UplinkKey, Uplink>, MAX_UPLINKS;
     "node": Array<u32, NodeConfig>, 1;
     "connects4": LruHash<u64, ConnectOrigin<V4>>, MAX_CONNECTS;
     "connects6": LruHash<u64, ConnectOrigin<V6>>, MAX_CONNECTS;
-    "service_stats": PerCpuArray<u32, Counters>, MAX_SERVICES;
-    "backend_stats": PerCpuArray<u32, Counters>, MAX_BACKENDS;
-    "reason_stats": PerCpuArray<u32, Counters>, Reason::COUNT as u32;
+    "suspects": Array<u32, Suspect>, MAX_BACKENDS;
+    "budget": PerCpuArray<u32, Budget>, 1;
+    "trace": Array<u32, TraceFilter>, 1;
+    "backend_stats": PerCpuArray<u32, BackendCounters>, MAX_BACKENDS;
+    "reason_stats": PerCpuArray<u32, Counters>, MAX_SERVICES * REASON_SLOTS;
 }
+
+/// The maps that have no key or value type: ring buffers (their size in bytes), and sockets.
+pub const UNTYPED_MAPS: &[(&str, MapKind, u32)] = &[
+    ("events", MapKind::RingBuf, EVENTS_BYTES),
+    ("trace_events", MapKind::RingBuf, TRACE_BYTES),
+    ("listeners", MapKind::SockMap, MAX_SERVICES),
+];
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,8 @@ use std::{
 use lb_common::{
     abi::{
         Address, Backend, BackendState, MAX_BACKENDS, MAX_SERVICES, MacKey, MaglevTable, Method,
-        NODE_NONE, NODE_SELF, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+        NODE_NONE, NODE_SELF, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey,
+        Vip,
     },
     headers::IPPROTO_TCP,
 };
@@ -409,7 +410,8 @@ fn uplinks(facts: &Facts<'_>, tables: &mut Tables) {
         if let Some(interface) = facts.network.interface(name)
             && let Some(mac) = interface.mac
         {
-            tables.uplinks.insert(interface.ifindex, Uplink::new(mac));
+            let key = UplinkKey::new(interface.ifindex, 0);
+            tables.uplinks.insert(key, Uplink::new(mac));
         }
     }
 }

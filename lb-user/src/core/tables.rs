@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use lb_common::abi::{
     Address, Backend, BackendState, MacKey, MaglevTable, Node, NodeConfig, ReplyPort, Service,
-    ServiceKey, Uplink, Vip,
+    ServiceKey, Uplink, UplinkKey, Vip,
 };
 
 /// The tables that exist once per family.
@@ -49,8 +49,8 @@ pub struct Tables {
     pub maglev: BTreeMap<u32, Arc<MaglevTable>>,
     /// `peer_macs`
     pub peer_macs: BTreeMap<MacKey, Node>,
-    /// `uplinks` by interface index.
-    pub uplinks: BTreeMap<u32, Uplink>,
+    /// `uplinks`
+    pub uplinks: BTreeMap<UplinkKey, Uplink>,
     /// `node`
     pub node: Option<NodeConfig>,
 }
@@ -84,7 +84,7 @@ pub enum TableOp {
     /// `peer_macs`
     PeerMac(MacKey, Option<Node>),
     /// `uplinks`
-    Uplink(u32, Option<Uplink>),
+    Uplink(UplinkKey, Option<Uplink>),
     /// `node`
     Node(NodeConfig),
 }

@@ -1,9 +1,9 @@
 //! The status document: what the controller thinks, joined with what the data plane counts.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use lb_common::{
-    abi::{self, ABI_VERSION, Counters, MAGLEV_SIZE},
+    abi::{self, ABI_VERSION, BackendCounters, Counters, MAGLEV_SIZE},
     reason::Reason,
 };
 
@@ -59,7 +59,7 @@ pub fn status(
             .iter()
             .map(|peer| peer_status(controller, peer))
             .collect(),
-        reasons: counts.reasons.iter().map(reason_status).collect(),
+        reasons: all_reasons(counts),
     }
 }
 
@@ -138,10 +138,12 @@ fn service(
 ) -> Option<ServiceStatus> {
     let config = controller.config().services.get(position)?;
     let placement = controller.placements().get(position);
-    let totals = placement
-        .and_then(|p| counts.services.get(&p.id))
-        .copied()
-        .unwrap_or_default();
+    let reasons = placement
+        .and_then(|p| counts.reasons.get(&p.id))
+        .map_or(&[][..], Vec::as_slice);
+    let totals = reasons
+        .iter()
+        .fold(Counters::default(), |sum, (_, one)| sum.plus(*one));
     Some(ServiceStatus {
         name: config.name.clone(),
         address: config.address,
@@ -171,7 +173,7 @@ fn backend(
         .get(index)?;
     let view = controller.backend(service_index, index)?;
     let placement: Option<&Placement> = service.and_then(|service| service.backends.get(index));
-    let totals: Counters = placement
+    let totals: BackendCounters = placement
         .and_then(|p| counts.backends.get(&p.id))
         .copied()
         .unwrap_or_default();
@@ -228,6 +230,18 @@ fn peer_status(controller: &Controller, peer: &Peer) -> PeerStatus {
 
 fn format_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The reasons of all packets, whatever their service, in the order of their numbers.
+fn all_reasons(counts: &Counts) -> Vec<ReasonStatus> {
+    let mut sums = BTreeMap::new();
+    for (reason, counters) in counts.reasons.values().flatten() {
+        let sum: &mut (Reason, Counters) = sums
+            .entry(reason.index())
+            .or_insert((*reason, Counters::default()));
+        sum.1 = sum.1.plus(*counters);
+    }
+    sums.values().map(reason_status).collect()
 }
 
 fn reason_status((reason, counters): &(Reason, Counters)) -> ReasonStatus {

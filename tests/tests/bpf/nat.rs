@@ -189,7 +189,7 @@ fn paths<F: Family>() -> Vec<Row<F>> {
             .then(|world| {
                 let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
                 let mut gone = entry;
-                gone.set_path(OTHER_UPLINK, ROUTER_MAC);
+                gone.set_path(OTHER_UPLINK, 0, ROUTER_MAC);
                 world.set_nat_return(EXTERNAL1, CLIENT_PORT, gone);
                 world.no_uplink(OTHER_UPLINK);
             })

@@ -9,9 +9,9 @@ use std::{
 use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{
-        Backend, BackendState, ConnectOrigin, Counters, Flow, FlowKey, Lease, Mac, MacKey,
+        Backend, BackendCounters, BackendState, ConnectOrigin, Counters, Flow, FlowKey, Lease, Mac, MacKey,
         MaglevTable, Method, NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service,
-        ServiceKey, Uplink, Vip,
+        ServiceKey, Uplink, UplinkKey, Vip,
     },
     conntrack::FlowState,
     hash,
@@ -49,8 +49,8 @@ pub(crate) const TABLE: u32 = 2 * SERVICE;
 /// What the program's maps hold, and the program.
 pub(crate) struct World<F: Family> {
     plane: DataPlane,
-    services: Vec<Counters>,
-    backends: Vec<Counters>,
+    service: Counters,
+    backends: Vec<BackendCounters>,
     family: PhantomData<F>,
 }
 
@@ -65,7 +65,7 @@ impl<F: Family> World<F> {
         let plane = DataPlane::load(programs).unwrap();
         Self {
             plane,
-            services: Vec::new(),
+            service: Counters::default(),
             backends: Vec::new(),
             family: PhantomData,
         }
@@ -86,7 +86,7 @@ impl<F: Family> World<F> {
         self.clear::<ServiceKey<F::Addr>, ReplyPort>("reply_ports");
         self.clear::<u64, ConnectOrigin<F::Addr>>("connects");
         self.clear_hash::<MacKey, Node>("peer_macs");
-        self.clear_hash::<u32, Uplink>("uplinks");
+        self.clear_hash::<UplinkKey, Uplink>("uplinks");
         for id in 0..BACKENDS {
             self.set_backend(id, Backend::EMPTY);
         }
@@ -107,8 +107,8 @@ impl<F: Family> World<F> {
             );
             self.insert(&Self::map("peer_addrs"), F::MASTERS[index], Node::new(node));
         }
-        self.services = self.plane.counters("service_stats").unwrap();
-        self.backends = self.plane.counters("backend_stats").unwrap();
+        self.service = self.plane.service(SERVICE).unwrap();
+        self.backends = self.plane.backends(BACKENDS).unwrap();
         self.plane.counted().unwrap();
     }
 
@@ -173,13 +173,13 @@ impl<F: Family> World<F> {
 
     /// Interface `ifindex` has MAC `mac`.
     pub(crate) fn uplink(&mut self, ifindex: u32, mac: Mac) {
-        self.insert("uplinks", ifindex, Uplink::new(mac));
+        self.insert("uplinks", UplinkKey::new(ifindex, 0), Uplink::new(mac));
     }
 
     /// Interface `ifindex` is no uplink.
     pub(crate) fn no_uplink(&mut self, ifindex: u32) {
-        let mut map = self.plane.hash::<u32, Uplink>("uplinks").unwrap();
-        map.remove(&ifindex).unwrap();
+        let mut map = self.plane.hash::<UplinkKey, Uplink>("uplinks").unwrap();
+        map.remove(&UplinkKey::new(ifindex, 0)).unwrap();
     }
 
     /// The MACs of the peers are not known.
@@ -392,14 +392,23 @@ impl<F: Family> World<F> {
 
     /// (packets, bytes, connections) of the service in this row.
     pub(crate) fn service_counters(&self) -> (u64, u64, u64) {
-        let now = self.plane.counters("service_stats").unwrap();
-        since(&now, &self.services, SERVICE)
+        let (now, before) = (self.plane.service(SERVICE).unwrap(), self.service);
+        (
+            now.packets() - before.packets(),
+            now.bytes() - before.bytes(),
+            now.connections() - before.connections(),
+        )
     }
 
     /// (packets, bytes, connections) of a backend in this row.
     pub(crate) fn backend_counters(&self, id: u32) -> (u64, u64, u64) {
-        let now = self.plane.counters("backend_stats").unwrap();
-        since(&now, &self.backends, id)
+        let now = self.plane.backends(BACKENDS).unwrap();
+        let (now, before) = (now[id as usize], self.backends[id as usize]);
+        (
+            now.packets() - before.packets(),
+            now.bytes() - before.bytes(),
+            now.connections() - before.connections(),
+        )
     }
 
     /// Run `xdp_ingress`.
@@ -411,15 +420,6 @@ impl<F: Family> World<F> {
     pub(crate) fn tc(&self, frame: &[u8], buffer: SkBuff) -> Run {
         self.plane.run_tc(frame, buffer).unwrap()
     }
-}
-
-fn since(now: &[Counters], before: &[Counters], index: u32) -> (u64, u64, u64) {
-    let (now, before) = (now[index as usize], before[index as usize]);
-    (
-        now.packets() - before.packets(),
-        now.bytes() - before.bytes(),
-        now.connections() - before.connections(),
-    )
 }
 
 type Deed<F> = Box<dyn Fn(&mut World<F>) + Send + Sync>;

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData},
 };
 use lb_common::abi::{
-    Backend, MacKey, MaglevTable, Node, ReplyPort, Service, ServiceKey, Uplink, Vip,
+    Backend, MacKey, MaglevTable, Node, ReplyPort, Service, ServiceKey, Uplink, UplinkKey, Vip,
 };
 use lb_tests::{cluster::Cluster, control_plane::BOTH, skip_unless_root};
 
@@ -142,7 +142,7 @@ fn changed_tables_are_repaired() {
         empty::<[u8; 16], Vip>(&cluster, "vips6"),
         empty::<ServiceKey<[u8; 16]>, ReplyPort>(&cluster, "reply_ports6"),
         empty::<MacKey, Node>(&cluster, "peer_macs"),
-        empty::<u32, Uplink>(&cluster, "uplinks"),
+        empty::<UplinkKey, Uplink>(&cluster, "uplinks"),
     ];
     for (map, repaired) in damage {
         let what = format!("{map} to be repaired");

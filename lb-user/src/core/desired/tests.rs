@@ -488,7 +488,7 @@ fn both_families_are_built_alike() {
             .tables
             .uplinks
             .iter()
-            .eq([(&ETH0, &Uplink::new(mac(10)))])
+            .eq([(&UplinkKey::new(ETH0, 0), &Uplink::new(mac(10)))])
     );
 }
 

@@ -13,8 +13,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey, MaglevTable, Node,
-        NodeConfig, ReplyPort, Service, ServiceKey, Uplink, Vip,
+        Address, Backend, BackendCounters, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey,
+        MaglevTable, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey, Vip,
+        reason_index,
     },
     reason::Reason,
 };
@@ -77,7 +78,7 @@ pub struct Maps {
     maglev: Array<MapData, MaglevTable>,
     leases: Array<MapData, Lease>,
     peer_macs: HashMap<MapData, MacKey, Node>,
-    uplinks: HashMap<MapData, u32, Uplink>,
+    uplinks: HashMap<MapData, UplinkKey, Uplink>,
     node: Array<MapData, NodeConfig>,
 }
 
@@ -86,8 +87,7 @@ pub struct Maps {
 pub struct CountMaps {
     flows4: HashMap<MapData, FlowKey<[u8; 4]>, Flow>,
     flows6: HashMap<MapData, FlowKey<[u8; 16]>, Flow>,
-    service_stats: PerCpuArray<MapData, Counters>,
-    backend_stats: PerCpuArray<MapData, Counters>,
+    backend_stats: PerCpuArray<MapData, BackendCounters>,
     reason_stats: PerCpuArray<MapData, Counters>,
 }
 
@@ -99,12 +99,10 @@ const FLOWS_STRIDE: usize = 1_024;
 /// Counters, summed over the CPUs.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// By service id.
-    pub services: BTreeMap<u32, Counters>,
+    /// By service id (0: packets of no service), those that are not zero.
+    pub reasons: BTreeMap<u32, Vec<(Reason, Counters)>>,
     /// By backend id.
-    pub backends: BTreeMap<u32, Counters>,
-    /// Those that are not zero.
-    pub reasons: Vec<(Reason, Counters)>,
+    pub backends: BTreeMap<u32, BackendCounters>,
     /// Open flows with a conntrack entry by backend id; `None`: there are too many to count.
     pub flows: Option<BTreeMap<u32, u64>>,
 }
@@ -194,7 +192,6 @@ impl CountMaps {
         Ok(Self {
             flows4: take(object, "flows4")?,
             flows6: take(object, "flows6")?,
-            service_stats: take(object, "service_stats")?,
             backend_stats: take(object, "backend_stats")?,
             reason_stats: take(object, "reason_stats")?,
         })
@@ -203,19 +200,47 @@ impl CountMaps {
     /// The counters of these services and backends, by id, and those of all reasons. `now` is in
     /// seconds of the monotonic clock, as in the flows' entries.
     pub fn read(&self, services: &[u32], backends: &[u32], now: u32) -> Result<Counts, BpfError> {
+        let reasons = [0]
+            .iter()
+            .chain(services)
+            .map(|&service| Ok((service, self.reasons(service)?)))
+            .collect::<Result<_, BpfError>>()?;
+        Ok(Counts {
+            reasons,
+            backends: backends
+                .iter()
+                .map(|&id| Ok((id, self.backend(id)?)))
+                .collect::<Result<_, BpfError>>()?,
+            flows: self.flows(now),
+        })
+    }
+
+    /// The reasons of a service's packets that are not zero.
+    fn reasons(&self, service: u32) -> Result<Vec<(Reason, Counters)>, BpfError> {
         let mut reasons = Vec::new();
         for &reason in Reason::ALL {
-            let sum = total(&self.reason_stats, reason.index(), "reason_stats")?;
+            let values = self
+                .reason_stats
+                .get(&reason_index(service, reason), 0)
+                .map_err(map_error("reason_stats"))?;
+            let sum = values
+                .iter()
+                .fold(Counters::default(), |sum, one| sum.plus(*one));
             if sum.packets() > 0 {
                 reasons.push((reason, sum));
             }
         }
-        Ok(Counts {
-            services: totals(&self.service_stats, services, "service_stats")?,
-            backends: totals(&self.backend_stats, backends, "backend_stats")?,
-            reasons,
-            flows: self.flows(now),
-        })
+        Ok(reasons)
+    }
+
+    fn backend(&self, id: u32) -> Result<BackendCounters, BpfError> {
+        let values = self
+            .backend_stats
+            .get(&id, 0)
+            .map_err(map_error("backend_stats"))?;
+        Ok(values
+            .iter()
+            .fold(BackendCounters::default(), |sum, one| sum.plus(*one)))
     }
 
     fn flows(&self, now: u32) -> Option<BTreeMap<u32, u64>> {
@@ -246,16 +271,6 @@ fn count_flows<K: Pod>(
         }
     }
     true
-}
-
-fn totals(
-    map: &PerCpuArray<MapData, Counters>,
-    ids: &[u32],
-    name: &'static str,
-) -> Result<BTreeMap<u32, Counters>, BpfError> {
-    ids.iter()
-        .map(|&id| Ok((id, total(map, id, name)?)))
-        .collect()
 }
 
 impl<A: Address + Ord + Pod> FamilyMaps<A>
@@ -359,17 +374,6 @@ fn put<K: Pod, V: Pod>(
         },
     };
     result.map_err(map_error(name))
-}
-
-fn total(
-    map: &PerCpuArray<MapData, Counters>,
-    index: u32,
-    name: &'static str,
-) -> Result<Counters, BpfError> {
-    let values = map.get(&index, 0).map_err(map_error(name))?;
-    Ok(values
-        .iter()
-        .fold(Counters::default(), |sum, one| sum.plus(*one)))
 }
 
 /// The ABI version that the pinned `node` map at `path` carries; 0 if nobody wrote it.

@@ -24,7 +24,7 @@ use crate::config::model::AttachMode;
 static OBJECT: &[u8] = include_bytes_aligned!(env!("XVIP_BPF_OBJECT"));
 
 /// Maps that are pinned under their own name. The programs' working memory is not.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 39] = [
     "services4",
     "services6",
     "maglev",
@@ -48,7 +48,20 @@ pub const MAPS: [&str; 26] = [
     "node",
     "connects4",
     "connects6",
-    "service_stats",
+    "half_flows4",
+    "half_flows6",
+    "half_returns4",
+    "half_returns6",
+    "sources4",
+    "sources6",
+    "source_rates4",
+    "source_rates6",
+    "suspects",
+    "budget",
+    "trace",
+    "events",
+    "trace_events",
+    "listeners",
     "backend_stats",
     "reason_stats",
 ];

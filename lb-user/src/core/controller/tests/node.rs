@@ -755,7 +755,7 @@ fn names(ops: &[TableOp]) -> Vec<String> {
         TableOp::V6(op) => format!("{} of IPv6", family_name(op)),
         TableOp::Maglev(index, _) => format!("maglev {index}"),
         TableOp::PeerMac(_, value) => with(value.is_some(), "peer MAC"),
-        TableOp::Uplink(index, value) => with(value.is_some(), &format!("uplink {index}")),
+        TableOp::Uplink(index, value) => with(value.is_some(), &format!("uplink {index:?}")),
         TableOp::Node(_) => "node".to_owned(),
     };
     ops.iter().map(name).collect()

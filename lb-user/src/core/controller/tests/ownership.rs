@@ -1,5 +1,7 @@
 //! Who owns the VIPs, and what that does to a node's addresses.
 
+use lb_common::abi::UplinkKey;
+
 use super::node::{Link, Node, ms, net};
 use crate::core::{
     controller::Input,
@@ -337,7 +339,7 @@ fn the_uplink_returns_as_another_interface() {
         ["set 10.0.2.100/24 on 7", "announce 10.0.2.100 on 7"]
     );
     node.run(ms(2_000));
-    assert!(node.tables.uplinks.contains_key(&7));
+    assert!(node.tables.uplinks.contains_key(&UplinkKey::new(7, 0)));
     node.assert_converged();
 }
 

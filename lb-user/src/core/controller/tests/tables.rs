@@ -1,6 +1,6 @@
 //! The data plane's tables: written when everything is known, repaired, written again.
 
-use lb_common::abi::{BackendState, Service};
+use lb_common::abi::{BackendState, Service, UplinkKey};
 
 use super::node::{APISERVER_KEY, Node, ms};
 use crate::core::fixture::{APISERVER, APISERVER6, ETH0, mac};
@@ -171,7 +171,7 @@ fn the_own_mac_is_followed() {
     node.interfaces[1].mac = Some(mac(77));
     node.input(crate::core::controller::Input::NetworkChanged);
     assert_eq!(node.trace_of(&["write"]), ["write uplink 2"]);
-    assert_eq!(node.tables.uplinks[&ETH0].mac(), mac(77));
+    assert_eq!(node.tables.uplinks[&UplinkKey::new(ETH0, 0)].mac(), mac(77));
 }
 
 /// A restart finds everything as it left it: nothing is written.
