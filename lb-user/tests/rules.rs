@@ -106,6 +106,14 @@ const UNSAFE: &[(&str, &str)] = &[
         "the one bounds-checked access to packet memory",
     ),
     (
+        "lb-user/src/io/bpf/batch.rs",
+        "the BPF system call for whole pieces of a map, which aya does not offer",
+    ),
+    (
+        "lb-user/src/io/bpf/ring.rs",
+        "a record from the bytes of a ring buffer; the promise that tokio asks for",
+    ),
+    (
         "lb-user/src/io/vrrp_socket.rs",
         "tokio asks for the promise that a descriptor stays open while it is registered",
     ),

@@ -6,7 +6,7 @@ use std::{cell::RefCell, env, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, Xdp},
 };
 use lb_common::{
@@ -146,6 +146,15 @@ impl DataPlane {
         Self::load_with(&mut loader, programs)
     }
 
+    /// Load the object with small maps but for these, and with these of its programs.
+    pub fn load_sized(programs: &[&str], capacities: &[(&str, u32)]) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in SMALL.iter().chain(capacities) {
+            loader.map_max_entries(map, *entries);
+        }
+        Self::load_with(&mut loader, programs)
+    }
+
     /// Load the object as it ships, with all of its programs.
     pub fn load_shipped() -> Result<Self> {
         Self::load_with(&mut EbpfLoader::new(), PROGRAMS)
@@ -192,6 +201,14 @@ impl DataPlane {
         HashMap::try_from(map).with_context(|| format!("{name} is another kind of map"))
     }
 
+    /// A hash map (LRU or not) as the kernel knows it.
+    pub fn hash_data(&self, name: &str) -> Result<&MapData> {
+        match self.ebpf.map(name).with_context(|| missing(name))? {
+            Map::HashMap(data) | Map::LruHashMap(data) => Ok(data),
+            _ => anyhow::bail!("{name} is another kind of map"),
+        }
+    }
+
     /// An array.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
@@ -221,7 +238,10 @@ impl DataPlane {
             .chunks(Reason::COUNT)
             .nth(service as usize)
             .context("no such service")?;
-        Ok(own.iter().copied().fold(Counters::default(), Counters::plus))
+        Ok(own
+            .iter()
+            .copied()
+            .fold(Counters::default(), Counters::plus))
     }
 
     /// The counters of backend ids below `count`, summed over the CPUs.

@@ -9,6 +9,7 @@
 )]
 
 mod abi;
+mod batch;
 mod connect;
 mod coverage;
 mod dsr;

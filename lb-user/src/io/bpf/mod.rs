@@ -4,9 +4,11 @@
 //! Everything is pinned below `/sys/fs/bpf/xvip/<instance>/`, so it goes on without a controller.
 
 mod attach;
+pub mod batch;
 mod error;
 mod maps;
 mod pins;
+pub mod ring;
 
 use std::sync::Arc;
 

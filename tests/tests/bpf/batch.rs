@@ -1,0 +1,68 @@
+//! Reading maps in pieces: every entry once, also those of the last piece, and fast.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use aya::maps::HashMap;
+use lb_common::{
+    abi::{Flow, FlowKey, MAX_FLOWS},
+    conntrack::FlowState,
+};
+use lb_tests::program::DataPlane;
+use lb_user::io::bpf::batch::{BatchError, lookup_batch};
+
+type Key = FlowKey<[u8; 4]>;
+
+fn key(number: u32) -> Key {
+    FlowKey::new(number.to_be_bytes(), 40_000, [10, 0, 2, 100], 6443, 6)
+}
+
+/// All entries come, each once, whether they fill many pieces, one, or none. A full table of flows
+/// takes some ten milliseconds; one system call for each entry would take a second.
+#[test]
+fn every_entry_is_read_once() {
+    let mut plane = DataPlane::load_sized(&[], &[("flows4", MAX_FLOWS)]).unwrap();
+    for count in [0, 1, 5_000, MAX_FLOWS] {
+        let mut map: HashMap<_, Key, Flow> = plane.hash("flows4").unwrap();
+        for number in 0..count {
+            let flow = Flow::new(number, 0, 0, FlowState::Established, 1);
+            map.insert(key(number), flow, 0).unwrap();
+        }
+        let started = Instant::now();
+        let pieces = lookup_batch::<Key, Flow>(plane.hash_data("flows4").unwrap()).unwrap();
+        let pieces: Result<Vec<_>, _> = pieces.collect();
+        let time = started.elapsed();
+        let mut read = BTreeSet::new();
+        let mut entries = 0;
+        for (key, flow) in pieces.unwrap().into_iter().flatten() {
+            assert_eq!(u32::from_be_bytes(key.src()), flow.backend());
+            entries += 1;
+            read.insert(flow.backend());
+        }
+        println!("{entries} entries of {count} in {time:?}");
+        assert_eq!(entries, read.len(), "some came twice");
+        // A full LRU map evicts before it is full.
+        if count < MAX_FLOWS {
+            assert_eq!(entries, count as usize);
+        } else {
+            assert!(entries > MAX_FLOWS as usize * 9 / 10);
+            assert!(time < Duration::from_millis(500), "{time:?}");
+        }
+    }
+}
+
+/// A map with other sizes is refused instead of overwriting memory.
+#[test]
+fn other_sizes_are_refused() {
+    let plane = DataPlane::load(&[]).unwrap();
+    let result = lookup_batch::<u32, Flow>(plane.hash_data("flows4").unwrap());
+    assert!(matches!(
+        result,
+        Err(BatchError::Size {
+            found: (16, 24),
+            ..
+        })
+    ));
+}
