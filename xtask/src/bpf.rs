@@ -1,5 +1,6 @@
-//! Builds the BPF object. It has a target directory of its own: another RUSTFLAGS and target in
-//! the shared one would rebuild every proc macro at each switch.
+//! Builds the BPF object, and the one that the benchmark compares it with. They have a target
+//! directory of their own: another RUSTFLAGS and target in the shared one would rebuild every
+//! proc macro at each switch.
 
 use std::{fs, path::Path, process::Command};
 
@@ -15,13 +16,19 @@ const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf";
 
 /// Builds the object and puts it where lb-user's build script looks.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
-    shell::run(&mut cargo(workspace, "build")).context("the BPF object does not build")?;
-    let built = workspace
-        .target
-        .join("bpf")
-        .join(TARGET)
-        .join("release/xvip-bpf");
-    copy_if_changed(&built, &workspace.bpf_object())
+    build_binary(workspace, "xvip-bpf", &workspace.bpf_object())
+}
+
+/// Builds the programs that the benchmark compares with.
+pub(crate) fn build_floor(workspace: &Workspace) -> Result<()> {
+    build_binary(workspace, "xvip-floor", &workspace.floor_object())
+}
+
+fn build_binary(workspace: &Workspace, name: &str, to: &Path) -> Result<()> {
+    let mut build = cargo(workspace, "build");
+    shell::run(build.args(["--bin", name])).with_context(|| format!("{name} does not build"))?;
+    let directory = workspace.target.join("bpf").join(TARGET).join("release");
+    copy_if_changed(&directory.join(name), to)
 }
 
 /// Clippy over the programs, on their own target.

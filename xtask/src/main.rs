@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets up, builds, runs and tests xvip. Depends on no crate of the workspace, so
 //! that it works before anything else builds.
 
+mod bench;
 mod bpf;
 mod run;
 mod setup;
@@ -41,6 +42,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure: nanoseconds per packet beside floors, and more; `cargo xtask bench -- --help`.
+    Bench {
+        /// What to measure, and its options; nothing: `packets`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Build and run everything that decides whether a change is good.
     Test(test::TestArgs),
 }
@@ -66,6 +73,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Build { release } => run::build(&workspace, release)?,
         Task::Run(args) => run::run(&workspace, &args)?,
         Task::Lab { args } => run::lab_verb(&workspace, &args)?,
+        Task::Bench { args } => bench::run(&workspace, &args)?,
         Task::Test(args) => return test::test(&workspace, &args),
     }
     Ok(ExitCode::SUCCESS)

@@ -45,6 +45,11 @@ impl Workspace {
         self.target.join("bpf").join("xvip-bpf.o")
     }
 
+    /// The benchmark's own BPF object.
+    pub(crate) fn floor_object(&self) -> PathBuf {
+        self.target.join("bpf").join("xvip-floor.o")
+    }
+
     /// A binary that cargo built.
     pub(crate) fn binary(&self, name: &str, release: bool) -> PathBuf {
         let profile = if release { "release" } else { "debug" };

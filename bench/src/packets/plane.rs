@@ -15,7 +15,7 @@ use lb_common::{
 };
 use lb_user::io::bpf;
 
-use crate::frame;
+use super::frame;
 
 /// `BPF_PROG_TEST_RUN` runs XDP programs on the loopback interface, which has index 1.
 const IFINDEX: u32 = 1;
@@ -43,32 +43,26 @@ fn array<'a, V: Pod>(object: &'a mut Ebpf, name: &str) -> Result<Array<&'a mut M
 }
 
 impl Plane {
-    /// Load the programs and fill the maps.
+    /// Load the ingress program and fill the maps.
     pub(crate) fn load() -> Result<Self> {
         let mut object = Ebpf::load(bpf::object())?;
-        for name in ["xdp_ingress", "xdp_stub"] {
-            let program: &mut Xdp = object
-                .program_mut(name)
-                .context("no such program")?
-                .try_into()?;
-            program.load()?;
-        }
-        hash(&mut object, "uplinks")?.insert(UplinkKey::new(IFINDEX, 0), Uplink::new(frame::OWN_MAC), 0)?;
+        let program: &mut Xdp = object
+            .program_mut("xdp_ingress")
+            .context("no xdp_ingress")?
+            .try_into()?;
+        program.load()?;
+        let uplink = Uplink::new(frame::OWN_MAC);
+        hash(&mut object, "uplinks")?.insert(UplinkKey::new(IFINDEX, 0), uplink, 0)?;
         hash(&mut object, "peer_macs")?.insert(MacKey::new(frame::PEER_MAC), Node::new(PEER), 0)?;
-        fill(&mut object, "4", frame::VIP4, [10, 9, 0, 3], 0)?;
-        let backend = [0xfd, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3];
-        fill(&mut object, "6", frame::VIP6, backend, 3)?;
+        fill(&mut object, "4", frame::VIP4, frame::BACKEND4, 0)?;
+        fill(&mut object, "6", frame::VIP6, frame::BACKEND6, 3)?;
         Ok(Self { object })
     }
 
-    /// A loaded program.
-    pub(crate) fn program(&mut self, name: &str) -> Result<&Xdp> {
-        let program: &mut Xdp = self
-            .object
-            .program_mut(name)
-            .context("no such program")?
-            .try_into()?;
-        Ok(program)
+    /// The ingress program.
+    pub(crate) fn ingress(&self) -> Result<&Xdp> {
+        let program = self.object.program("xdp_ingress");
+        Ok(program.context("no xdp_ingress")?.try_into()?)
     }
 }
 
@@ -85,20 +79,29 @@ where
     Backend<A>: Pod,
 {
     hash(object, &format!("vips{family}"))?.insert(vip, Vip::new(0), 0)?;
+    let source = ServiceKey::new(backend, frame::BACKEND_PORT, IPPROTO_TCP);
+    hash(object, &format!("nat_sources{family}"))?.insert(source, Node::new(NODE_NONE), 0)?;
     let services = [
         (frame::DSR_PORT, Method::Dsr, PEER + 1),
         (frame::NAT_PORT, Method::Nat, NODE_NONE),
         (frame::LOCAL_PORT, Method::Local, NODE_SELF),
     ];
     for ((port, method, node), id) in services.into_iter().zip(offset + 1..) {
-        let value = Backend::new(backend, 6443, id, node, method, BackendState::Up)
-            .via(IFINDEX, frame::BACKEND_MAC);
+        let value = Backend::new(
+            backend,
+            frame::BACKEND_PORT,
+            id,
+            node,
+            method,
+            BackendState::Up,
+        )
+        .via(IFINDEX, frame::BACKEND_MAC);
         array(object, &format!("backends{family}"))?.set(id, value, 0)?;
         let slots = std::iter::repeat(u16::try_from(id)?);
         let table = Box::new(MaglevTable::from_slots(slots));
         array(object, "maglev")?.set(2 * id, *table, 0)?;
         let (local, local_port) = if method == Method::Local {
-            (id, 6443)
+            (id, frame::BACKEND_PORT)
         } else {
             (0, 0)
         };
