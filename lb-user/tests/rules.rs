@@ -118,6 +118,14 @@ const UNSAFE: &[(&str, &str)] = &[
         "a record from the bytes of a ring buffer; the promise that tokio asks for",
     ),
     (
+        "lb-user/src/io/bpf/syscall.rs",
+        "commands of the bpf system call that aya has no words for",
+    ),
+    (
+        "lb-user/src/io/ethtool.rs",
+        "an ioctl that reads an interface's features",
+    ),
+    (
         "lb-user/src/io/vrrp_socket.rs",
         "tokio asks for the promise that a descriptor stays open while it is registered",
     ),

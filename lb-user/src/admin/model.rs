@@ -131,14 +131,18 @@ pub struct AttachStatus {
     pub note: Option<String>,
 }
 
-/// How an XDP program is attached.
+/// How the ingress program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttachedMode {
-    /// In the driver.
+    /// XDP in the driver.
     Native,
-    /// In the network core, after the packet became a socket buffer.
+    /// The tc program, after the packet became a socket buffer.
+    Tc,
+    /// XDP in the network core, after the packet became a socket buffer.
     Generic,
+    /// Nothing is attached: the interface is not there, or no mode works; the note says which.
+    None,
 }
 
 /// A VRRP instance as this node sees it.
@@ -239,8 +243,11 @@ pub struct BackendStatus {
     pub active_flows: Option<u64>,
     /// Part of the Maglev slots, 0 to 1: its share of the connections to come.
     pub share: f64,
-    /// Whether the next hop's MAC is known (always so for `local`).
+    /// Whether packets have a way there: an uplink, and the next hop's MAC (always so for `local`).
     pub resolved: bool,
+    /// Why they have not, in words; absent when they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unresolved: Option<String>,
 }
 
 /// How packets get to a backend.
@@ -303,7 +310,7 @@ macro_rules! display_as_json {
 }
 
 display_as_json! {
-    AttachedMode { Native = "native", Generic = "generic" }
+    AttachedMode { Native = "native", Tc = "tc", Generic = "generic", None = "none" }
     VrrpState { Initialize = "initialize", Backup = "backup", Active = "active" }
     Method { Local = "local", Dsr = "dsr", Nat = "nat" }
     BackendState { Up = "up", Draining = "draining", Down = "down" }
@@ -364,6 +371,7 @@ pub(crate) mod tests {
                     backend("master02", 11, Method::Dsr, BackendState::Draining, "500"),
                     BackendStatus {
                         resolved: false,
+                        unresolved: Some("there is no route to it".into()),
                         share: 0.0,
                         active_flows: None,
                         ..backend("master03", 12, Method::Nat, BackendState::Down, "refused")
@@ -405,6 +413,7 @@ pub(crate) mod tests {
             active_flows: Some(7),
             share: 0.5,
             resolved: true,
+            unresolved: None,
         }
     }
 
@@ -422,6 +431,7 @@ pub(crate) mod tests {
         down["active_flows"] = json!(null);
         down["share"] = json!(0.0);
         down["resolved"] = json!(false);
+        down["unresolved"] = json!("there is no route to it");
         let expected = json!({
             "version": "0.1.0", "node": "master01", "instance": "default", "uptime_ms": 3_723_000,
             "config_file": "/etc/xvip/xvip.toml",
@@ -516,9 +526,14 @@ pub(crate) mod tests {
                 json!(value.to_string())
             );
         }
-        [AttachedMode::Native, AttachedMode::Generic]
-            .into_iter()
-            .for_each(check);
+        [
+            AttachedMode::Native,
+            AttachedMode::Tc,
+            AttachedMode::Generic,
+            AttachedMode::None,
+        ]
+        .into_iter()
+        .for_each(check);
         [VrrpState::Initialize, VrrpState::Backup, VrrpState::Active]
             .into_iter()
             .for_each(check);

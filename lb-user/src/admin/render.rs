@@ -188,7 +188,7 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 12] {
     let method = if backend.resolved {
         Cell::new(backend.method)
     } else {
-        Cell::new(format!("{} (no MAC)", backend.method)).tint(Tint::Yellow)
+        Cell::new(format!("{} (unresolved)", backend.method)).tint(Tint::Yellow)
     };
     let state = Cell::new(backend.state).tint(match backend.state {
         BackendState::Up => Tint::Green,
@@ -207,7 +207,10 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 12] {
         optional(backend.active_flows),
         Cell::new(backend.packets),
         Cell::new(Bytes(backend.bytes)),
-        Cell::new(&backend.reason),
+        match &backend.unresolved {
+            Some(why) => Cell::new(format!("{}; unresolved: {why}", backend.reason)),
+            None => Cell::new(&backend.reason),
+        },
     ]
 }
 
@@ -217,8 +220,9 @@ fn data_plane(data_plane: &DataPlaneStatus, colour: Colour) -> String {
         table.row([
             Cell::new(&attach.interface),
             Cell::new(attach.mode).tint(match attach.mode {
-                AttachedMode::Native => Tint::Plain,
+                AttachedMode::Native | AttachedMode::Tc => Tint::Plain,
                 AttachedMode::Generic => Tint::Yellow,
+                AttachedMode::None => Tint::Red,
             }),
             attach.note.as_ref().map_or_else(Cell::default, Cell::new),
         ]);
@@ -454,10 +458,10 @@ VRRP           INTERFACE  VRID  VERSION  PRIORITY  STATE   SINCE  LEASE  CHANGES
 control-plane  enp0s3       51        3       200  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
 
 service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
-BACKEND   ADDRESS         METHOD        STATE     SINCE  WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  REASON
-master01  10.0.2.10:6443  local         up        1m04s       1  50.0%          400       7    16000  3.0 MiB  200 OK
-master02  10.0.2.11:6443  dsr           draining  1m04s       1  50.0%          400       7    16000  3.0 MiB  500
-master03  10.0.2.12:6443  nat (no MAC)  down      1m04s       1   0.0%          400       -    16000  3.0 MiB  refused
+BACKEND   ADDRESS         METHOD            STATE     SINCE  WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  REASON
+master01  10.0.2.10:6443  local             up        1m04s       1  50.0%          400       7    16000  3.0 MiB  200 OK
+master02  10.0.2.11:6443  dsr               draining  1m04s       1  50.0%          400       7    16000  3.0 MiB  500
+master03  10.0.2.12:6443  nat (unresolved)  down      1m04s       1   0.0%          400       -    16000  3.0 MiB  refused; unresolved: there is no route to it
 
 ATTACHED TO     MODE     NOTE
 enp0s3          generic  the driver has no native XDP

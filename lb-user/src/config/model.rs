@@ -43,10 +43,13 @@ pub struct NodeConfig {
 /// `node.attach`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// Native where the driver has it, else generic (said at start and in status).
+    /// Native XDP where the driver has it, else tc, else generic XDP (the reason is said at start
+    /// and in status).
     Auto,
     /// Native XDP or refuse to start.
     Native,
+    /// The tc program.
+    Tc,
     /// Generic XDP.
     Generic,
 }

@@ -37,6 +37,7 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
         value.choice(&[
             ("auto", AttachMode::Auto),
             ("native", AttachMode::Native),
+            ("tc", AttachMode::Tc),
             ("generic", AttachMode::Generic),
         ])
     });

@@ -129,7 +129,7 @@ fn reports_everything_at_once() {
             "4:8: vrrp[0].vrid: 300 is out of range; write 1..255",
             r#"5:1: vrrp[0].priorty: unknown key; did you mean "priority"?"#,
             r#"6:14: vrrp[0].addresses[0]: "10.0.2.100" has no prefix length; write the one of the network, such as "10.0.2.100/24""#,
-            r#"9:10: node.attach: found an integer; write "auto", "native" or "generic""#,
+            r#"9:10: node.attach: found an integer; write "auto", "native", "tc" or "generic""#,
         ]
     );
 }

@@ -19,8 +19,9 @@ use lb_common::{
 };
 
 use super::{
+    attach::Uplinks,
     maglev::{self, Member},
-    network::Network,
+    network::{Network, Port},
     tables::{FamilyTables, Tables},
 };
 use crate::config::model::{BackendConfig, Config, Forwarding, ServiceConfig};
@@ -34,6 +35,8 @@ pub struct Facts<'a> {
     pub config: &'a Config,
     /// Network.
     pub network: &'a Network,
+    /// Where the programs see the uplinks' frames.
+    pub uplinks: &'a Uplinks,
     /// State of each backend of each service, in configuration order.
     pub health: &'a [Vec<BackendState>],
     /// Cookie of the network namespace.
@@ -47,10 +50,27 @@ pub struct Placement {
     pub id: u32,
     /// Forwarding method in force.
     pub method: Method,
-    /// The next hop's MAC is known (always for local).
-    pub resolved: bool,
+    /// Why packets have no way there; `None`: they have (always for local).
+    pub unresolved: Option<Unresolved>,
     /// Its part of the Maglev slots, in slots.
     pub slots: u32,
+}
+
+/// Why the data plane has no way to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// There is no route to it.
+    NoRoute,
+    /// The neighbour that takes its packets has not said its MAC.
+    NoMac,
+    /// Its route leaves by interface `ifindex`, which carries no program of this data plane: what
+    /// it answers would be nobody's.
+    NotUplink {
+        /// Index of the interface.
+        ifindex: u32,
+    },
+    /// It is behind a router, which would send packets that keep the VIP as their destination back.
+    BehindRouter,
 }
 
 /// A service in the tables.
@@ -183,9 +203,9 @@ impl Builder {
                 .id((id, config.address), known_id, MAX_BACKENDS, taken);
             let (method, node) = place(build.facts, config);
             let mut backend = Backend::new(bytes, backend_port, id, node, method, state);
-            let hop = reachable(build.facts.network, address, method);
-            if let Some((ifindex, mac)) = hop {
-                backend = backend.via(ifindex, mac);
+            let hop = reachable(build.facts, address, method);
+            if let Ok((port, mac)) = hop {
+                backend = backend.via(port.ifindex, mac).tagged(port.tags);
             }
             match method {
                 Method::Local => {
@@ -217,7 +237,7 @@ impl Builder {
             placements.push(Placement {
                 id: backend_id,
                 method,
-                resolved: method == Method::Local || hop.is_some(),
+                unresolved: hop.err().filter(|_| method != Method::Local),
                 slots: 0,
             });
         }
@@ -394,23 +414,30 @@ fn peer_number(position: usize) -> u32 {
     FIRST_PEER.saturating_add(u32::try_from(position).unwrap_or(u32::MAX))
 }
 
-/// Interface and MAC towards a backend. dsr changes nothing but the MAC, so a router on the way
+/// Uplink and MAC towards a backend. dsr changes nothing but the MAC, so a router on the way
 /// would send the packet back to the VIP: such a backend counts as unresolved.
-fn reachable(network: &Network, address: IpAddr, method: Method) -> Option<(u32, [u8; 6])> {
-    let hop = network.resolved(address)?;
-    match method {
-        Method::Local => None,
-        Method::Dsr if !hop.on_link => None,
-        Method::Dsr | Method::Nat => Some((hop.ifindex, hop.mac)),
+fn reachable(
+    facts: &Facts<'_>,
+    address: IpAddr,
+    method: Method,
+) -> Result<(Port, [u8; 6]), Unresolved> {
+    let hop = facts.network.hop(address).ok_or(Unresolved::NoRoute)?;
+    let ifindex = hop.ifindex;
+    let port = facts.uplinks.port(ifindex);
+    let port = port.ok_or(Unresolved::NotUplink { ifindex })?;
+    if method == Method::Dsr && hop.gateway != address {
+        return Err(Unresolved::BehindRouter);
     }
+    let hop = facts.network.resolved(address).ok_or(Unresolved::NoMac)?;
+    Ok((port, hop.mac))
 }
 
+/// Every uplink that carries a program, with its own MAC: that of a VLAN may not be its carrier's.
 fn uplinks(facts: &Facts<'_>, tables: &mut Tables) {
-    for name in &facts.config.node.interfaces {
-        if let Some(interface) = facts.network.interface(name)
-            && let Some(mac) = interface.mac
-        {
-            let key = UplinkKey::new(interface.ifindex, 0);
+    for (ifindex, port) in facts.uplinks.iter() {
+        let interface = facts.network.at(ifindex);
+        if let Some(mac) = interface.and_then(|interface| interface.mac) {
+            let key = UplinkKey::new(port.ifindex, port.tags);
             tables.uplinks.insert(key, Uplink::new(mac));
         }
     }

@@ -14,7 +14,10 @@ use std::{net::IpAddr, path::Path};
 use ipnet::IpNet;
 use lb_common::abi::Mac;
 
-use super::network::{Hop, Interface, InterfaceAddress, Network};
+use super::{
+    attach::{self, Attachment, Plan, Uplinks},
+    network::{Hop, Interface, InterfaceAddress, LinkKind, Network},
+};
 use crate::config::{self, HostFacts, model::Config};
 
 /// Interface index of `lo`.
@@ -123,6 +126,8 @@ pub(super) fn interfaces(host: u8) -> Vec<Interface> {
         name: name.to_owned(),
         mac,
         up: true,
+        kind: LinkKind::Other,
+        strips_tags: false,
     };
     vec![
         interface(LO, "lo", None),
@@ -146,6 +151,27 @@ pub(super) fn addresses(host: u8) -> Vec<InterfaceAddress> {
         address(ETH0, &format!("10.0.2.{host}/24")),
         address(ETH0, &format!("fd00::{host}/64")),
     ]
+}
+
+/// What comes of `plans` where every mode works.
+pub(super) fn attached(plans: &[Plan]) -> Vec<Attachment> {
+    let place = |plan: &Plan| {
+        let mode = plan.modes.first().copied();
+        let places = plan.places.clone().into_iter();
+        places
+            .map(move |place| Attachment {
+                place,
+                mode,
+                note: None,
+            })
+            .collect::<Vec<_>>()
+    };
+    plans.iter().flat_map(place).collect()
+}
+
+/// Every uplink of `config` that is there, with its programs.
+pub(super) fn uplinks(config: &Config, network: &Network) -> Uplinks {
+    Uplinks::new(&attached(&attach::plans(config, network)))
 }
 
 /// How `to` is reached from master `host`: on the link, or by the router.

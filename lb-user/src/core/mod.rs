@@ -2,6 +2,7 @@
 //! the clock: time and facts come in as values, effects go out as values, and a failed effect
 //! comes back as an input. A test holds that.
 
+pub mod attach;
 pub mod controller;
 pub mod desired;
 #[cfg(test)]

@@ -20,6 +20,50 @@ pub struct Interface {
     pub mac: Option<Mac>,
     /// Up and with carrier.
     pub up: bool,
+    /// What it is, where that matters.
+    pub kind: LinkKind,
+    /// The hardware takes VLAN tags out of the frames that it receives, so that XDP programs do
+    /// not see them. Known of interfaces that carry VLANs.
+    pub strips_tags: bool,
+}
+
+/// What an interface is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A network card, or anything else.
+    #[default]
+    Other,
+    /// A bridge of this node.
+    Bridge,
+    /// One VLAN of another interface.
+    Vlan(Vlan),
+}
+
+/// A VLAN sub-interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the interface that carries its frames.
+    pub parent: u32,
+    /// VLAN id, 1..=4094 (0: priority-tagged frames).
+    pub id: u16,
+    /// Its tags are those of 802.1ad (0x88a8), not of 802.1Q (0x8100).
+    pub is_service_tag: bool,
+}
+
+/// Where the frames of an interface are seen on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Index of the interface that carries them.
+    pub ifindex: u32,
+    /// Their VLAN tags: the outer one's id in the low half, an inner one's in the high half; 0: none.
+    pub tags: u32,
+}
+
+impl Port {
+    /// Untagged frames of interface `ifindex`.
+    pub const fn untagged(ifindex: u32) -> Self {
+        Self { ifindex, tags: 0 }
+    }
 }
 
 /// An address of an interface.
@@ -120,6 +164,35 @@ impl Network {
             .find(|interface| interface.name == name)
     }
 
+    /// Where the frames of interface `ifindex` are seen on the wire: a VLAN's on the interface that
+    /// carries it. `None` if that is not there, or if there are more than two tags.
+    pub fn port(&self, ifindex: u32) -> Option<Port> {
+        let interface = self.interfaces.get(&ifindex)?;
+        let LinkKind::Vlan(inner) = interface.kind else {
+            return Some(Port::untagged(ifindex));
+        };
+        let carrier = self.interfaces.get(&inner.parent)?;
+        let LinkKind::Vlan(outer) = carrier.kind else {
+            return Some(Port {
+                ifindex: carrier.ifindex,
+                tags: u32::from(inner.id),
+            });
+        };
+        let carrier = self.interfaces.get(&outer.parent)?;
+        match carrier.kind {
+            LinkKind::Vlan(_) => None,
+            LinkKind::Other | LinkKind::Bridge => Some(Port {
+                ifindex: carrier.ifindex,
+                tags: u32::from(outer.id) | u32::from(inner.id) << 16,
+            }),
+        }
+    }
+
+    /// Interface `ifindex`.
+    pub fn at(&self, ifindex: u32) -> Option<&Interface> {
+        self.interfaces.get(&ifindex)
+    }
+
     /// Index and MAC of the interface named `name`, if it is there and has a MAC.
     pub fn place(&self, name: &str) -> Option<(u32, Mac)> {
         let interface = self.interface(name)?;
@@ -141,6 +214,11 @@ impl Network {
     /// Whether some interface has `address`.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.net.addr() == address)
+    }
+
+    /// How packets to `address` leave this node; `None`: there is no route, as far as known.
+    pub fn hop(&self, address: IpAddr) -> Option<Hop> {
+        self.hops.get(&address).copied()
     }
 
     /// Next hop of `address` with its MAC, once both are known.

@@ -4,12 +4,14 @@
 pub mod announce;
 pub mod bpf;
 pub mod clock;
+pub mod ethtool;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 pub mod privilege;
 pub mod probe;
+pub mod reader;
 pub mod runtime;
 pub mod status;
 pub mod sysctl;

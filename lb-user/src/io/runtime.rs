@@ -25,15 +25,16 @@ use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{BpfError, Counts, DataPlane, Pins, Placement},
+    bpf::{BpfError, Counts, DataPlane, Outcome, Pins},
     clock, mounts,
     mounts::{Bpffs, MountError},
-    netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError, Resolution},
+    netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
     privilege::{self, PrivilegeError},
     probe::{ProbeSetupError, Prober},
+    reader::{self, NetworkReader},
     status,
-    sysctl::{self, SysctlError},
+    sysctl::{self, Requirement, SysctlError},
     undo::{self, Undo},
     vrrp_socket::{Received, VrrpSocket, VrrpSocketError},
 };
@@ -46,9 +47,10 @@ use crate::{
     },
     config::model::Config,
     core::{
+        attach::{self, Attachment, Mode, Plan},
         controller::{Action, Controller, Event, Input, VIP_LIFETIME},
         health::ProbeResult,
-        network::{Hop, Interface, InterfaceAddress},
+        network::Network,
         time::Timestamp,
         vrrp::Advert,
     },
@@ -58,6 +60,8 @@ use crate::{
 const PROBE_THREADS: usize = 2;
 /// Pause before a VRRP socket that could not be opened, or failed, is opened again.
 const SOCKET_RETRY: Duration = Duration::from_secs(1);
+/// Network events that are taken in before anything else is done.
+const EVENTS_PER_TURN: usize = 1_000;
 
 /// Why the controller could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +69,7 @@ pub enum RunError {
     /// The process may not do what it has to.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
-    /// An uplink is not there.
+    /// None of the uplinks is there; this is the first one.
     #[error("node.interfaces: there is no interface {name:?} on this node (there are: {})", known.join(", "))]
     NoInterface {
         /// Its name.
@@ -73,7 +77,7 @@ pub enum RunError {
         /// Those that are there.
         known: Vec<String>,
     },
-    /// An uplink is no Ethernet interface.
+    /// No uplink is an Ethernet interface.
     #[error("node.interfaces: {0:?} has no Ethernet address, so it cannot carry the data plane")]
     NoMac(String),
     /// The data plane.
@@ -159,6 +163,9 @@ struct Engine {
     data_plane: DataPlane,
     netlink: Netlink,
     events: NetEvents,
+    reader: NetworkReader,
+    /// By instance: where its socket is to be, and the socket once it is open.
+    listening: Vec<Option<NonZeroU32>>,
     sockets: Vec<Option<VrrpSocket>>,
     socket_retry: Option<Instant>,
     announcers: BTreeMap<u32, Announcer>,
@@ -169,6 +176,9 @@ struct Engine {
     counting: mpsc::UnboundedSender<Counted>,
     counted: mpsc::UnboundedReceiver<Counted>,
     inputs: VecDeque<Input>,
+    /// What was said of the attachments last.
+    attached: Vec<Attachment>,
+    attach_failures: Vec<String>,
     facts: status::Facts,
 }
 
@@ -182,7 +192,7 @@ impl Engine {
         // Subscribed before the first reading: no change is missed.
         let events = NetEvents::open()?;
         let mut netlink = Netlink::open()?;
-        let uplinks = find_uplinks(&config, &mut netlink)?;
+        let plans = first_plans(&config, &mut netlink)?;
         if mounts::ensure_bpffs(Path::new(mounts::BPFFS))? == Bpffs::Mounted {
             info!(
                 path = mounts::BPFFS,
@@ -193,17 +203,18 @@ impl Engine {
         let cgroup = mounts::open_cgroup(&config.node.cgroup)?;
         let pins = Pins::new(&config.node.instance);
         // Before VRRP starts: some drivers reset the link when a program is attached.
-        let data_plane = DataPlane::open(
-            &pins,
-            &Placement {
-                uplinks: &uplinks,
-                mode: config.node.attach,
-                cgroup: cgroup.as_ref().map(|cgroup| &cgroup.directory),
-            },
-        )?;
-        report_data_plane(&data_plane);
+        let hooks = cgroup.as_ref().map(|cgroup| &cgroup.directory);
+        let mut data_plane = DataPlane::open(&pins, hooks)?;
+        for warning in &data_plane.warnings {
+            warn!("{warning}");
+        }
+        let mut outcome = data_plane.attach(&plans);
+        if !outcome.failures.is_empty() {
+            return Err(outcome.failures.remove(0).into());
+        }
         let probers = probers(&config)?;
         let (probed, results) = mpsc::unbounded_channel();
+        let reader = NetworkReader::start(Netlink::open()?, probed.clone())?;
         let (counting, counted) = mpsc::unbounded_channel();
         let cookie = netns::cookie()?.get();
         let now = clock::now();
@@ -219,12 +230,15 @@ impl Engine {
             "xvip {} starts", env!("CARGO_PKG_VERSION")
         );
         let sockets = config.vrrp.iter().map(|_| None).collect();
-        Ok(Self {
+        let listening = config.vrrp.iter().map(|_| None).collect();
+        let mut engine = Self {
             // The seed only has to differ between nodes.
             controller: Controller::new(config, now, cookie, now.as_nanos()),
             data_plane,
             netlink,
             events,
+            reader,
+            listening,
             sockets,
             socket_retry: None,
             announcers: BTreeMap::new(),
@@ -235,8 +249,12 @@ impl Engine {
             counting,
             counted,
             inputs: VecDeque::new(),
+            attached: Vec::new(),
+            attach_failures: Vec::new(),
             facts,
-        })
+        };
+        engine.take_outcome(outcome);
+        Ok(engine)
     }
 
     async fn run(mut self, admin: &AdminServer) -> Result<(), RunError> {
@@ -246,7 +264,6 @@ impl Engine {
         let (requests, mut asked) = mpsc::channel(Limits::default().clients);
         let serve = admin.serve(requests);
         tokio::pin!(serve);
-        self.open_sockets();
         loop {
             self.turn();
             if self.controller.is_stopping() {
@@ -346,7 +363,7 @@ impl Engine {
                 let result = self.netlink.remove_address(ifindex, net);
                 warn_of("cannot remove an address", result);
             }
-            Action::Resolve(address) => self.resolve(address),
+            Action::Resolve(address) => self.reader.resolve(address),
             Action::Probe {
                 service,
                 backend,
@@ -381,12 +398,69 @@ impl Engine {
                 }
             }
             Action::ReadTables => self.read_tables(),
-            Action::ReadLinks => self.read_links(),
+            Action::ReadLinks => self.reader.read_links(),
+            Action::Attach(plans) => {
+                let outcome = self.data_plane.attach(&plans);
+                self.take_outcome(outcome);
+            }
+            Action::Listen { instance, ifindex } => self.listen(instance, ifindex),
             Action::Report(event) => report(event),
         }
     }
 
+    // --- Uplinks ------------------------------------------------------------------------------
+
+    /// Say what changed, and let the controller know.
+    fn take_outcome(&mut self, outcome: Outcome) {
+        let Outcome {
+            attached,
+            repaired,
+            warnings,
+            failures,
+        } = outcome;
+        for what in repaired {
+            report(Event::Repaired { what });
+        }
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        for own in attached.iter().filter(|own| !self.attached.contains(own)) {
+            report_attachment(own);
+        }
+        let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
+        for failure in failures
+            .iter()
+            .filter(|text| !self.attach_failures.contains(text))
+        {
+            warn!("{failure}; trying again");
+        }
+        self.attach_failures = failures;
+        self.attached.clone_from(&attached);
+        self.inputs.push_back(Input::Attached(attached));
+    }
+
     // --- VRRP ---------------------------------------------------------------------------------
+
+    /// The interface of an instance is another one now, or gone.
+    fn listen(&mut self, instance: usize, ifindex: Option<u32>) {
+        if let (Some(listening), Some(socket)) = (
+            self.listening.get_mut(instance),
+            self.sockets.get_mut(instance),
+        ) {
+            *listening = ifindex.and_then(NonZeroU32::new);
+            *socket = None;
+        }
+        // Bound to an interface that may be gone.
+        self.announcers.clear();
+        if ifindex.is_none() {
+            return;
+        }
+        if let Some(vrrp) = self.controller.config().vrrp.get(instance) {
+            let result = set_vip_sysctls(self.controller.config(), &vrrp.interface);
+            warn_of("cannot set up the interface of a VRRP instance", result);
+        }
+        self.open_socket(instance);
+    }
 
     fn open_sockets(&mut self) {
         self.socket_retry = None;
@@ -401,9 +475,8 @@ impl Engine {
         let Some(config) = self.controller.config().vrrp.get(position) else {
             return;
         };
-        let ifindex = nix::net::if_::if_nametoindex(config.interface.as_str());
-        let Some(ifindex) = ifindex.ok().and_then(NonZeroU32::new) else {
-            self.socket_retry = Some(Instant::now() + SOCKET_RETRY);
+        // Without an interface there is nothing to try again.
+        let Some(ifindex) = self.listening.get(position).copied().flatten() else {
             return;
         };
         match VrrpSocket::open(config, ifindex) {
@@ -507,9 +580,15 @@ impl Engine {
         let mut failed = event.is_err();
         let mut changed = self.note_event(event);
         // A change comes with many events: they are taken together.
-        while !failed && let Some(event) = self.events.try_next().transpose() {
+        // There is always more while routes flap: other work is due, too.
+        let mut left = EVENTS_PER_TURN;
+        while !failed
+            && left > 0
+            && let Some(event) = self.events.try_next().transpose()
+        {
             failed = event.is_err();
             changed |= self.note_event(event);
+            left -= 1;
         }
         if failed {
             // Such a socket only repeats its error. Without a new one the audit sees changes.
@@ -554,73 +633,6 @@ impl Engine {
                 warn!(%error, "cannot read network events");
                 true
             }
-        }
-    }
-
-    fn read_links(&mut self) {
-        let read = self
-            .netlink
-            .links()
-            .and_then(|links| Ok((links, self.netlink.addresses()?)));
-        match read {
-            Ok((links, addresses)) => {
-                let interfaces = links
-                    .into_iter()
-                    .map(|link| Interface {
-                        ifindex: link.ifindex,
-                        name: link.name,
-                        mac: link.mac,
-                        up: link.up,
-                    })
-                    .collect();
-                let addresses = addresses
-                    .into_iter()
-                    .map(|own| InterfaceAddress {
-                        ifindex: own.ifindex,
-                        net: own.net,
-                        ours: own.ours,
-                    })
-                    .collect();
-                self.inputs.push_back(Input::Links {
-                    interfaces,
-                    addresses,
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot read interfaces and addresses; trying again");
-                self.inputs.push_back(Input::LinksFailed);
-            }
-        }
-    }
-
-    fn resolve(&mut self, address: IpAddr) {
-        let hop = match self.netlink.next_hop(address) {
-            Ok(hop) => hop.filter(|hop| !hop.local),
-            Err(error) => {
-                warn!(%address, %error, "cannot find the next hop");
-                return;
-            }
-        };
-        let hop = hop.map(|hop| Hop {
-            ifindex: hop.ifindex,
-            gateway: hop.gateway,
-        });
-        self.inputs.push_back(Input::Hop { address, hop });
-        let Some(Hop { ifindex, gateway }) = hop else {
-            return;
-        };
-        match self.netlink.keep_resolved(ifindex, gateway) {
-            Ok(Resolution::Managed | Resolution::Static | Resolution::Once) => {}
-            Err(error) => warn!(%gateway, %error, "cannot keep a neighbour resolved"),
-        }
-        if let Ok(Some(neighbour)) = self.netlink.neighbour(ifindex, gateway)
-            && let Some(mac) = neighbour.mac
-        {
-            self.inputs.push_back(Input::Neighbour {
-                ifindex,
-                address: gateway,
-                mac,
-            });
         }
     }
 
@@ -719,33 +731,37 @@ async fn next_packet(sockets: &[Option<VrrpSocket>]) -> (usize, Result<Received,
     select_all(waiting).await.0
 }
 
-fn find_uplinks(config: &Config, netlink: &mut Netlink) -> Result<Vec<(String, u32)>, RunError> {
-    let links = netlink.links()?;
-    let find = |name: &String| {
-        let link = links
-            .iter()
-            .find(|link| link.name == *name)
-            .ok_or_else(|| {
-                let known = links.iter().map(|link| link.name.clone()).collect();
-                RunError::NoInterface {
-                    name: name.clone(),
-                    known,
-                }
-            })?;
-        if link.mac.is_none() {
-            return Err(RunError::NoMac(name.clone()));
-        }
-        Ok((name.clone(), link.ifindex))
-    };
-    config.node.interfaces.iter().map(find).collect()
+/// What is to be attached at the start: at least one uplink must be there.
+fn first_plans(config: &Config, netlink: &mut Netlink) -> Result<Vec<Plan>, RunError> {
+    let interfaces = reader::read_interfaces(netlink)?;
+    let known: Vec<_> = interfaces.iter().map(|one| one.name.clone()).collect();
+    let mut network = Network::default();
+    network.set_links(interfaces, []);
+    let plans = attach::plans(config, &network);
+    if !plans.is_empty() {
+        return Ok(plans);
+    }
+    let mut names = config.node.interfaces.iter();
+    match names.clone().find(|name| known.contains(name)) {
+        Some(name) => Err(RunError::NoMac(name.clone())),
+        None => Err(RunError::NoInterface {
+            name: names.next().cloned().unwrap_or_default(),
+            known,
+        }),
+    }
 }
 
 fn set_sysctls(config: &Config) -> Result<(), RunError> {
-    let mut requirements = sysctl::for_local_delivery();
-    for vrrp in &config.vrrp {
-        requirements.extend(sysctl::for_vip_interface(&vrrp.interface)?);
-    }
-    let changes = sysctl::ensure(&requirements)?;
+    ensure_sysctls(config, &sysctl::for_local_delivery())
+}
+
+/// What the interface of a VRRP instance needs, each time that it appears.
+fn set_vip_sysctls(config: &Config, interface: &str) -> Result<(), RunError> {
+    ensure_sysctls(config, &sysctl::for_vip_interface(interface)?)
+}
+
+fn ensure_sysctls(config: &Config, requirements: &[Requirement]) -> Result<(), RunError> {
+    let changes = sysctl::ensure(requirements)?;
     for change in &changes {
         info!("set {change}");
     }
@@ -768,16 +784,13 @@ fn probers(config: &Config) -> Result<Vec<Arc<Prober>>, RunError> {
         .collect()
 }
 
-fn report_data_plane(data_plane: &DataPlane) {
-    for uplink in &data_plane.attached {
-        if let Some(note) = &uplink.note {
-            warn!(interface = uplink.interface, mode = ?uplink.mode, "{note}");
-        } else {
-            info!(interface = uplink.interface, mode = ?uplink.mode, "attached");
-        }
-    }
-    for warning in &data_plane.warnings {
-        warn!("{warning}");
+fn report_attachment(own: &Attachment) {
+    let interface = &own.place.interface;
+    match (own.mode, &own.note) {
+        (Some(mode), None) => info!(interface, ?mode, "attached"),
+        (Some(mode @ Mode::Tc), Some(note)) => info!(interface, ?mode, "attached: {note}"),
+        (Some(mode), Some(note)) => warn!(interface, ?mode, "attached: {note}"),
+        (None, note) => warn!(interface, "not attached: {}", note.as_deref().unwrap_or("")),
     }
 }
 
@@ -799,6 +812,13 @@ fn report(event: Event) {
             cause,
         } => {
             info!(service, backend, ?from, ?to, cause, "backend state changed");
+        }
+        Event::UplinkMissing { interface } => {
+            warn!(
+                interface,
+                "this uplink is not there, or has no Ethernet address: it carries no data plane; \
+                 waiting for it"
+            );
         }
         Event::Repaired { what } => {
             warn!("somebody else changed {what}; repaired");

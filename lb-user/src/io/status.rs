@@ -7,7 +7,7 @@ use lb_common::{
     reason::Reason,
 };
 
-use super::bpf::{self, Counts, DataPlane};
+use super::bpf::{Counts, DataPlane};
 use crate::{
     admin::model::{
         AttachStatus, AttachedMode, BackendState, BackendStatus, DataPlaneStatus, Method,
@@ -15,8 +15,9 @@ use crate::{
     },
     config::model::{Peer, VrrpVersion},
     core::{
+        attach::Mode,
         controller::Controller,
-        desired::{Placement, ServicePlacement},
+        desired::{Placement, ServicePlacement, Unresolved},
         time::Timestamp,
         vrrp::{Discard, State},
     },
@@ -47,7 +48,7 @@ pub fn status(
         instance: config.node.instance.clone(),
         uptime_ms: millis(now, facts.started),
         config_file: facts.config_file.display().to_string(),
-        data_plane: data_plane_status(data_plane, facts),
+        data_plane: data_plane_status(controller, data_plane, facts),
         vrrp: (0..config.vrrp.len())
             .filter_map(|i| vrrp(controller, i, now))
             .collect(),
@@ -67,23 +68,39 @@ fn millis(now: Timestamp, since: Timestamp) -> u64 {
     u64::try_from(now.saturating_since(since).as_millis()).unwrap_or(u64::MAX)
 }
 
-fn data_plane_status(data_plane: &DataPlane, facts: &Facts) -> DataPlaneStatus {
+fn data_plane_status(
+    controller: &Controller,
+    data_plane: &DataPlane,
+    facts: &Facts,
+) -> DataPlaneStatus {
+    let uplinks = controller.config().node.interfaces.iter();
     DataPlaneStatus {
         abi_version: ABI_VERSION,
-        attach: data_plane
-            .attached
-            .iter()
-            .map(|uplink| AttachStatus {
-                interface: uplink.interface.clone(),
-                mode: match uplink.mode {
-                    bpf::AttachedMode::Native => AttachedMode::Native,
-                    bpf::AttachedMode::Generic => AttachedMode::Generic,
-                },
-                note: uplink.note.clone(),
-            })
-            .collect(),
+        attach: uplinks.map(|name| uplink(controller, name)).collect(),
         cgroup: facts.cgroup.as_ref().map(|path| path.display().to_string()),
         warnings: data_plane.warnings.clone(),
+    }
+}
+
+fn uplink(controller: &Controller, name: &str) -> AttachStatus {
+    let interface = name.to_owned();
+    let mut attached = controller.attached().iter();
+    let Some(own) = attached.find(|own| own.place.interface == name) else {
+        return AttachStatus {
+            interface,
+            mode: AttachedMode::None,
+            note: Some("there is no such interface with an Ethernet address".to_owned()),
+        };
+    };
+    AttachStatus {
+        interface,
+        mode: match own.mode {
+            Some(Mode::Native) => AttachedMode::Native,
+            Some(Mode::Tc) => AttachedMode::Tc,
+            Some(Mode::Generic) => AttachedMode::Generic,
+            None => AttachedMode::None,
+        },
+        note: own.note.clone(),
     }
 }
 
@@ -210,8 +227,27 @@ fn backend(
                 .map(|flows| flows.get(&placement.id).copied().unwrap_or(0)),
         },
         share: placement.map_or(0.0, |p| f64::from(p.slots) / f64::from(MAGLEV_SIZE)),
-        resolved: placement.is_some_and(|p| p.resolved),
+        resolved: placement.is_some_and(|p| p.unresolved.is_none()),
+        unresolved: placement
+            .and_then(|p| p.unresolved)
+            .map(|why| no_way(controller, why)),
     })
+}
+
+/// Why packets have no way to a backend, in words.
+fn no_way(controller: &Controller, why: Unresolved) -> String {
+    match why {
+        Unresolved::NoRoute => "there is no route to it".to_owned(),
+        Unresolved::NoMac => "the neighbour on the way has not said its MAC".to_owned(),
+        Unresolved::BehindRouter => {
+            "it is behind a router, and dsr needs it on the same link".to_owned()
+        }
+        Unresolved::NotUplink { ifindex } => {
+            let name = controller.network().name(ifindex);
+            let name = name.map_or_else(|| format!("interface {ifindex}"), str::to_owned);
+            format!("its route leaves by {name}, which is no uplink that carries the data plane")
+        }
+    }
 }
 
 fn peer_status(controller: &Controller, peer: &Peer) -> PeerStatus {

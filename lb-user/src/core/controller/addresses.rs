@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{Action, Controller, Event, VIP_RENEWAL, facts};
+use super::{Action, Controller, Event, VIP_RENEWAL};
 use crate::core::{
     desired,
     network::{Interface, InterfaceAddress, Network},
@@ -64,10 +64,10 @@ impl Controller {
         self.links_known = true;
         self.report_lost(now, &before);
         self.forget_vanished_interfaces();
+        self.follow_uplinks();
         self.reconcile_addresses(now);
         self.announce_elsewhere(now);
-        let facts = facts(&self.config, &self.network, &[], self.netns_cookie);
-        for address in desired::to_resolve(&facts) {
+        for address in desired::to_resolve(&self.facts()) {
             if self.resolving.insert(address) {
                 self.actions.push_back(Action::Resolve(address));
             }
@@ -201,11 +201,10 @@ impl Controller {
     }
 
     fn wanted(&self, now: Timestamp) -> Wanted {
-        let facts = facts(&self.config, &self.network, &[], self.netns_cookie);
         let managed = self.config.vrrp.iter().flat_map(|vrrp| &vrrp.addresses);
         Wanted {
             lo: self.network.interface("lo").map_or(0, |lo| lo.ifindex),
-            loopback: desired::loopback_vips(&facts),
+            loopback: desired::loopback_vips(&self.facts()),
             owned: self.owned(now),
             managed: managed.map(IpNet::addr).collect(),
         }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
 use crate::core::{
+    attach::{Attachment, Plan},
     health::ProbeResult,
     network::{Hop, Interface, InterfaceAddress},
     tables::{TableOp, Tables},
@@ -65,6 +66,8 @@ pub enum Input {
     LinksFailed,
     /// Interfaces, addresses or routes changed: they must be read again.
     NetworkChanged,
+    /// What became of the uplinks, the answer to [`Action::Attach`].
+    Attached(Vec<Attachment>),
     /// How an address is reached, the answer to [`Action::Resolve`].
     Hop {
         /// The address.
@@ -170,6 +173,16 @@ pub enum Action {
     ReadTables,
     /// Read interfaces and addresses; answered by [`Input::Links`] or [`Input::LinksFailed`].
     ReadLinks,
+    /// Attach the programs as planned where they are not, detach them everywhere else, and see
+    /// that they are still where they shall be; answered by [`Input::Attached`].
+    Attach(Vec<Plan>),
+    /// The interface of a VRRP instance appeared, was replaced, or is gone: its socket with it.
+    Listen {
+        /// Position in the configuration.
+        instance: usize,
+        /// Index of the interface; `None`: it is gone.
+        ifindex: Option<u32>,
+    },
     /// Tell the operator.
     Report(Event),
 }
@@ -200,6 +213,11 @@ pub enum Event {
         to: BackendState,
         /// Why, in words.
         cause: String,
+    },
+    /// A configured uplink is not there, or has no Ethernet address: xvip waits for it.
+    UplinkMissing {
+        /// Its name.
+        interface: String,
     },
     /// Somebody else changed the tables or addresses; they were repaired.
     Repaired {

@@ -11,6 +11,7 @@ mod messages;
 mod reading;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,8 +23,9 @@ use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
 pub use self::messages::{Action, Event, Input};
-use self::reading::Reading;
+use self::{reading::Reading, uplinks::Attachments};
 use super::{
+    attach::Attachment,
     desired::{self, Builder, Desired, Facts, ServicePlacement},
     health::{HealthAction, Seen, ServiceHealth},
     network::Network,
@@ -56,6 +58,8 @@ struct Role {
     /// Bad adverts by label.
     bad: BTreeMap<&'static str, u64>,
     reported: u64,
+    /// Index of the interface that its socket is for.
+    listens_on: Option<u32>,
 }
 
 impl Role {
@@ -87,6 +91,7 @@ pub struct Controller {
     views: Vec<Vec<BackendView>>,
     network: Network,
     links_known: bool,
+    attachments: Attachments,
     builder: Builder,
     /// What the data plane holds; `None` until it is read, and after a failed write.
     tables: Option<Tables>,
@@ -119,6 +124,7 @@ impl Controller {
                 announced: None,
                 bad: BTreeMap::new(),
                 reported: 0,
+                listens_on: None,
             })
             .collect();
         let health: Vec<_> = config
@@ -139,6 +145,7 @@ impl Controller {
             views,
             network: Network::default(),
             links_known: false,
+            attachments: Attachments::default(),
             builder: Builder::default(),
             tables: None,
             placements: Vec::new(),
@@ -188,6 +195,7 @@ impl Controller {
             }
             Input::LinksFailed => self.reading_links.fail(now + RETRY),
             Input::NetworkChanged => self.reading_links.want(now),
+            Input::Attached(attached) => self.set_attached(attached),
             Input::Hop { address, hop } => {
                 if self.network.set_hop(address, hop) {
                     self.reconcile_tables();
@@ -243,6 +251,7 @@ impl Controller {
             self.audit_at = now + AUDIT_INTERVAL;
             self.reading_tables.audit(now, AUDIT_INTERVAL);
             self.reading_links.audit(now, AUDIT_INTERVAL);
+            self.attachments.audit = true;
         }
         self.ask(now);
     }
@@ -309,6 +318,16 @@ impl Controller {
     /// the first reconciliation.
     pub fn placements(&self) -> &[ServicePlacement] {
         &self.placements
+    }
+
+    /// The uplinks that are there and what is attached to them, in configuration order.
+    pub fn attached(&self) -> &[Attachment] {
+        &self.attachments.attached
+    }
+
+    /// Uplinks that are not there, by name.
+    pub fn missing_uplinks(&self) -> impl Iterator<Item = &str> {
+        self.attachments.missing.iter().map(String::as_str)
     }
 
     /// This node's network as last seen.
@@ -534,7 +553,8 @@ impl Controller {
     }
 
     fn reconcile_tables(&mut self) {
-        let Some(observed) = self.tables.as_mut().filter(|_| self.links_known) else {
+        let known = self.links_known && self.attachments.known;
+        let Some(observed) = self.tables.as_mut().filter(|_| known) else {
             return;
         };
         let health: Vec<Vec<BackendState>> = self
@@ -547,7 +567,13 @@ impl Controller {
                     .collect()
             })
             .collect();
-        let facts = facts(&self.config, &self.network, &health, self.netns_cookie);
+        let facts = Facts {
+            config: &self.config,
+            network: &self.network,
+            uplinks: &self.attachments.uplinks,
+            health: &health,
+            netns_cookie: self.netns_cookie,
+        };
         let Desired {
             tables: desired,
             services,
@@ -568,23 +594,20 @@ impl Controller {
         self.reading_tables.overtake();
     }
 
+    /// The facts that do not rest on the backends' states.
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            config: &self.config,
+            network: &self.network,
+            uplinks: &self.attachments.uplinks,
+            health: &[],
+            netns_cookie: self.netns_cookie,
+        }
+    }
+
     /// Whether [`Input::Stop`] was handled.
     pub const fn is_stopping(&self) -> bool {
         self.stopping
-    }
-}
-
-fn facts<'a>(
-    config: &'a Config,
-    network: &'a Network,
-    health: &'a [Vec<BackendState>],
-    netns_cookie: u64,
-) -> Facts<'a> {
-    Facts {
-        config,
-        network,
-        health,
-        netns_cookie,
     }
 }
 

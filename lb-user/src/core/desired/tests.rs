@@ -1,9 +1,10 @@
 //! What the tables shall hold, fact by fact.
 
 use super::*;
+use crate::config::model::AttachMode;
 use crate::core::{
     fixture::{self, APISERVER, APISERVER6, ETH0, ip, mac},
-    network::Hop,
+    network::{Hop, LinkKind, Vlan},
     tables::plan,
 };
 
@@ -43,6 +44,7 @@ forwarding = "dsr"
 struct World {
     config: Config,
     network: Network,
+    uplinks: Uplinks,
     health: Vec<Vec<BackendState>>,
     builder: Builder,
     tables: Tables,
@@ -53,6 +55,7 @@ impl World {
         let health = config.services.iter();
         Self {
             health: health.map(|s| vec![Up; s.backends.len()]).collect(),
+            uplinks: fixture::uplinks(&config, &network),
             config,
             network,
             builder: Builder::default(),
@@ -70,6 +73,7 @@ impl World {
         Facts {
             config: &self.config,
             network: &self.network,
+            uplinks: &self.uplinks,
             health: &self.health,
             netns_cookie: COOKIE,
         }
@@ -80,6 +84,7 @@ impl World {
         let facts = Facts {
             config: &self.config,
             network: &self.network,
+            uplinks: &self.uplinks,
             health: &self.health,
             netns_cookie: COOKIE,
         };
@@ -151,7 +156,12 @@ fn backends_know_their_way() {
     assert_eq!(backend(0).ifindex(), 0);
     assert_eq!(backend(2).node(), FIRST_PEER + 1);
     assert_eq!((backend(2).ifindex(), backend(2).mac()), (ETH0, mac(12)));
-    assert!(desired.services[0].backends.iter().all(|b| b.resolved));
+    assert!(
+        desired.services[0]
+            .backends
+            .iter()
+            .all(|b| b.unresolved.is_none())
+    );
 }
 
 /// Behind a router: nat goes to the router's MAC, dsr nowhere, since the router would send the
@@ -165,12 +175,76 @@ fn dsr_needs_the_link() {
     );
     let desired = world.converge();
     let placements = &desired.services[0].backends;
-    let resolved: Vec<_> = placements.iter().map(|b| b.resolved).collect();
-    assert_eq!(resolved, [true, true, false, false]);
+    let unresolved: Vec<_> = placements.iter().map(|b| b.unresolved).collect();
+    let (unknown, router) = (Unresolved::NoRoute, Unresolved::BehindRouter);
+    assert_eq!(unresolved, [None, None, Some(unknown), Some(router)]);
     let backend = |position: usize| &desired.tables.v4.backends[&placements[position].id];
     assert_eq!(backend(0).mac(), mac(1));
     assert_eq!(backend(1).mac(), mac(20));
     assert_eq!(backend(3).ifindex(), 0);
+}
+
+/// A backend whose route leaves by an interface without programs has no way, whoever answers there:
+/// its replies would pass by the data plane. It has one again when the interface is an uplink.
+#[test]
+fn ways_leave_by_uplinks() {
+    let mut world = World::master10(APISERVER);
+    let mut other = fixture::interfaces(10).pop().unwrap();
+    (other.ifindex, other.name) = (7, "eth1".to_owned());
+    let links = fixture::interfaces(10).into_iter().chain([other]);
+    let addresses: Vec<_> = world.network.addresses().copied().collect();
+    world.network.set_links(links.collect(), addresses);
+    let address = ip("10.0.2.12");
+    let hop = |ifindex| Hop {
+        ifindex,
+        gateway: address,
+    };
+    world.network.set_hop(address, Some(hop(7)));
+    world.network.set_neighbour(7, address, mac(12));
+    let desired = world.converge();
+    let placement = desired.services[0].backends[2];
+    let expected = Unresolved::NotUplink { ifindex: 7 };
+    assert_eq!(placement.unresolved, Some(expected));
+    assert_eq!(world.tables.v4.backends[&placement.id].ifindex(), 0);
+    world.config.node.interfaces.push("eth1".to_owned());
+    world.uplinks = fixture::uplinks(&world.config, &world.network);
+    let desired = world.converge();
+    assert_eq!(desired.services[0].backends[2].unresolved, None);
+    assert_eq!(world.tables.v4.backends[&placement.id].ifindex(), 7);
+}
+
+/// A VLAN as uplink: XDP programs know it by its carrier and tag, and what leaves for it goes to
+/// the carrier with the tag; tc programs know the VLAN's own interface.
+#[test]
+fn vlans_are_known_where_they_are_seen() {
+    let mut world = World::master10(APISERVER);
+    let mut links = fixture::interfaces(10);
+    let mut carrier = links.pop().unwrap();
+    let mut vlan = carrier.clone();
+    (carrier.ifindex, carrier.name) = (7, "card".to_owned());
+    carrier.mac = Some(mac(77));
+    vlan.kind = LinkKind::Vlan(Vlan {
+        parent: 7,
+        id: 5,
+        is_service_tag: false,
+    });
+    let addresses: Vec<_> = world.network.addresses().copied().collect();
+    links.extend([carrier, vlan]);
+    world.network.set_links(links, addresses);
+    for (attach, key, way) in [
+        (AttachMode::Auto, UplinkKey::new(7, 5), (7, 5)),
+        (AttachMode::Tc, UplinkKey::new(ETH0, 0), (ETH0, 0)),
+    ] {
+        world.config.node.attach = attach;
+        world.uplinks = fixture::uplinks(&world.config, &world.network);
+        let desired = world.converge();
+        // The MAC is the VLAN's own.
+        let expected = BTreeMap::from([(key, Uplink::new(mac(10)))]);
+        assert_eq!(desired.tables.uplinks, expected);
+        let id = desired.services[0].backends[2].id;
+        let backend = desired.tables.v4.backends[&id];
+        assert_eq!((backend.ifindex(), backend.tags()), way);
+    }
 }
 
 /// A node that got another MAC: its backend and its own identity follow, nothing else changes.
@@ -474,7 +548,7 @@ fn both_families_are_built_alike() {
     let [v4, v6] = [&desired.services[0], &desired.services[1]];
     assert_eq!(v6.backends[0].method, Method::Local);
     assert_eq!(v6.backends[1].method, Method::Dsr);
-    assert!(v6.backends.iter().all(|b| b.resolved));
+    assert!(v6.backends.iter().all(|b| b.unresolved.is_none()));
     let id = v6.backends[1].id;
     assert_eq!(world.tables.v6.backends[&id].mac(), mac(11));
     assert!(v4.backends.iter().all(|b| b.id != id));

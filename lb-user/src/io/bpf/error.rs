@@ -36,6 +36,14 @@ pub enum BpfError {
         /// What the kernel said.
         source: Box<ProgramError>,
     },
+    /// An interface cannot carry the ingress program in any mode that is allowed.
+    #[error("{interface} cannot carry the data plane: {why}")]
+    NoMode {
+        /// The interface.
+        interface: String,
+        /// Why.
+        why: String,
+    },
     /// A link is not what it should be.
     #[error("cannot use the link of {name}: {}", chain(source))]
     Link {

@@ -9,19 +9,24 @@ mod error;
 mod maps;
 mod pins;
 pub mod ring;
+mod syscall;
+mod tc;
+mod uplinks;
+mod xdp;
 
 use std::sync::Arc;
 
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, maps::MapInfo};
 use lb_common::abi::{ABI_VERSION, NodeConfig};
 
+use self::uplinks::Attacher;
 pub use self::{
-    attach::{Attached, AttachedMode},
     error::BpfError,
     maps::{CountMaps, Counts, Maps},
     pins::Pins,
+    uplinks::Outcome,
 };
-use crate::config::model::AttachMode;
+use crate::core::attach::Plan;
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("XVIP_BPF_OBJECT"));
 
@@ -68,34 +73,21 @@ pub const MAPS: [&str; 39] = [
     "reason_stats",
 ];
 
-/// The loaded data plane: programs attached, maps open.
+/// The loaded data plane: maps open, programs attached.
 pub struct DataPlane {
     /// The maps.
     pub maps: Maps,
     /// The maps that are counted in.
     pub counters: Arc<CountMaps>,
-    /// The uplinks and how the ingress program is attached to each.
-    pub attached: Vec<Attached>,
     /// What an operator should know, in words.
     pub warnings: Vec<String>,
-    /// Links that could not be pinned live as long as this (and the object they came from).
-    _object: Ebpf,
-}
-
-/// Where the programs go.
-pub struct Placement<'a> {
-    /// Names and indices of the uplinks.
-    pub uplinks: &'a [(String, u32)],
-    /// How the ingress program is attached.
-    pub mode: AttachMode,
-    /// The cgroup of the connect hooks; `None`: no hooks.
-    pub cgroup: Option<&'a std::fs::File>,
+    attacher: Attacher,
 }
 
 impl DataPlane {
-    /// Load the object, adopt or make the maps, and attach the programs. Flows of an earlier run
-    /// go on: an attached program is replaced atomically.
-    pub fn open(pins: &Pins, placement: &Placement<'_>) -> Result<Self, BpfError> {
+    /// Load the object, adopt or make the maps, and attach the connect hooks to `cgroup` (`None`: no
+    /// hooks). The uplinks' programs of an earlier run go on until [`DataPlane::attach`].
+    pub fn open(pins: &Pins, cgroup: Option<&std::fs::File>) -> Result<Self, BpfError> {
         pins.create()?;
         let mut warnings = Vec::new();
         if let Some(why) = unusable(pins) {
@@ -105,21 +97,19 @@ impl DataPlane {
         let mut object = load(pins)?;
         let maps = Maps::take(&mut object)?;
         let counters = Arc::new(CountMaps::take(&mut object)?);
-        let mut attached = Vec::new();
-        for (name, ifindex) in placement.uplinks {
-            let ingress = attach::ingress(&mut object, pins, name, *ifindex, placement.mode)?;
-            attach::egress(&mut object, pins, name, *ifindex, &mut warnings)?;
-            attached.push(ingress);
-        }
-        attach::hooks(&mut object, pins, placement.cgroup)?;
-        pins.remove_links_except(placement.uplinks)?;
+        attach::hooks(&mut object, pins, cgroup)?;
         Ok(Self {
             maps,
             counters,
-            attached,
             warnings,
-            _object: object,
+            attacher: Attacher::new(object, pins.clone()),
         })
+    }
+
+    /// Have the uplinks' programs attached as planned and nowhere else, and repaired where somebody
+    /// else changed that. Flows go on: a program of an earlier run is replaced atomically.
+    pub fn attach(&mut self, plans: &[Plan]) -> Outcome {
+        self.attacher.carry_out(plans)
     }
 }
 

@@ -58,20 +58,8 @@ impl Pins {
             .try_for_each(|name| remove_file(&self.map(name)))
     }
 
-    /// Remove link pins that belong to no interface in `uplinks` any more, which detaches them.
-    pub fn remove_links_except(&self, uplinks: &[(String, u32)]) -> Result<(), BpfError> {
-        for name in self.link_names()? {
-            let of_interface = name
-                .rsplit_once('_')
-                .and_then(|(_, index)| index.parse::<u32>().ok());
-            if of_interface.is_some_and(|index| uplinks.iter().all(|(_, own)| *own != index)) {
-                remove_file(&self.link(&name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn link_names(&self) -> Result<Vec<String>, BpfError> {
+    /// Names of the links.
+    pub(super) fn link_names(&self) -> Result<Vec<String>, BpfError> {
         let path = self.links();
         let read = || -> io::Result<Vec<String>> {
             fs::read_dir(&path)?

@@ -19,8 +19,8 @@ use netlink_packet_route::{
 };
 
 use super::types::{
-    ADDRESS_PROTOCOL, AddressInfo, Lifetime, LinkInfo, NeighbourInfo, NeighbourState, NetEvent,
-    NextHop,
+    ADDRESS_PROTOCOL, AddressInfo, Lifetime, LinkInfo, LinkType, NeighbourInfo, NeighbourState,
+    NetEvent, NextHop,
 };
 
 /// Message numbers, `linux/rtnetlink.h`.
@@ -38,6 +38,15 @@ pub(super) mod kind {
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
+/// Tag protocol of 802.1ad.
+const SERVICE_TAG: u16 = 0x88a8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_CACHEINFO: u16 = 6;
@@ -139,17 +148,64 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<LinkInfo>, DecodeError> {
         mac: None,
         up: header.flags.contains(up),
         mtu: 0,
+        kind: LinkType::Other,
     };
+    let (mut parent, mut details) = (None, None);
     for_attributes(payload, LINK_HEADER, |kind, value| {
         match kind {
             IFLA_ADDRESS => info.mac = value.try_into().ok(),
             IFLA_IFNAME => info.name = parse_string(value)?,
             IFLA_MTU => info.mtu = parse_u32(value)?,
+            IFLA_LINK => parent = parent.or(Some(parse_u32(value)?)),
+            // The parent's index is that of another network namespace.
+            IFLA_LINK_NETNSID => parent = Some(0),
+            IFLA_LINKINFO => details = Some(value),
             _ => {}
         }
         Ok(())
     })?;
+    if let Some(details) = details {
+        info.kind = link_type(details, parent)?;
+    }
     Ok(Some(info))
+}
+
+/// `IFLA_LINKINFO`: the kind of a link, and for a VLAN what it is one of.
+fn link_type(details: &[u8], parent: Option<u32>) -> Result<LinkType, DecodeError> {
+    let (mut name, mut data) = (String::new(), None);
+    for_attributes(details, 0, |kind, value| {
+        match kind {
+            IFLA_INFO_KIND => name = parse_string(value)?,
+            IFLA_INFO_DATA => data = Some(value),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    match (name.as_str(), data, parent) {
+        ("bridge", ..) => Ok(LinkType::Bridge),
+        ("vlan", Some(data), Some(parent)) if parent != 0 => vlan(data, parent),
+        _ => Ok(LinkType::Other),
+    }
+}
+
+/// `IFLA_INFO_DATA` of a VLAN.
+fn vlan(data: &[u8], parent: u32) -> Result<LinkType, DecodeError> {
+    let (mut id, mut is_service_tag) = (None, false);
+    for_attributes(data, 0, |kind, value| {
+        match kind {
+            IFLA_VLAN_ID => id = Some(parse_u16(value)?),
+            // In network order.
+            IFLA_VLAN_PROTOCOL => is_service_tag = value == SERVICE_TAG.to_be_bytes(),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let id = id.ok_or_else(|| DecodeError::from("a VLAN without id"))?;
+    Ok(LinkType::Vlan {
+        parent,
+        id,
+        is_service_tag,
+    })
 }
 
 /// A message of `RTM_*ADDR`; `None` for families other than IPv4 and IPv6.
@@ -341,6 +397,59 @@ mod tests {
         bytes
     }
 
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A link of some kind, as `ip -d link` gets it: parent, then kind and its data.
+    fn typed_link(parent: Option<u32>, kind: &[u8], data: &[u8]) -> LinkType {
+        let mut bytes = link_bytes(0);
+        if let Some(parent) = parent {
+            bytes.extend(attribute(IFLA_LINK, &parent.to_ne_bytes()));
+        }
+        let details = [
+            attribute(IFLA_INFO_KIND, kind),
+            attribute(IFLA_INFO_DATA, data),
+        ];
+        bytes.extend(attribute(IFLA_LINKINFO, &details.concat()));
+        link(&bytes).unwrap().unwrap().kind
+    }
+
+    fn vlan_data(id: u16, protocol: [u8; 2]) -> Vec<u8> {
+        let flags = attribute(2, &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        let id = attribute(IFLA_VLAN_ID, &id.to_ne_bytes());
+        [attribute(IFLA_VLAN_PROTOCOL, &protocol), id, flags].concat()
+    }
+
+    /// A VLAN says whose it is, which one, and with which tags; one whose parent is in another
+    /// namespace, and a link without a kind, are like any other.
+    #[test]
+    fn kinds_of_links_are_told() {
+        let customer = vlan_data(5, [0x81, 0]);
+        let expected = |is_service_tag| LinkType::Vlan {
+            parent: 2,
+            id: 5,
+            is_service_tag,
+        };
+        assert_eq!(typed_link(Some(2), b"vlan\0", &customer), expected(false));
+        let service = vlan_data(5, [0x88, 0xa8]);
+        assert_eq!(typed_link(Some(2), b"vlan\0", &service), expected(true));
+        assert_eq!(typed_link(None, b"vlan\0", &customer), LinkType::Other);
+        assert_eq!(typed_link(Some(2), b"veth\0", &[]), LinkType::Other);
+        assert_eq!(typed_link(None, b"bridge\0", &[]), LinkType::Bridge);
+        let mut elsewhere = link_bytes(0);
+        elsewhere.extend(attribute(IFLA_LINK_NETNSID, &0u32.to_ne_bytes()));
+        elsewhere.extend(attribute(IFLA_LINK, &2u32.to_ne_bytes()));
+        let kind = attribute(IFLA_INFO_KIND, b"vlan\0");
+        let details = [kind, attribute(IFLA_INFO_DATA, &customer)].concat();
+        elsewhere.extend(attribute(IFLA_LINKINFO, &details));
+        assert_eq!(link(&elsewhere).unwrap().unwrap().kind, LinkType::Other);
+    }
+
     /// What a bridge says of its ports (family 7) is not the link's own life.
     #[test]
     fn bridge_port_messages_are_not_links() {
@@ -350,6 +459,7 @@ mod tests {
             mac: None,
             up: true,
             mtu: 0,
+            kind: LinkType::Other,
         };
         assert_eq!(link(&link_bytes(0)).unwrap(), Some(expected));
         assert_eq!(link(&link_bytes(7)).unwrap(), None);

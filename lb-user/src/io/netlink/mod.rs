@@ -34,7 +34,7 @@ pub use self::{
     error::NetlinkError,
     events::NetEvents,
     types::{
-        ADDRESS_PROTOCOL, AddressInfo, AddressSpec, Lifetime, LinkInfo, NeighbourInfo,
+        ADDRESS_PROTOCOL, AddressInfo, AddressSpec, Lifetime, LinkInfo, LinkType, NeighbourInfo,
         NeighbourState, NetEvent, NextHop, Resolution,
     },
 };

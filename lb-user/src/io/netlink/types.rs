@@ -17,6 +17,37 @@ pub struct LinkInfo {
     pub up: bool,
     /// Largest packet without link-layer header, bytes.
     pub mtu: u32,
+    /// What it is.
+    pub kind: LinkType,
+}
+
+impl LinkInfo {
+    /// The interface that carries this VLAN's frames, if it is one.
+    pub const fn vlan_parent(&self) -> Option<u32> {
+        match self.kind {
+            LinkType::Vlan { parent, .. } => Some(parent),
+            LinkType::Bridge | LinkType::Other => None,
+        }
+    }
+}
+
+/// What an interface is (`IFLA_INFO_KIND`), where that matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkType {
+    /// Anything else; also a VLAN whose parent is in another network namespace.
+    #[default]
+    Other,
+    /// A bridge.
+    Bridge,
+    /// One VLAN of another interface.
+    Vlan {
+        /// Index of that interface.
+        parent: u32,
+        /// VLAN id.
+        id: u16,
+        /// Its tags are those of 802.1ad, not of 802.1Q.
+        is_service_tag: bool,
+    },
 }
 
 /// How long an address stays valid or preferred.

@@ -1,5 +1,7 @@
 //! Changes of the network, one or many.
 
+use lb_common::abi::UplinkKey;
+
 use super::node::{Node, ms};
 use crate::core::{
     controller::Input,
@@ -75,6 +77,73 @@ fn an_unplugged_node_recovers() {
     node.run(ms(10_000));
     node.assert_converged();
     assert_eq!(node.vips_of(LO), ["10.0.2.100/32"]);
+}
+
+/// An uplink that is gone is detached from, and waited for; when it is back, as another interface,
+/// the programs, the tables and the sockets are there before anything is announced.
+#[test]
+fn programs_and_sockets_follow_the_uplink() {
+    let mut node = running();
+    node.unplug();
+    node.run(ms(200));
+    let words = ["attach", "listen", "missing"];
+    assert_eq!(
+        node.trace_of(&words),
+        [
+            "report missing eth0",
+            "attach ",
+            "listen 1 on None",
+            "listen 2 on None"
+        ]
+    );
+    node.plug(9);
+    node.run(ms(200));
+    assert_eq!(
+        node.trace_of(&words),
+        [
+            "attach eth0 (9)",
+            "listen 1 on Some(9)",
+            "listen 2 on Some(9)"
+        ]
+    );
+    node.run(ms(10_000));
+    node.assert_converged();
+    let keys: Vec<_> = node.tables.uplinks.keys().map(UplinkKey::ifindex).collect();
+    assert_eq!(keys, [9]);
+}
+
+/// The configured name decides: an interface that loses it is detached from, the one that has it
+/// now is attached to.
+#[test]
+fn a_renamed_interface_gives_its_role_away() {
+    let mut node = running();
+    for interface in &mut node.interfaces {
+        if interface.name == "eth0" {
+            interface.name = "old".to_owned();
+        }
+    }
+    let mut new = crate::core::fixture::interfaces(10).pop().unwrap();
+    new.ifindex = 9;
+    node.interfaces.push(new);
+    node.input(Input::NetworkChanged);
+    node.run(ms(200));
+    assert_eq!(
+        node.trace_of(&["attach", "listen"]),
+        [
+            "attach eth0 (9)",
+            "listen 1 on Some(9)",
+            "listen 2 on Some(9)"
+        ]
+    );
+}
+
+/// What is attached is looked at every few seconds, also when nothing seems to have changed.
+#[test]
+fn attachments_are_audited() {
+    let mut node = running();
+    node.run(ms(15_000));
+    let looks = node.trace_of(&["attach"]);
+    assert_eq!(looks, ["attach eth0 (2)"; 3]);
 }
 
 /// Inputs for positions that do not exist change nothing.

@@ -391,9 +391,11 @@ impl Node {
         let controller = self.controller();
         let services = 0..self.config.services.len();
         let health: Vec<_> = services.map(|service| self.states(service)).collect();
+        let uplinks = fixture::uplinks(&self.config, controller.network());
         let facts = Facts {
             config: &self.config,
             network: controller.network(),
+            uplinks: &uplinks,
             health: &health,
             netns_cookie: COOKIE,
         };
@@ -471,6 +473,17 @@ impl Node {
             Action::WriteTables(ops) => self.write(&ops),
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.read_links(),
+            Action::Attach(plans) => {
+                let names = plans
+                    .iter()
+                    .map(|plan| format!("{} ({})", plan.name, plan.carrier));
+                self.log(format!("attach {}", names.collect::<Vec<_>>().join(", ")));
+                let attached = fixture::attached(&plans);
+                self.inputs.push_back(Input::Attached(attached));
+            }
+            Action::Listen { instance, ifindex } => {
+                self.log(format!("listen {} on {ifindex:?}", instance + 1));
+            }
             Action::Report(event) => self.log(format!("report {}", words(&event))),
         }
     }
@@ -755,7 +768,7 @@ fn names(ops: &[TableOp]) -> Vec<String> {
         TableOp::V6(op) => format!("{} of IPv6", family_name(op)),
         TableOp::Maglev(index, _) => format!("maglev {index}"),
         TableOp::PeerMac(_, value) => with(value.is_some(), "peer MAC"),
-        TableOp::Uplink(index, value) => with(value.is_some(), &format!("uplink {index:?}")),
+        TableOp::Uplink(key, value) => with(value.is_some(), &format!("uplink {}", key.ifindex())),
         TableOp::Node(_) => "node".to_owned(),
     };
     ops.iter().map(name).collect()
@@ -784,6 +797,7 @@ fn words(event: &Event) -> String {
         Event::Backend {
             backend, from, to, ..
         } => format!("{backend} {from:?} -> {to:?}"),
+        Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }
 }

@@ -61,7 +61,8 @@ fn failed_readings_are_repeated() {
     node.assert_converged();
 }
 
-/// Everything is read again every five seconds, and an audit that finds nothing does nothing.
+/// Everything is read and looked at again every five seconds, and an audit that finds nothing does
+/// nothing.
 #[test]
 fn audits_read_and_leave_alone() {
     let mut node = running();
@@ -74,10 +75,13 @@ fn audits_read_and_leave_alone() {
         [
             "5000 read tables",
             "5000 read links",
+            "5000 attach eth0 (2)",
             "10000 read tables",
             "10000 read links",
+            "10000 attach eth0 (2)",
             "15000 read tables",
-            "15000 read links"
+            "15000 read links",
+            "15000 attach eth0 (2)"
         ]
     );
 }

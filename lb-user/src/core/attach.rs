@@ -1,0 +1,403 @@
+//! Where the programs go: from configuration and interfaces to what is attached where, and the
+//! ways to attach it in their order.
+//!
+//! The kernel decides whether a driver takes an XDP program, so a plan holds every way that may
+//! be tried. What came of it comes back as [`Attachment`]s, and with them the data plane's idea
+//! of an uplink: XDP sees a VLAN's frames on the interface that carries it, with their tags; tc
+//! sees them on the sub-interface, without.
+
+use std::collections::BTreeMap;
+
+use super::network::{Interface, LinkKind, Network, Port};
+use crate::config::model::{AttachMode, Config};
+
+/// How the ingress program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// XDP in the driver.
+    Native,
+    /// `tc_ingress`, after the packet became a socket buffer.
+    Tc,
+    /// XDP in the network stack.
+    Generic,
+}
+
+impl Mode {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Native => "native XDP",
+            Self::Tc => "tc",
+            Self::Generic => "generic XDP",
+        }
+    }
+}
+
+/// An uplink that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its configured name.
+    pub interface: String,
+    /// Its index; tc programs are attached to it.
+    pub ifindex: u32,
+    /// Where its frames are on the wire; XDP programs are attached there.
+    pub port: Port,
+}
+
+/// Uplinks whose frames come in through one interface, and so in one mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Index of that interface.
+    pub carrier: u32,
+    /// Its name.
+    pub name: String,
+    /// The uplinks, in configuration order; at least one.
+    pub places: Vec<Place>,
+    /// Modes to be tried, the best one first; empty: none will do.
+    pub modes: Vec<Mode>,
+    /// Why better modes are not among them.
+    pub passed_over: Vec<String>,
+}
+
+impl Plan {
+    /// Why `mode` is used, if it is not the best one. `refused` are the modes that were tried, with
+    /// what the kernel said.
+    pub fn note(&self, mode: Mode, refused: &[(Mode, String)]) -> Option<String> {
+        let reasons = self.reasons(refused);
+        let used = match mode {
+            Mode::Native => return None,
+            Mode::Tc => "tc is used",
+            Mode::Generic => "packets take the slower generic path",
+        };
+        (!reasons.is_empty()).then(|| format!("{reasons}, so {used}"))
+    }
+
+    /// Why there is no mode that works.
+    pub fn failure(&self, refused: &[(Mode, String)]) -> String {
+        self.reasons(refused)
+    }
+
+    fn reasons(&self, refused: &[(Mode, String)]) -> String {
+        let refused = refused
+            .iter()
+            .map(|(mode, why)| format!("{} was refused ({why})", mode.words()));
+        let all: Vec<_> = self.passed_over.iter().cloned().chain(refused).collect();
+        all.join("; ")
+    }
+}
+
+/// What became of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The uplink.
+    pub place: Place,
+    /// Mode in force; `None`: it carries no ingress program.
+    pub mode: Option<Mode>,
+    /// Why it is not the best one, or why there is none, in words.
+    pub note: Option<String>,
+}
+
+impl Attachment {
+    /// Where the ingress program sees the uplink's frames.
+    fn seen_at(&self) -> Option<Port> {
+        Some(match self.mode? {
+            Mode::Tc => Port::untagged(self.place.ifindex),
+            Mode::Native | Mode::Generic => self.place.port,
+        })
+    }
+}
+
+/// What is to be attached where: every uplink that is there and has an Ethernet address.
+pub fn plans(config: &Config, network: &Network) -> Vec<Plan> {
+    let mut plans: Vec<Plan> = Vec::new();
+    for name in &config.node.interfaces {
+        let Some(interface) = network.interface(name).filter(|found| found.mac.is_some()) else {
+            continue;
+        };
+        let port = network.port(interface.ifindex);
+        let place = Place {
+            interface: name.clone(),
+            ifindex: interface.ifindex,
+            port: port.unwrap_or(Port::untagged(interface.ifindex)),
+        };
+        let carrier = place.port.ifindex;
+        match plans.iter_mut().find(|plan| plan.carrier == carrier) {
+            Some(plan) => plan.places.push(place),
+            None => plans.push(Plan {
+                carrier,
+                name: network.name(carrier).unwrap_or(name).to_owned(),
+                places: vec![place],
+                modes: vec![],
+                passed_over: vec![],
+            }),
+        }
+    }
+    for plan in &mut plans {
+        let carrier = network.at(plan.carrier);
+        (plan.modes, plan.passed_over) = modes(config.node.attach, plan, carrier);
+    }
+    plans
+}
+
+/// The modes to be tried, and why others are not.
+fn modes(wanted: AttachMode, plan: &Plan, carrier: Option<&Interface>) -> (Vec<Mode>, Vec<String>) {
+    let name = &plan.name;
+    if let Some(interface) = blind(plan, carrier) {
+        let why = format!(
+            "{name} takes VLAN tags out of the frames in hardware, so XDP cannot tell those of \
+             {interface} (ethtool -K {name} rxvlan off)"
+        );
+        return match wanted {
+            AttachMode::Auto | AttachMode::Tc => (vec![Mode::Tc], vec![why]),
+            AttachMode::Native | AttachMode::Generic => (vec![], vec![why]),
+        };
+    }
+    if let Some(place) = plan.places.iter().find(|place| is_deep(place, carrier)) {
+        let why = format!(
+            "{} has more than two VLAN tags, which XDP programs do not read",
+            place.interface
+        );
+        return match wanted {
+            AttachMode::Auto | AttachMode::Tc => (vec![Mode::Tc], vec![why]),
+            AttachMode::Native | AttachMode::Generic => (vec![], vec![why]),
+        };
+    }
+    match wanted {
+        AttachMode::Auto if carrier.is_some_and(|found| found.kind == LinkKind::Bridge) => {
+            let why = format!("{name} is a bridge, which has no native XDP");
+            (vec![Mode::Tc, Mode::Generic], vec![why])
+        }
+        AttachMode::Auto => (vec![Mode::Native, Mode::Tc, Mode::Generic], vec![]),
+        AttachMode::Native => (vec![Mode::Native], vec![]),
+        AttachMode::Tc => (vec![Mode::Tc], vec![]),
+        AttachMode::Generic => (vec![Mode::Generic], vec![]),
+    }
+}
+
+/// A VLAN whose frames XDP on its carrier cannot tell from others.
+fn blind<'a>(plan: &'a Plan, carrier: Option<&Interface>) -> Option<&'a str> {
+    let strips = carrier.is_some_and(|found| found.strips_tags);
+    let mut tagged = plan.places.iter().filter(|place| place.port.tags != 0);
+    let first = tagged.next().filter(|_| strips)?;
+    Some(&first.interface)
+}
+
+/// A VLAN that counts as its own carrier, because its tags do not fit.
+fn is_deep(place: &Place, carrier: Option<&Interface>) -> bool {
+    let vlan = carrier.is_some_and(|found| matches!(found.kind, LinkKind::Vlan(_)));
+    vlan && place.port.ifindex == place.ifindex
+}
+
+/// The uplinks as the data plane knows them: those that carry an ingress program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uplinks {
+    ports: BTreeMap<u32, Port>,
+}
+
+impl Uplinks {
+    /// Those of `attachments`.
+    pub fn new(attachments: &[Attachment]) -> Self {
+        let ports = attachments
+            .iter()
+            .filter_map(|own| Some((own.place.ifindex, own.seen_at()?)));
+        Self {
+            ports: ports.collect(),
+        }
+    }
+
+    /// Where the programs see the frames of interface `ifindex`, and where they leave for it;
+    /// `None`: it is no uplink, or carries no program.
+    pub fn port(&self, ifindex: u32) -> Option<Port> {
+        self.ports.get(&ifindex).copied()
+    }
+
+    /// Each uplink's interface index and port.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Port)> {
+        self.ports.iter().map(|(ifindex, port)| (*ifindex, *port))
+    }
+}
+
+/// Configured uplinks that are not there, or have no Ethernet address.
+pub fn missing<'a>(config: &'a Config, plans: &[Plan]) -> Vec<&'a str> {
+    let there = |name: &str| {
+        let mut places = plans.iter().flat_map(|plan| &plan.places);
+        places.any(|place| place.interface == name)
+    };
+    let names = config.node.interfaces.iter().map(String::as_str);
+    names.filter(|name| !there(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        fixture::{self, ETH0},
+        network::Vlan,
+    };
+
+    fn link(ifindex: u32, name: &str, kind: LinkKind) -> Interface {
+        Interface {
+            ifindex,
+            name: name.to_owned(),
+            mac: Some(fixture::mac(u8::try_from(ifindex).unwrap())),
+            up: true,
+            kind,
+            strips_tags: false,
+        }
+    }
+
+    fn vlan(parent: u32, id: u16) -> LinkKind {
+        LinkKind::Vlan(Vlan {
+            parent,
+            id,
+            is_service_tag: false,
+        })
+    }
+
+    fn network(links: &[Interface]) -> Network {
+        let mut network = Network::default();
+        network.set_links(links.to_vec(), []);
+        network
+    }
+
+    fn config(interfaces: &[&str], attach: AttachMode) -> Config {
+        let mut config = fixture::config(10, "");
+        config.node.interfaces = interfaces.iter().map(|&name| name.to_owned()).collect();
+        config.node.attach = attach;
+        config
+    }
+
+    const ALL: [Mode; 3] = [Mode::Native, Mode::Tc, Mode::Generic];
+
+    /// A network card: every mode, and no word about the best one.
+    #[test]
+    fn auto_tries_all_modes() {
+        let network = network(&[link(ETH0, "eth0", LinkKind::Other)]);
+        let plans = plans(&config(&["eth0"], AttachMode::Auto), &network);
+        assert_eq!((plans[0].carrier, &plans[0].modes[..]), (ETH0, &ALL[..]));
+        assert_eq!(plans[0].note(Mode::Native, &[]), None);
+        let refused = [(Mode::Native, "Operation not supported".to_owned())];
+        assert_eq!(
+            plans[0].note(Mode::Tc, &refused).unwrap(),
+            "native XDP was refused (Operation not supported), so tc is used"
+        );
+    }
+
+    /// What is asked for is what is tried, and needs no excuse.
+    #[test]
+    fn explicit_modes_stand_alone() {
+        let network = network(&[link(ETH0, "br0", LinkKind::Bridge)]);
+        for (wanted, mode) in [
+            (AttachMode::Native, Mode::Native),
+            (AttachMode::Tc, Mode::Tc),
+            (AttachMode::Generic, Mode::Generic),
+        ] {
+            let plans = plans(&config(&["br0"], wanted), &network);
+            assert_eq!(plans[0].modes, [mode]);
+            assert_eq!(plans[0].note(mode, &[]), None);
+        }
+    }
+
+    /// A bridge is not asked for what it cannot have.
+    #[test]
+    fn bridges_go_by_tc() {
+        let network = network(&[link(ETH0, "br0", LinkKind::Bridge)]);
+        let plans = plans(&config(&["br0"], AttachMode::Auto), &network);
+        assert_eq!(plans[0].modes, [Mode::Tc, Mode::Generic]);
+        assert_eq!(
+            plans[0].note(Mode::Tc, &[]).unwrap(),
+            "br0 is a bridge, which has no native XDP, so tc is used"
+        );
+    }
+
+    /// Two VLANs and their carrier itself: one attachment, three keys.
+    #[test]
+    fn vlans_share_their_carrier() {
+        let links = [
+            link(ETH0, "eth0", LinkKind::Other),
+            link(5, "eth0.5", vlan(ETH0, 5)),
+            link(6, "stacked", vlan(5, 66)),
+            link(7, "eth1", LinkKind::Other),
+        ];
+        let network = network(&links);
+        let config = config(&["eth0.5", "eth1", "eth0", "stacked"], AttachMode::Auto);
+        let plans = plans(&config, &network);
+        let carriers: Vec<_> = plans.iter().map(|plan| plan.name.as_str()).collect();
+        assert_eq!(carriers, ["eth0", "eth1"]);
+        let tags: Vec<_> = plans[0]
+            .places
+            .iter()
+            .map(|place| place.port.tags)
+            .collect();
+        assert_eq!(tags, [5, 0, 5 | 66 << 16]);
+        assert_eq!(plans[0].modes, ALL);
+    }
+
+    /// Tags that the hardware takes away cannot be told by XDP: auto uses tc, and an explicit mode
+    /// fails with the mend. An untagged uplink does not care.
+    #[test]
+    fn stripped_tags_forbid_xdp() {
+        let mut card = link(ETH0, "eth0", LinkKind::Other);
+        card.strips_tags = true;
+        let network = network(&[card, link(5, "eth0.5", vlan(ETH0, 5))]);
+        let auto = plans(&config(&["eth0.5"], AttachMode::Auto), &network);
+        assert_eq!(auto[0].modes, [Mode::Tc]);
+        let note = auto[0].note(Mode::Tc, &[]).unwrap();
+        assert!(note.contains("ethtool -K eth0 rxvlan off"), "{note}");
+        for explicit in [AttachMode::Native, AttachMode::Generic] {
+            let plans = plans(&config(&["eth0.5"], explicit), &network);
+            assert!(plans[0].modes.is_empty());
+            assert!(plans[0].failure(&[]).contains("rxvlan off"));
+        }
+        let untagged = plans(&config(&["eth0"], AttachMode::Auto), &network);
+        assert_eq!(untagged[0].modes, ALL);
+    }
+
+    /// Three tags do not fit: such an interface is served by tc alone.
+    #[test]
+    fn three_tags_go_by_tc() {
+        let links = [
+            link(ETH0, "eth0", LinkKind::Other),
+            link(5, "a", vlan(ETH0, 5)),
+            link(6, "b", vlan(5, 6)),
+            link(7, "c", vlan(6, 7)),
+        ];
+        let plans = plans(&config(&["c"], AttachMode::Auto), &network(&links));
+        assert_eq!(
+            (plans[0].carrier, &plans[0].modes[..]),
+            (7, &[Mode::Tc][..])
+        );
+    }
+
+    /// Where the data plane sees a VLAN depends on the mode; without a program nowhere.
+    #[test]
+    fn modes_decide_where_frames_are_seen() {
+        let place = Place {
+            interface: "eth0.5".to_owned(),
+            ifindex: 5,
+            port: Port {
+                ifindex: ETH0,
+                tags: 5,
+            },
+        };
+        let seen = |mode| {
+            let (place, note) = (place.clone(), None);
+            Uplinks::new(&[Attachment { place, mode, note }]).port(5)
+        };
+        assert_eq!(seen(Some(Mode::Native)), Some(place.port));
+        assert_eq!(seen(Some(Mode::Generic)), Some(place.port));
+        assert_eq!(seen(Some(Mode::Tc)), Some(Port::untagged(5)));
+        assert_eq!(seen(None), None);
+    }
+
+    /// What is not there is named and not planned for; nor is what has no Ethernet address.
+    #[test]
+    fn missing_uplinks_are_named() {
+        let mut tunnel = link(9, "tun0", LinkKind::Other);
+        tunnel.mac = None;
+        let network = network(&[link(ETH0, "eth0", LinkKind::Other), tunnel]);
+        let config = config(&["eth1", "eth0", "tun0"], AttachMode::Auto);
+        let plans = plans(&config, &network);
+        assert_eq!(plans.len(), 1);
+        assert_eq!(missing(&config, &plans), ["eth1", "tun0"]);
+    }
+}

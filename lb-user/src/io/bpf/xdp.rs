@@ -1,0 +1,89 @@
+//! The ingress program as XDP program of an interface.
+
+use aya::{
+    Ebpf,
+    programs::{
+        Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+    },
+};
+
+use super::{
+    BpfError, Pins,
+    attach::{attach_error, load_once, pin, program},
+};
+use crate::core::attach::Mode;
+
+const NAME: &str = "xdp_ingress";
+
+/// Name of the link's pin; `None`: not an XDP mode.
+pub(super) fn link_name(mode: Mode, ifindex: u32) -> Option<String> {
+    Some(match mode {
+        Mode::Native => format!("xdp_native_{ifindex}"),
+        Mode::Generic => format!("xdp_generic_{ifindex}"),
+        Mode::Tc => return None,
+    })
+}
+
+fn loaded(object: &mut Ebpf) -> Result<&mut Xdp, BpfError> {
+    let program = program::<Xdp>(object, NAME)?;
+    load_once(NAME, program.fd().is_ok(), || program.load())?;
+    Ok(program)
+}
+
+/// Replace the program of the link that is pinned as `link`, if there is one and it is attached.
+pub(super) fn adopt(object: &mut Ebpf, pins: &Pins, link: &str) -> Result<bool, BpfError> {
+    Ok(update(loaded(object)?, pins, link))
+}
+
+/// Have every packet passed from now on: what follows may take a driver a while.
+pub(super) fn suspend(object: &mut Ebpf, pins: &Pins, link: &str) {
+    let Ok(stub) = program::<Xdp>(object, "xdp_stub") else {
+        return;
+    };
+    if load_once("xdp_stub", stub.fd().is_ok(), || stub.load()).is_ok() {
+        update(stub, pins, link);
+    }
+}
+
+fn update(program: &mut Xdp, pins: &Pins, link: &str) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(pins.link(link)) else {
+        return false;
+    };
+    let Ok(link) = FdLink::from(pinned).try_into() else {
+        return false;
+    };
+    match program.attach_to_link(link) {
+        // The pin holds the link from here on.
+        Ok(id) => program.take_link(id).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Attach the program and pin its link as `link`. `interface` is for errors.
+pub(super) fn attach(
+    object: &mut Ebpf,
+    pins: &Pins,
+    (link, mode): (&str, Mode),
+    (interface, ifindex): (&str, u32),
+) -> Result<(), BpfError> {
+    let program = loaded(object)?;
+    let mode = match mode {
+        Mode::Generic => XdpMode::Skb,
+        Mode::Native | Mode::Tc => XdpMode::Driver,
+    };
+    let id = program
+        .attach_to_if_index(ifindex, mode)
+        .map_err(attach_error(NAME, interface))?;
+    let own = program
+        .take_link(id)
+        .map_err(attach_error(NAME, interface))?;
+    let own = FdLink::try_from(own).map_err(|source| BpfError::Link { name: NAME, source })?;
+    pin(own, pins, link)
+}
+
+/// Id of the loaded program.
+pub(super) fn program_id(object: &mut Ebpf) -> Option<u32> {
+    let program = program::<Xdp>(object, NAME).ok()?;
+    Some(program.info().ok()?.id())
+}
