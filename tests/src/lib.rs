@@ -24,6 +24,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod kernel;
 pub mod lab;
+pub mod model;
 pub mod netns;
 pub mod packet;
 pub mod process;

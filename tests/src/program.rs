@@ -33,7 +33,7 @@ const SMALL: &[(&str, u32)] = &[
     ("returns6", 1024),
     ("connects4", 1024),
     ("connects6", 1024),
-    ("maglev", 8),
+    ("maglev", 16),
 ];
 
 /// Service ids whose counters are looked at are below this one.
@@ -276,32 +276,62 @@ impl DataPlane {
             .collect())
     }
 
+    /// What was counted for service id `service` and `reason` since the program was loaded.
+    pub fn reason(&self, service: u32, reason: Reason) -> Result<Counters> {
+        let name = "reason_stats";
+        let map = self.ebpf.map(name).with_context(|| missing(name))?;
+        let map: PerCpuArray<_, Counters> = PerCpuArray::try_from(map)?;
+        let values = map.get(&reason_index(service, reason), 0)?;
+        let sum = values.iter().copied();
+        Ok(sum.fold(Counters::default(), Counters::plus))
+    }
+
+    /// What was counted for service id `service` since the program was loaded, by reason.
+    pub fn reasons_of(&self, service: u32) -> Result<Vec<Counters>> {
+        let reasons = Reason::ALL.iter();
+        reasons
+            .map(|reason| self.reason(service, *reason))
+            .collect()
+    }
+
     /// Run `xdp_ingress` on a frame that came in through interface `ifindex` of the calling
     /// thread's network namespace.
     pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Run> {
+        let (action, frame) = self.xdp(frame, ifindex)?;
+        Ok(Run {
+            action,
+            frame,
+            counted: self.counted()?,
+        })
+    }
+
+    /// [`DataPlane::run_xdp`] without a look at the counters.
+    pub fn xdp(&self, frame: &[u8], ifindex: u32) -> Result<(Action, Vec<u8>)> {
         let program = self.ebpf.program("xdp_ingress").context("no xdp_ingress")?;
         let program: &Xdp = program.try_into()?;
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
         let context = context.map(u32::to_ne_bytes).concat();
         let (action, frame) = test_run(program, frame, &context)?;
+        Ok((Action::xdp(action), frame))
+    }
+
+    /// Run `tc_egress` on a frame that leaves.
+    pub fn run_tc(&self, frame: &[u8], buffer: SkBuff) -> Result<Run> {
+        let (action, frame) = self.tc_egress(frame, buffer)?;
         Ok(Run {
-            action: Action::xdp(action),
+            action,
             frame,
             counted: self.counted()?,
         })
     }
 
-    /// Run `tc_egress` on a frame that leaves.
-    pub fn run_tc(&self, frame: &[u8], buffer: SkBuff) -> Result<Run> {
+    /// [`DataPlane::run_tc`] without a look at the counters.
+    pub fn tc_egress(&self, frame: &[u8], buffer: SkBuff) -> Result<(Action, Vec<u8>)> {
         let program = self.ebpf.program("tc_egress").context("no tc_egress")?;
         let program: &SchedClassifier = program.try_into()?;
         let (action, frame) = test_run(program, frame, &buffer.bytes())?;
-        Ok(Run {
-            action: Action::tcx(action),
-            frame,
-            counted: self.counted()?,
-        })
+        Ok((Action::tcx(action), frame))
     }
 }
 

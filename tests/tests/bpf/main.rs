@@ -18,6 +18,7 @@ mod fence;
 mod hostile;
 mod local;
 mod malformed;
+mod model;
 mod nat;
 mod sockets;
 mod verifier;

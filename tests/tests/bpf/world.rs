@@ -9,8 +9,8 @@ use std::{
 use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{
-        Backend, BackendCounters, BackendState, ConnectOrigin, Counters, Flow, FlowKey, Lease, Mac, MacKey,
-        MaglevTable, Method, NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service,
+        Backend, BackendCounters, BackendState, ConnectOrigin, Counters, Flow, FlowKey, Lease, Mac,
+        MacKey, MaglevTable, Method, NODE_SELF, NatReturn, Node, NodeConfig, ReplyPort, Service,
         ServiceKey, Uplink, UplinkKey, Vip,
     },
     conntrack::FlowState,

@@ -1,0 +1,537 @@
+//! Random steps: conversations of a few clients with the services, the replies of nat backends, what
+//! else a network has, all of it damaged now and then, and changes of the tables in between.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    abi::Mac,
+    headers::{ArpPacket, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NdPacket, TcpHeader},
+};
+
+use super::{
+    Model,
+    case::Step,
+    random::Random,
+    tables::{Change, Port, Tables},
+    world,
+};
+use crate::packet::{
+    self, BACKEND_PORT, BROADCAST_MAC, EXTERNAL_MACS, Frame, MASTER_MACS, OTHER_OWN_MAC,
+    OTHER_UPLINK, OWN_MAC, ROUTER_MAC, ROUTER2_MAC, Tcp, UPLINK, Upper, V4, V6, VIP_PORT,
+};
+
+const SYN: u8 = TcpHeader::SYN;
+const ACK: u8 = TcpHeader::ACK;
+const FIN: u8 = TcpHeader::FIN;
+const RST: u8 = TcpHeader::RST;
+const PSH: u8 = TcpHeader::PSH;
+
+/// The shortest frame that a program run takes.
+const SHORTEST: usize = 14;
+/// Data bytes of a segment are below this number.
+const MAX_DATA: usize = 200;
+/// Clients' ports: few, so that they meet; one that nat does not take over, and those of
+/// connections that the kernel has.
+const PORTS: [u16; 6] = [
+    40_000,
+    40_001,
+    40_002,
+    80,
+    world::CONNECTED[0],
+    world::CONNECTED[1],
+];
+/// Steps of the clock: none of them adds up to a limit.
+const AGES: [u32; 4] = [25, 90, 7_000, 8_000];
+
+/// A family whose addresses can be looked up.
+trait Family: packet::Family {
+    /// The address, if it is of this family.
+    fn address(addr: IpAddr) -> Option<Self::Addr>;
+}
+
+impl Family for V4 {
+    fn address(addr: IpAddr) -> Option<[u8; 4]> {
+        match addr {
+            IpAddr::V4(four) => Some(four.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl Family for V6 {
+    fn address(addr: IpAddr) -> Option<[u8; 16]> {
+        match addr {
+            IpAddr::V6(six) => Some(six.octets()),
+            IpAddr::V4(_) => None,
+        }
+    }
+}
+
+/// A client's conversation as the client sees it.
+#[derive(Clone, Debug)]
+struct Conversation<F: Family> {
+    client: F::Addr,
+    sport: u16,
+    vip: F::Addr,
+    dport: u16,
+    /// Where its frames come in.
+    ifindex: u32,
+    from: Mac,
+    /// Its next sequence number.
+    seq: u32,
+    /// What it has acknowledged.
+    ack: u32,
+    /// It has sent a SYN and heard of the answer.
+    open: bool,
+}
+
+/// Makes steps.
+pub struct Generator {
+    random: Random,
+    base: Tables,
+    four: Vec<Conversation<V4>>,
+    six: Vec<Conversation<V6>>,
+}
+
+/// The MAC of this node on an interface.
+fn own_mac(ifindex: u32) -> Mac {
+    if ifindex == OTHER_UPLINK {
+        OTHER_OWN_MAC
+    } else {
+        OWN_MAC
+    }
+}
+
+impl Generator {
+    /// Steps of `seed`, in a world that begins with the tables `base`.
+    pub fn new(seed: u64, base: Tables) -> Self {
+        let mut random = Random::new(seed);
+        let four = (0..12).map(|_| conversation(&mut random)).collect();
+        let six = (0..12).map(|_| conversation(&mut random)).collect();
+        Self {
+            random,
+            base,
+            four,
+            six,
+        }
+    }
+
+    /// The next step, given what the model has come to.
+    pub fn step(&mut self, model: &Model) -> Step {
+        if self.random.once_in(12) {
+            return Step::Change(self.change(model));
+        }
+        let outgoing = self.random.once_in(8);
+        let (ifindex, mut frame) = if outgoing {
+            (UPLINK, self.outgoing())
+        } else {
+            self.incoming(model)
+        };
+        if self.random.once_in(8) {
+            self.damage(&mut frame);
+        }
+        if outgoing && is_buffer(&frame) {
+            Step::Out { frame }
+        } else {
+            Step::In { ifindex, frame }
+        }
+    }
+
+    fn incoming(&mut self, model: &Model) -> (u32, Vec<u8>) {
+        match self.random.below(30) {
+            0 => (UPLINK, self.neighbours()),
+            n if n % 2 == 0 => {
+                let Self { random, four, .. } = self;
+                incoming::<V4>(random, four, model)
+            }
+            _ => {
+                let Self { random, six, .. } = self;
+                incoming::<V6>(random, six, model)
+            }
+        }
+    }
+
+    fn outgoing(&mut self) -> Vec<u8> {
+        match self.random.below(8) {
+            0 => self.neighbours(),
+            n if n % 2 == 0 => reply::<V4>(&mut self.random).emit(),
+            _ => reply::<V6>(&mut self.random).emit(),
+        }
+    }
+
+    /// ARP and neighbour discovery, of VIPs and others.
+    fn neighbours(&mut self) -> Vec<u8> {
+        let random = &mut self.random;
+        let from = *random.pick(&[OWN_MAC, ROUTER_MAC, MASTER_MACS[1]]);
+        let second4 = V4::address(world::second_vip::<V4>()).unwrap_or_default();
+        let second6 = V6::address(world::second_vip::<V6>()).unwrap_or_default();
+        if random.once_in(2) {
+            let addresses = [
+                <V4 as packet::Family>::VIP,
+                second4,
+                second4,
+                <V4 as packet::Family>::CLIENT,
+                <V4 as packet::Family>::NOT_VIP,
+            ];
+            let operation = *random.pick(&[ArpPacket::REQUEST, ArpPacket::REPLY]);
+            packet::arp(
+                operation,
+                from,
+                *random.pick(&addresses),
+                *random.pick(&addresses),
+            )
+        } else {
+            let addresses = [
+                <V6 as packet::Family>::VIP,
+                second6,
+                second6,
+                <V6 as packet::Family>::CLIENT,
+                [0; 16],
+            ];
+            let kind = *random.pick(&[NdPacket::SOLICITATION, NdPacket::ADVERTISEMENT, 133]);
+            let (src, target) = (*random.pick(&addresses), *random.pick(&addresses));
+            packet::neighbour(kind, from, src, *random.pick(&addresses), target).emit()
+        }
+    }
+
+    /// Bytes changed, cut off, or added.
+    fn damage(&mut self, frame: &mut Vec<u8>) {
+        let random = &mut self.random;
+        for _ in 0..random.below(4) {
+            // The headers are what programs read.
+            let at = random.below(frame.len().min(90));
+            frame[at] = if random.once_in(3) {
+                frame[at] ^ (1 << random.below(8))
+            } else {
+                random.byte()
+            };
+        }
+        match random.below(6) {
+            0 => frame.truncate(SHORTEST + random.below(frame.len() - SHORTEST + 1)),
+            1 => {
+                let more = random.below(40);
+                frame.extend((0..more).map(|_| random.byte()));
+            }
+            _ => {}
+        }
+    }
+
+    /// A change of the tables: of one thing, or of one back to what it was.
+    fn change(&mut self, model: &Model) -> Change {
+        let away = model.tables.changes_to(&self.base);
+        let random = &mut self.random;
+        // The more is changed, the more is put back.
+        if random.below(6) < away.len() {
+            return random.pick(&away).clone();
+        }
+        let flows: Vec<_> = model.state.flows.keys().copied().collect();
+        let returns: Vec<_> = model.state.returns.keys().copied().collect();
+        match random.below(16) {
+            0 if !flows.is_empty() => Change::EvictFlow(*random.pick(&flows)),
+            1 if !returns.is_empty() => Change::EvictReturn(*random.pick(&returns)),
+            2..5 if !flows.is_empty() => Change::Age(*random.pick(&flows), *random.pick(&AGES)),
+            5 => Change::Lease(world::LEASE, false),
+            6 => Change::Uplink((*random.pick(&[UPLINK, OTHER_UPLINK]), 0), None),
+            7 => other_station(random, &self.base),
+            8 | 9 => other_service(random, &self.base),
+            10 | 11 => other_table(random, &self.base),
+            _ => other_backend(random, &self.base),
+        }
+    }
+}
+
+/// Something of another station is gone.
+fn other_station(random: &mut Random, base: &Tables) -> Change {
+    fn key<K: Copy, V>(random: &mut Random, map: &std::collections::BTreeMap<K, V>) -> K {
+        let keys: Vec<K> = map.keys().copied().collect();
+        *random.pick(&keys)
+    }
+    match random.below(5) {
+        0 => Change::PeerMac(key(random, &base.peer_macs), None),
+        1 => Change::PeerAddr(key(random, &base.peer_addrs), None),
+        2 => Change::ReplyPort(key(random, &base.reply_ports), None),
+        3 => Change::Vip(key(random, &base.vips), None),
+        _ => {
+            let sources: Vec<Port> = base.nat_sources.iter().copied().collect();
+            Change::NatSource(*random.pick(&sources), false)
+        }
+    }
+}
+
+/// A service is gone, without backends, or without the one on this node.
+fn other_service(random: &mut Random, base: &Tables) -> Change {
+    let services: Vec<_> = base.services.iter().collect();
+    let (key, service) = *random.pick(&services);
+    let mut service = service.clone();
+    match random.below(4) {
+        0 => return Change::Service(*key, None),
+        1 => service.flags = 0,
+        _ => (service.local_backend, service.local_port) = (0, 0),
+    }
+    Change::Service(*key, Some(service))
+}
+
+/// Other backends have a service's slots.
+fn other_table(random: &mut Random, base: &Tables) -> Change {
+    let tables: Vec<_> = base.maglev.iter().collect();
+    let (table, backends) = *random.pick(&tables);
+    let length = random.below(6);
+    let pattern = (0..length).map(|_| *random.pick(backends)).collect();
+    Change::Maglev(*table, pattern)
+}
+
+/// A backend is in another state, elsewhere, or gone.
+fn other_backend(random: &mut Random, base: &Tables) -> Change {
+    let backends: Vec<_> = base.backends.iter().collect();
+    let (id, backend) = *random.pick(&backends);
+    let mut backend = backend.clone();
+    match random.below(12) {
+        0 => return Change::Backend(*id, None),
+        1 => backend.service += 1,
+        2 => backend.ifindex = 0,
+        3 => backend.ifindex = OTHER_UPLINK,
+        4 if backend.method != 1 => backend.method ^= 1,
+        5..8 => backend.state = 2,
+        _ => backend.state = 0,
+    }
+    Change::Backend(*id, Some(backend))
+}
+
+/// Whether a program run takes a frame for a socket buffer: it wants all of the IP header.
+pub(super) fn is_buffer(frame: &[u8]) -> bool {
+    let kind = frame
+        .get(12..14)
+        .map_or(0, |kind| u16::from_be_bytes([kind[0], kind[1]]));
+    let header = match kind {
+        ETHERTYPE_IPV4 => 20,
+        ETHERTYPE_IPV6 => 40,
+        _ => 0,
+    };
+    frame.len() >= SHORTEST + header
+}
+
+fn address<F: Family>(addr: IpAddr) -> F::Addr {
+    F::address(addr).unwrap_or(F::VIP)
+}
+
+/// A client that is going to talk to a service.
+fn conversation<F: Family>(random: &mut Random) -> Conversation<F> {
+    let clients = world::clients::<F>();
+    let client = address::<F>(*random.pick(&clients));
+    let second = address::<F>(world::second_vip::<F>());
+    let services = [
+        (F::VIP, VIP_PORT),
+        (F::VIP, VIP_PORT),
+        (F::VIP, world::NAT_PORT),
+        (second, VIP_PORT),
+    ];
+    let (vip, dport) = *random.pick(&services);
+    let mut conversation = Conversation {
+        client,
+        sport: *random.pick(&PORTS),
+        vip,
+        dport,
+        ifindex: *random.pick(&[UPLINK, UPLINK, OTHER_UPLINK]),
+        from: *random.pick(&[ROUTER_MAC, ROUTER_MAC, ROUTER2_MAC]),
+        seq: random.word(),
+        ack: random.word(),
+        open: false,
+    };
+    match random.below(8) {
+        // A peer is the client.
+        0 => {
+            let node = 1 + random.below(2);
+            (conversation.client, conversation.from) = (F::MASTERS[node], MASTER_MACS[node]);
+        }
+        // A peer forwards the client's frames.
+        1 => conversation.from = MASTER_MACS[1 + random.below(2)],
+        // A machine with a backend is the client.
+        2 => {
+            let number = random.below(2);
+            (conversation.client, conversation.from) =
+                (F::EXTERNALS[number], EXTERNAL_MACS[number]);
+        }
+        _ => {}
+    }
+    conversation
+}
+
+fn incoming<F: Family>(
+    random: &mut Random,
+    conversations: &mut [Conversation<F>],
+    model: &Model,
+) -> (u32, Vec<u8>) {
+    let (mut ifindex, mut frame) = match random.below(16) {
+        0 => (UPLINK, something_else(random)),
+        1..5 => nat_reply(random, model).unwrap_or_else(|| stray_reply(random)),
+        _ => {
+            let at = random.below(conversations.len());
+            if random.once_in(20) {
+                conversations[at] = conversation(random);
+            }
+            let speaker = &mut conversations[at];
+            (speaker.ifindex, segment(random, speaker))
+        }
+    };
+    frame.to = own_mac(ifindex);
+    if random.once_in(6) {
+        decorate(random, &mut ifindex, &mut frame);
+    }
+    (ifindex, frame.emit())
+}
+
+/// The next segment of a conversation.
+fn segment<F: Family>(random: &mut Random, speaker: &mut Conversation<F>) -> Frame<F> {
+    let data: Vec<u8> = (0..random.below(MAX_DATA)).map(|_| random.byte()).collect();
+    let mut tcp = Tcp {
+        sport: speaker.sport,
+        dport: speaker.dport,
+        seq: speaker.seq,
+        ack: speaker.ack,
+        flags: ACK,
+        options: Vec::new(),
+        data: Vec::new(),
+    };
+    match (speaker.open, random.below(20)) {
+        (false, 0..12) | (true, 0) => {
+            // A new one may begin before the old one has ended.
+            if speaker.open || random.once_in(2) {
+                speaker.seq = random.word();
+            }
+            (tcp.seq, tcp.ack, tcp.flags) = (speaker.seq, 0, SYN);
+            tcp.options = vec![2, 4, 5, 0xb4, 1, 1, 4, 2];
+        }
+        (false, _) => {
+            speaker.seq = speaker.seq.wrapping_add(1);
+            tcp.seq = speaker.seq;
+            speaker.open = true;
+        }
+        (true, 1) => {
+            tcp.flags |= FIN;
+            speaker.seq = speaker.seq.wrapping_add(1);
+            speaker.open = random.once_in(2);
+        }
+        (true, 2) => {
+            tcp.flags = *random.pick(&[RST, RST | ACK]);
+            speaker.open = false;
+        }
+        // Late, early, or of nobody.
+        (true, 3) => {
+            tcp.seq = speaker.seq.wrapping_sub(random.word() >> random.below(32));
+            tcp.ack = speaker.ack.wrapping_sub(random.word() >> random.below(32));
+            tcp.flags = *random.pick(&[ACK, ACK | FIN, RST, SYN | ACK, ACK | PSH]);
+            tcp.data = data;
+        }
+        (true, 4) => tcp.flags = *random.pick(&[0, PSH, SYN | FIN, SYN | RST, FIN, RST | FIN]),
+        (true, 5..8) => {
+            speaker.ack = speaker.ack.wrapping_add(random.word() >> 20);
+            tcp.ack = speaker.ack;
+        }
+        (true, _) => {
+            tcp.flags |= PSH;
+            speaker.seq = speaker.seq.wrapping_add(data.len() as u32);
+            tcp.data = data;
+        }
+    }
+    if random.once_in(40) {
+        speaker.from = *random.pick(&[ROUTER_MAC, ROUTER2_MAC, MASTER_MACS[1]]);
+        speaker.ifindex = *random.pick(&[UPLINK, OTHER_UPLINK]);
+    }
+    let mut frame = Frame::packet(Upper::Tcp(tcp)).from(speaker.from, speaker.client);
+    frame.dst = speaker.vip;
+    frame
+}
+
+/// The reply of a nat backend to one of the flows that there are.
+fn nat_reply<F: Family>(random: &mut Random, model: &Model) -> Option<(u32, Frame<F>)> {
+    let keys: Vec<_> = model
+        .state
+        .returns
+        .keys()
+        .filter(|key| F::address(key.src.ip()).is_some())
+        .collect();
+    if keys.is_empty() {
+        return None;
+    }
+    let key = random.pick(&keys);
+    let number = usize::from(key.src.ip() == F::EXTERNALS[1].into());
+    let flags = *random.pick(&[SYN | ACK, ACK, ACK | PSH, ACK | FIN, RST | ACK, RST]);
+    let data = vec![0x55; random.below(MAX_DATA)];
+    let mut frame = Frame::<F>::tcp(flags, random.word(), random.word(), &data)
+        .from(EXTERNAL_MACS[number], address::<F>(key.src.ip()))
+        .sport(key.src.port())
+        .dport(key.dst.port());
+    frame.dst = address::<F>(key.dst.ip());
+    Some((*random.pick(&[UPLINK, UPLINK, OTHER_UPLINK]), frame))
+}
+
+/// A segment of a backend that belongs to nothing.
+fn stray_reply<F: Family>(random: &mut Random) -> (u32, Frame<F>) {
+    let number = random.below(2);
+    let port = *random.pick(&[BACKEND_PORT, world::NAT_BACKEND_PORT, 22]);
+    let flags = *random.pick(&[SYN | ACK, ACK, RST]);
+    let frame = Frame::<F>::tcp(flags, random.word(), random.word(), &[])
+        .from(EXTERNAL_MACS[number], F::EXTERNALS[number])
+        .sport(port)
+        .dport(*random.pick(&PORTS));
+    (UPLINK, frame)
+}
+
+/// What else comes to a VIP, or to this node.
+fn something_else<F: Family>(random: &mut Random) -> Frame<F> {
+    match random.below(6) {
+        0 => Frame::packet(packet::udp(VIP_PORT)),
+        1 => Frame::packet(packet::echo::<F>()),
+        2 => Frame::packet(Upper::Raw(112, None, vec![0x21; 20])),
+        3 => Frame::<F>::data().dst(F::NOT_VIP),
+        // Around the service, or to nothing.
+        4 => Frame::<F>::syn().dport(BACKEND_PORT),
+        _ => Frame::<F>::syn().dport(22),
+    }
+}
+
+/// What is unusual about a frame, valid or not.
+fn decorate<F: Family>(random: &mut Random, ifindex: &mut u32, frame: &mut Frame<F>) {
+    match random.below(12) {
+        0 => frame.tags = vec![(0x8100, random.below(4096) as u16)],
+        1 => frame.tags = vec![(0x88a8, 7), (0x8100, random.below(4096) as u16)],
+        2 => frame.options.push(vec![1; 1 + random.below(20)]),
+        3 => frame.options = vec![vec![1; random.below(8)]; 1 + random.below(5)],
+        4 => frame.fragment = *random.pick(&[0x2000, 0x2001, 185, 0x4000]),
+        5 => frame.src = *random.pick(F::BAD_SOURCES),
+        6 => frame.to = *random.pick(&[BROADCAST_MAC, ROUTER_MAC, OWN_MAC, OTHER_OWN_MAC]),
+        7 => *ifindex = *random.pick(&[UPLINK, OTHER_UPLINK, world::NO_UPLINK]),
+        8 => frame.checksum_error = random.word() as u16,
+        9 => frame.padding = vec![0x5a; 1 + random.below(40)],
+        10 => frame.ttl = *random.pick(&[0, 1, 2, 255]),
+        _ => frame.from = *random.pick(&[MASTER_MACS[1], MASTER_MACS[2], ROUTER2_MAC]),
+    }
+    // IPv4 has room for 40 bytes of options.
+    if F::HEADER_LEN == 20 {
+        let mut left = 40_usize;
+        frame.options.retain(|option| {
+            let fits = option.len() <= left;
+            left -= if fits { option.len() } else { 0 };
+            fits
+        });
+    }
+}
+
+/// A segment that leaves this node.
+fn reply<F: Family>(random: &mut Random) -> Frame<F> {
+    let clients = world::clients::<F>();
+    let sports = [BACKEND_PORT, BACKEND_PORT, VIP_PORT, 22, 40_000];
+    let flags = *random.pick(&[SYN | ACK, ACK, ACK | PSH, ACK | FIN, RST]);
+    let data = vec![0xaa; random.below(MAX_DATA)];
+    let mut frame = Frame::<F>::tcp(flags, random.word(), random.word(), &data)
+        .macs(OWN_MAC, ROUTER_MAC)
+        .sport(*random.pick(&sports))
+        .dport(*random.pick(&PORTS));
+    let second = address::<F>(world::second_vip::<F>());
+    frame.src = *random.pick(&[F::VIP, F::VIP, second, F::NOT_VIP]);
+    frame.dst = address::<F>(*random.pick(&clients));
+    if random.once_in(6) {
+        decorate(random, &mut 0, &mut frame);
+    }
+    frame
+}

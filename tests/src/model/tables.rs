@@ -1,0 +1,297 @@
+//! What the data plane knows: tables that the controller writes, and those of the data plane itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{
+    abi::{BackendState, Mac, Method},
+    conntrack::FlowState,
+};
+use serde::{Deserialize, Serialize};
+
+/// A transport address with its IP protocol.
+pub type Port = (SocketAddr, u8);
+
+/// A flow as it is on the wire in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tuple {
+    /// Source.
+    pub src: SocketAddr,
+    /// Destination.
+    pub dst: SocketAddr,
+    /// IP protocol.
+    pub proto: u8,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its id.
+    pub id: u32,
+    /// The Maglev table in force.
+    pub table: u32,
+    /// The backend on this node, 0 without.
+    pub local_backend: u32,
+    /// The port that it listens on.
+    pub local_port: u16,
+    /// See `lb_common::abi::Service`.
+    pub flags: u16,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its service.
+    pub service: u32,
+    /// The node that it is on, 0: one without xvip.
+    pub node: u32,
+    /// 1 local, 2 dsr, 3 nat.
+    pub method: u8,
+    /// 0 down, 1 up, 2 draining.
+    pub state: u8,
+    /// Counts how often its flows were to be reset.
+    pub epoch: u16,
+    /// Interface towards it, 0: unknown.
+    pub ifindex: u32,
+    /// Next hop.
+    pub mac: Mac,
+    /// VLAN tags towards it.
+    pub tags: u32,
+}
+
+impl Backend {
+    /// How packets reach it.
+    pub(super) fn method(&self) -> Option<Method> {
+        Method::from_raw(self.method)
+    }
+
+    /// What may be done with it.
+    pub(super) fn state(&self) -> BackendState {
+        BackendState::from_raw(self.state)
+    }
+}
+
+/// A client's flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Its backend.
+    pub backend: u32,
+    /// Seconds of the coarse clock at the last packet.
+    pub last_seen: u32,
+    /// Highest SEG.ACK and SEG.SEQ + LEN of the client, once it has sent an ACK.
+    pub acked: Option<(u32, u32)>,
+    /// Source port towards a nat backend, else 0.
+    pub nat_port: u16,
+    /// Tag of the path that it comes by (nat).
+    pub path: u16,
+    /// State.
+    pub state: FlowState,
+    /// The backend's epoch when it began.
+    pub epoch: u16,
+}
+
+/// Where the replies of a nat flow go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// The client.
+    pub client: SocketAddr,
+    /// The service's port.
+    pub vip_port: u16,
+    /// The backend.
+    pub backend: u32,
+    /// Interface that the flow comes in by.
+    pub ifindex: u32,
+    /// VLAN tags of the client's frames.
+    pub tags: u32,
+    /// MAC that it comes from.
+    pub mac: Mac,
+}
+
+/// What the controller writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Services by VIP:port.
+    pub services: BTreeMap<Port, Service>,
+    /// Maglev tables: backend ids that repeat from slot 0 on.
+    pub maglev: BTreeMap<u32, Vec<u16>>,
+    /// Backends by id.
+    pub backends: BTreeMap<u32, Backend>,
+    /// Backends that are reached by nat.
+    pub nat_sources: BTreeSet<Port>,
+    /// VIPs and their leases.
+    pub vips: BTreeMap<IpAddr, u32>,
+    /// Leases that are valid.
+    pub leases: BTreeSet<u32>,
+    /// Own MACs by interface and VLAN tags.
+    pub uplinks: BTreeMap<(u32, u32), Mac>,
+    /// Peers' MACs.
+    pub peer_macs: BTreeMap<Mac, u32>,
+    /// Peers' addresses.
+    pub peer_addrs: BTreeMap<IpAddr, u32>,
+    /// VIP:backend port, and the port that its replies leave from.
+    pub reply_ports: BTreeMap<Port, u16>,
+}
+
+/// What the data plane writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Flows by (client, VIP).
+    pub flows: BTreeMap<Tuple, Flow>,
+    /// nat return entries by (backend, VIP:nat port).
+    pub returns: BTreeMap<Tuple, Return>,
+}
+
+/// A change of the tables, by the controller or by time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A service, or none any more.
+    Service(Port, Option<Service>),
+    /// A backend, or none any more.
+    Backend(u32, Option<Backend>),
+    /// The backends of a Maglev table's slots, over and over.
+    Maglev(u32, Vec<u16>),
+    /// A backend is reached by nat, or not.
+    NatSource(Port, bool),
+    /// A VIP and its lease, or no VIP.
+    Vip(IpAddr, Option<u32>),
+    /// A lease is valid for long, or not at all.
+    Lease(u32, bool),
+    /// The MAC of (interface, VLAN tags), or no uplink.
+    Uplink((u32, u32), Option<Mac>),
+    /// The peer of a MAC, or none.
+    PeerMac(Mac, Option<u32>),
+    /// The peer of an address, or none.
+    PeerAddr(IpAddr, Option<u32>),
+    /// The port for replies from VIP:backend port, or none.
+    ReplyPort(Port, Option<u16>),
+    /// A flow is evicted.
+    EvictFlow(Tuple),
+    /// A return entry is evicted.
+    EvictReturn(Tuple),
+    /// A flow's last packet was this many seconds earlier.
+    Age(Tuple, u32),
+}
+
+/// Put a value into a map, or remove it.
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+/// Put an element into a set, or remove it.
+fn toggle<K: Ord>(set: &mut BTreeSet<K>, key: K, present: bool) {
+    if present {
+        set.insert(key);
+    } else {
+        set.remove(&key);
+    }
+}
+
+impl Tables {
+    /// Carry out a change of the controller's.
+    pub(super) fn change(&mut self, change: &Change) {
+        match change.clone() {
+            Change::Service(key, service) => set(&mut self.services, key, service),
+            Change::Backend(id, backend) => set(&mut self.backends, id, backend),
+            Change::Maglev(table, pattern) => set(&mut self.maglev, table, Some(pattern)),
+            Change::NatSource(key, present) => toggle(&mut self.nat_sources, key, present),
+            Change::Vip(addr, lease) => set(&mut self.vips, addr, lease),
+            Change::Lease(index, valid) => toggle(&mut self.leases, index, valid),
+            Change::Uplink(key, mac) => set(&mut self.uplinks, key, mac),
+            Change::PeerMac(mac, node) => set(&mut self.peer_macs, mac, node),
+            Change::PeerAddr(addr, node) => set(&mut self.peer_addrs, addr, node),
+            Change::ReplyPort(key, port) => set(&mut self.reply_ports, key, port),
+            Change::EvictFlow(_) | Change::EvictReturn(_) | Change::Age(..) => {}
+        }
+    }
+
+    /// The backend in `slot` of a Maglev table, 0 for none.
+    pub(super) fn slot(&self, table: u32, slot: u32) -> u32 {
+        let pattern = self.maglev.get(&table).map_or(&[][..], Vec::as_slice);
+        match pattern.len() {
+            0 => 0,
+            length => u32::from(pattern[slot as usize % length]),
+        }
+    }
+
+    /// Whether this node must keep silent about an address.
+    pub(super) fn fenced(&self, addr: IpAddr) -> bool {
+        let lease = self.vips.get(&addr);
+        lease.is_some_and(|lease| *lease != 0 && !self.leases.contains(lease))
+    }
+}
+
+impl State {
+    /// Carry out a change that time makes.
+    pub(super) fn change(&mut self, change: &Change) {
+        match change {
+            Change::EvictFlow(tuple) => {
+                self.flows.remove(tuple);
+            }
+            Change::EvictReturn(tuple) => {
+                self.returns.remove(tuple);
+            }
+            Change::Age(tuple, seconds) => {
+                if let Some(flow) = self.flows.get_mut(tuple) {
+                    flow.last_seen = flow.last_seen.saturating_sub(*seconds);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The changes from one map to another.
+fn map_changes<K: Ord + Clone, V: PartialEq + Clone>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    change: impl Fn(K, Option<V>) -> Change,
+) -> Vec<Change> {
+    let gone = from.keys().filter(|key| !to.contains_key(key));
+    let other = to
+        .iter()
+        .filter(|(key, value)| from.get(key) != Some(*value));
+    let gone = gone.map(|key| change(key.clone(), None));
+    let other = other.map(|(key, value)| change(key.clone(), Some(value.clone())));
+    gone.chain(other).collect()
+}
+
+/// The changes from one set to another.
+fn set_changes<K: Ord + Clone>(
+    from: &BTreeSet<K>,
+    to: &BTreeSet<K>,
+    change: impl Fn(K, bool) -> Change,
+) -> Vec<Change> {
+    let different = from.symmetric_difference(to);
+    different
+        .map(|key| change(key.clone(), to.contains(key)))
+        .collect()
+}
+
+impl Tables {
+    /// The changes that make these tables the other ones.
+    pub fn changes_to(&self, to: &Self) -> Vec<Change> {
+        let empty_pattern =
+            |table, pattern: Option<Vec<u16>>| Change::Maglev(table, pattern.unwrap_or_default());
+        [
+            map_changes(&self.services, &to.services, Change::Service),
+            map_changes(&self.backends, &to.backends, Change::Backend),
+            map_changes(&self.maglev, &to.maglev, empty_pattern),
+            set_changes(&self.nat_sources, &to.nat_sources, Change::NatSource),
+            map_changes(&self.vips, &to.vips, Change::Vip),
+            set_changes(&self.leases, &to.leases, Change::Lease),
+            map_changes(&self.uplinks, &to.uplinks, Change::Uplink),
+            map_changes(&self.peer_macs, &to.peer_macs, Change::PeerMac),
+            map_changes(&self.peer_addrs, &to.peer_addrs, Change::PeerAddr),
+            map_changes(&self.reply_ports, &to.reply_ports, Change::ReplyPort),
+        ]
+        .concat()
+    }
+}
