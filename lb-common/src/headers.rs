@@ -18,6 +18,10 @@ pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 /// IP protocol number of TCP.
 pub const IPPROTO_TCP: u8 = 6;
+/// IP protocol of ICMP (IPv4).
+pub const IPPROTO_ICMP: u8 = 1;
+/// IP protocol of UDP.
+pub const IPPROTO_UDP: u8 = 17;
 /// IP protocol number of `ICMPv6`.
 pub const IPPROTO_ICMPV6: u8 = 58;
 /// IP protocol number of VRRP.

@@ -57,6 +57,7 @@ const AFTER_HANDSHAKE: Duration = Duration::from_secs(2);
 fn health(check: CheckConfig) -> HealthConfig {
     HealthConfig {
         check,
+        port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         rise: NonZeroU32::MIN,

@@ -204,7 +204,7 @@ pub struct ServiceStatus {
     pub address: IpAddr,
     /// Port of the VIP.
     pub port: u16,
-    /// Transport protocol, `"tcp"`.
+    /// Transport protocol, `"tcp"` or `"udp"`.
     pub protocol: String,
     /// Packets from clients.
     pub packets: u64,

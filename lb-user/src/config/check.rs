@@ -8,14 +8,17 @@ use std::{
     num::NonZeroU16,
 };
 
-use lb_common::abi::{
-    MAX_BACKENDS, MAX_BACKENDS_PER_SERVICE, MAX_LEASES, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS,
-    MAX_VIPS,
+use lb_common::{
+    abi::{
+        MAX_BACKENDS, MAX_BACKENDS_PER_SERVICE, MAX_LEASES, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS,
+        MAX_VIPS, sources::MAX_SOURCE_RULES,
+    },
+    headers::{IPPROTO_TCP, IPPROTO_UDP},
 };
 
 use super::{
     Draft,
-    model::VrrpVersion,
+    model::{Protocol, VrrpVersion},
     node::PeerDraft,
     raw::{Mark, Marked, Report},
     service::ServiceDraft,
@@ -41,9 +44,17 @@ pub(super) fn check(report: &Report, draft: &Draft) {
     }
     for service in &draft.services {
         backends(report, service, &vips);
+        sources(report, service);
     }
-    endpoints(report, &draft.services);
-    reply_ports(report, &draft.services);
+    for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
+        let of_protocol = |service: &&ServiceDraft| {
+            let own = service.protocol.map(Protocol::number);
+            own == Some(protocol)
+        };
+        let services: Vec<_> = draft.services.iter().filter(of_protocol).collect();
+        endpoints(report, &services);
+        reply_ports(report, &services);
+    }
     limits(report, draft, &vips);
 }
 
@@ -327,12 +338,42 @@ fn backends(report: &Report, service: &ServiceDraft, vips: &Vips<'_>) {
     );
 }
 
+/// Source rules are of the VIP's family, and no prefix has two.
+fn sources(report: &Report, service: &ServiceDraft) {
+    let prefixes = service.sources.prefixes();
+    let marked = prefixes.map(|prefix| (prefix.value, &prefix.mark));
+    unique(report, marked, |prefix, first| {
+        Fault::new(
+            format!("\"{prefix}\" is already {}", first.key()),
+            "write every prefix once, in allow or in deny",
+        )
+    });
+    let Some(vip) = &service.address else {
+        return;
+    };
+    for prefix in service.sources.prefixes() {
+        if !same_family(vip.value, prefix.value.addr()) {
+            report.refuse(
+                &prefix.mark,
+                Fault::new(
+                    format!(
+                        "\"{}\" is not {} like the VIP",
+                        prefix.value,
+                        family(vip.value)
+                    ),
+                    format!("write an {} prefix", family(vip.value)),
+                ),
+            );
+        }
+    }
+}
+
 /// VIP and port of a service, where both are known.
 fn endpoint(service: &ServiceDraft) -> Option<(IpAddr, &Marked<NonZeroU16>)> {
     Some((service.address.as_ref()?.value, service.port.as_ref()?))
 }
 
-fn endpoints(report: &Report, services: &[ServiceDraft]) {
+fn endpoints(report: &Report, services: &[&ServiceDraft]) {
     let endpoints = services.iter().filter_map(|service| {
         let (vip, port) = endpoint(service)?;
         Some((SocketAddr::new(vip, port.value.get()), &port.mark))
@@ -348,7 +389,7 @@ fn endpoints(report: &Report, services: &[ServiceDraft]) {
 /// One VIP port per (VIP, backend port). A reply that leaves from VIP:backend port must tell by
 /// these alone which port the client connected to; and a VIP:backend port that is itself
 /// a service would take what was already translated for another one.
-fn reply_ports(report: &Report, services: &[ServiceDraft]) {
+fn reply_ports(report: &Report, services: &[&ServiceDraft]) {
     let served: HashMap<SocketAddr, &Mark> = services
         .iter()
         .filter_map(|service| {
@@ -438,6 +479,18 @@ fn limits(report: &Report, draft: &Draft, vips: &Vips<'_>) {
             count(MAX_PEERS),
             "peer addresses of one family",
             addresses,
+        );
+        let prefixes = draft
+            .services
+            .iter()
+            .flat_map(|service| service.sources.prefixes())
+            .map(|prefix| (prefix.value.addr(), &prefix.mark))
+            .filter_map(of_family);
+        at_most(
+            report,
+            count(MAX_SOURCE_RULES),
+            "prefixes of one family in allow and deny",
+            prefixes,
         );
         // Only first mentions: a VIP of an instance and of its services is one VIP.
         let first_mentions = vip_marks(draft)

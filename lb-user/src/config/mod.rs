@@ -14,6 +14,7 @@ pub mod model;
 mod node;
 mod raw;
 mod service;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod value;

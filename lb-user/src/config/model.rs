@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
 
 /// Everything that one xvip needs to know. Immutable: a reload makes a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,10 @@ pub struct NodeConfig {
     pub cgroup: CgroupPath,
     /// Directory of the admin socket.
     pub state_dir: PathBuf,
+    /// Conntrack entries for new flows that a CPU makes in a second; 0: any number.
+    pub new_flow_limit: u32,
+    /// Flows of another owner that a CPU adopts in a second; 0: any number.
+    pub adoption_limit: u32,
 }
 
 /// `node.attach`
@@ -168,10 +173,26 @@ pub struct ServiceConfig {
     pub port: NonZeroU16,
     /// Transport protocol.
     pub protocol: Protocol,
+    /// What a client hears that no backend can serve.
+    pub on_no_backend: OnNoBackend,
+    /// Who may open flows, and how fast.
+    pub sources: SourcesConfig,
     /// How the backends are checked.
     pub health: HealthConfig,
     /// Backends in file order; 1..=`MAX_BACKENDS_PER_SERVICE`.
     pub backends: Vec<BackendConfig>,
+}
+
+impl ServiceConfig {
+    /// Where the backend at this position is checked: at its own address, on its own port or that
+    /// of the checks.
+    pub fn probe_target(&self, backend: usize) -> Option<SocketAddr> {
+        let mut target = self.backends.get(backend)?.address;
+        if let Some(port) = self.health.port {
+            target.set_port(port.get());
+        }
+        Some(target)
+    }
 }
 
 /// `service.protocol`
@@ -179,6 +200,68 @@ pub struct ServiceConfig {
 pub enum Protocol {
     /// TCP.
     Tcp,
+    /// UDP.
+    Udp {
+        /// Seconds of silence that end a flow.
+        idle_seconds: NonZeroU16,
+    },
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => IPPROTO_TCP,
+            Self::Udp { .. } => IPPROTO_UDP,
+        }
+    }
+
+    /// The name that stands in configuration and status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp { .. } => "udp",
+        }
+    }
+
+    /// Seconds of silence that end a flow; 0 where the protocol itself says so.
+    pub const fn idle_seconds(self) -> u16 {
+        match self {
+            Self::Tcp => 0,
+            Self::Udp { idle_seconds } => idle_seconds.get(),
+        }
+    }
+}
+
+/// `service.on_no_backend`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnNoBackend {
+    /// A connection is refused at once.
+    Reset,
+    /// Nothing: the client tries again until its time is up.
+    Drop,
+}
+
+/// `service.allow`, `service.deny` and `service.source_limit`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourcesConfig {
+    /// Prefixes of the service's family whose new flows are taken. With any, those of others are
+    /// refused.
+    pub allow: Vec<IpNet>,
+    /// Prefixes whose new flows are refused. The longest prefix that fits decides, and no prefix is
+    /// in both.
+    pub deny: Vec<IpNet>,
+    /// New flows of one source; `None`: any number.
+    pub limit: Option<SourceLimit>,
+}
+
+/// `service.source_limit`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLimit {
+    /// New flows per second.
+    pub rate: NonZeroU16,
+    /// New flows at once.
+    pub burst: NonZeroU16,
 }
 
 /// `[[service.backend]]`
@@ -210,6 +293,8 @@ pub enum Forwarding {
 pub struct HealthConfig {
     /// What is asked.
     pub check: CheckConfig,
+    /// The port that is asked; `None`: the backend's own.
+    pub port: Option<NonZeroU16>,
     /// Time between checks in a settled state, default 2 s.
     pub interval: Duration,
     /// Time that one check may take, default 1 s.
@@ -246,6 +331,8 @@ pub enum CheckConfig {
     Tls(TlsConfig),
     /// A TCP handshake.
     Tcp,
+    /// Nothing: backends count as UP.
+    None,
 }
 
 /// TLS side of a check.

@@ -2,12 +2,17 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
+use lb_common::abi::{DEFAULT_ADOPTION_LIMIT, DEFAULT_NEW_FLOW_LIMIT};
+
 use super::{
     Context,
     model::{AttachMode, CgroupPath, NodeConfig, Peer},
-    raw::{Mark, Marked, Table},
+    raw::{Mark, Marked, Table, Value},
     value::{self, Fault},
 };
+
+/// More entries per second than any CPU makes.
+const MAX_LIMIT: u32 = 10_000_000;
 
 /// `[node]` and what is compared with other sections.
 pub(super) struct NodeDraft {
@@ -47,6 +52,8 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
     let state_dir = table.get_or("state_dir", PathBuf::from("/run/xvip"), |value| {
         value.text("/run/xvip", value::absolute_path)
     });
+    let new_flow_limit = table.get_or("new_flow_limit", DEFAULT_NEW_FLOW_LIMIT, limit);
+    let adoption_limit = table.get_or("adoption_limit", DEFAULT_ADOPTION_LIMIT, limit);
     table.finish();
     let config = || {
         Some(NodeConfig {
@@ -59,6 +66,8 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             attach: attach?,
             cgroup: cgroup?,
             state_dir: state_dir?,
+            new_flow_limit: new_flow_limit?,
+            adoption_limit: adoption_limit?,
         })
     };
     NodeDraft {
@@ -89,6 +98,11 @@ fn read_interfaces(table: &mut Table<'_>) -> Vec<Marked<String>> {
         value.refuse(Fault::new("is empty", hint));
     }
     value.each(|element| element.text("eth0", value::interface))
+}
+
+/// Entries per CPU and second; 0: any number.
+fn limit(value: &Value<'_>) -> Option<Marked<u32>> {
+    value.large_number(0..=MAX_LIMIT)
 }
 
 fn cgroup(text: &str) -> Result<CgroupPath, Fault> {

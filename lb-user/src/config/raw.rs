@@ -159,6 +159,10 @@ impl Report {
     }
 }
 
+/// An optional value is there and wrong: an error is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused;
+
 /// A table that is being read. Call [`Table::finish`] at the end.
 #[derive(Debug)]
 pub(super) struct Table<'d> {
@@ -367,11 +371,27 @@ impl<'d> Value<'d> {
         range: RangeInclusive<u16>,
         make: impl FnOnce(u16) -> Option<T>,
     ) -> Option<Marked<T>> {
+        let (first, last) = range.into_inner();
+        self.integer(u32::from(first)..=u32::from(last), |number| {
+            u16::try_from(number).ok().and_then(make)
+        })
+    }
+
+    /// An integer in `range`, which may go beyond 16 bits.
+    pub(super) fn large_number(&self, range: RangeInclusive<u32>) -> Option<Marked<u32>> {
+        self.integer(range, Some)
+    }
+
+    fn integer<T>(
+        &self,
+        range: RangeInclusive<u32>,
+        make: impl FnOnce(u32) -> Option<T>,
+    ) -> Option<Marked<T>> {
         let DeValue::Integer(integer) = self.raw else {
             self.refuse_type(format_args!("an integer, {}", spelled(&range)));
             return None;
         };
-        let number = u16::from_str_radix(integer.as_str(), integer.radix())
+        let number = u32::from_str_radix(integer.as_str(), integer.radix())
             .ok()
             .filter(|number| range.contains(number))
             .and_then(make);
@@ -432,7 +452,7 @@ impl<'d> Value<'d> {
 }
 
 /// `1..255`, or `2 or 3` where that is all.
-fn spelled(range: &RangeInclusive<u16>) -> String {
+fn spelled(range: &RangeInclusive<u32>) -> String {
     let (first, last) = (range.start(), range.end());
     match last - first {
         0 => first.to_string(),

@@ -10,10 +10,11 @@ use std::{
 use super::{
     Context,
     model::{
-        BackendConfig, CheckConfig, ClientCert, Forwarding, HealthConfig, HttpConfig, Protocol,
-        ServiceConfig, StartState, TlsConfig, TlsVerify,
+        BackendConfig, CheckConfig, ClientCert, Forwarding, HealthConfig, HttpConfig, OnNoBackend,
+        Protocol, ServiceConfig, StartState, TlsConfig, TlsVerify,
     },
-    raw::{Mark, Marked, Table, Value},
+    raw::{Mark, Marked, Refused, Table, Value},
+    sources::{self, SourcesDraft},
     value::{self, CHECK_TIME, Fault},
 };
 
@@ -25,6 +26,8 @@ pub(super) struct ServiceDraft {
     pub(super) name: Option<Marked<String>>,
     pub(super) address: Option<Marked<IpAddr>>,
     pub(super) port: Option<Marked<NonZeroU16>>,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) sources: SourcesDraft,
     pub(super) backends: Vec<BackendDraft>,
 }
 
@@ -39,6 +42,8 @@ pub(super) struct BackendDraft {
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_FAST_INTERVAL: Duration = Duration::from_millis(500);
+/// `service.idle_timeout`
+const DEFAULT_IDLE_SECONDS: NonZeroU16 = NonZeroU16::new(60).unwrap();
 
 /// Read one `[[service]]`.
 pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft {
@@ -51,11 +56,12 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
     let port = table
         .need("port", "write the port that clients connect to")
         .and_then(|value| value.number(1..=u16::MAX, NonZeroU16::new));
-    let protocol = table.get_or("protocol", Protocol::Tcp, |value| {
-        value.choice(&[("tcp", Protocol::Tcp)])
-    });
+    let transport = read_transport(&mut table);
+    let protocol = read_protocol(&mut table, transport);
     let forwarding = table.get_or("forwarding", Forwarding::Auto, forwarding);
-    let health = read_health(table.table("health"), context);
+    let on_no_backend = read_on_no_backend(&mut table, transport);
+    let sources = sources::read(&mut table);
+    let health = read_health(table.table("health"), transport, context);
     let backends = read_backends(&mut table, forwarding);
     let mark = table.mark().clone();
     table.finish();
@@ -65,6 +71,8 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
             address: address.as_ref()?.value,
             port: port.as_ref()?.value,
             protocol: protocol?,
+            on_no_backend: on_no_backend?,
+            sources: sources.config()?,
             health: health?,
             backends: backends
                 .iter()
@@ -78,7 +86,65 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
         name,
         address,
         port,
+        protocol,
+        sources,
         backends,
+    }
+}
+
+/// `service.protocol` without what belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+fn read_transport(table: &mut Table<'_>) -> Option<Transport> {
+    table.get_or("protocol", Transport::Tcp, |value| {
+        value.choice(&[("tcp", Transport::Tcp), ("udp", Transport::Udp)])
+    })
+}
+
+/// `protocol` with `idle_timeout`, which TCP has no use for.
+fn read_protocol(table: &mut Table<'_>, transport: Option<Transport>) -> Option<Protocol> {
+    let idle = table.get("idle_timeout");
+    match transport? {
+        Transport::Tcp => {
+            if let Some(value) = idle {
+                value.refuse(Fault::new(
+                    "is not used with protocol = \"tcp\", which says when a flow ends",
+                    "remove it or write protocol = \"udp\"",
+                ));
+            }
+            Some(Protocol::Tcp)
+        }
+        Transport::Udp => {
+            let idle_seconds = match idle {
+                Some(value) => value.text("60s", value::idle_timeout)?.value,
+                None => DEFAULT_IDLE_SECONDS,
+            };
+            Some(Protocol::Udp { idle_seconds })
+        }
+    }
+}
+
+fn read_on_no_backend(table: &mut Table<'_>, transport: Option<Transport>) -> Option<OnNoBackend> {
+    let value = table.get("on_no_backend");
+    match (value, transport) {
+        (Some(value), Some(Transport::Udp)) => {
+            value.refuse(Fault::new(
+                "is not used with protocol = \"udp\", which has no resets",
+                "remove it",
+            ));
+            None
+        }
+        (Some(value), _) => {
+            let choice =
+                value.choice(&[("reset", OnNoBackend::Reset), ("drop", OnNoBackend::Drop)]);
+            choice.map(|choice| choice.value)
+        }
+        (None, Some(Transport::Udp)) => Some(OnNoBackend::Drop),
+        (None, _) => Some(OnNoBackend::Reset),
     }
 }
 
@@ -142,17 +208,61 @@ enum CheckType {
     Http,
     Tls,
     Tcp,
+    None,
 }
 
-fn read_health(mut table: Table<'_>, context: &Context<'_>) -> Option<HealthConfig> {
-    let check_type = table.get_or("type", CheckType::Https, |value| {
-        value.choice(&[
-            ("https", CheckType::Https),
-            ("http", CheckType::Http),
-            ("tls", CheckType::Tls),
-            ("tcp", CheckType::Tcp),
-        ])
-    });
+fn read_check_type(table: &mut Table<'_>, transport: Option<Transport>) -> Option<CheckType> {
+    let Some(value) = table.get("type") else {
+        if transport == Some(Transport::Udp) {
+            table.refuse_missing(
+                "type",
+                "write \"none\", or a check over TCP and the port that it asks: UDP cannot be asked",
+            );
+            return None;
+        }
+        return Some(CheckType::Https);
+    };
+    let choice = value.choice(&[
+        ("https", CheckType::Https),
+        ("http", CheckType::Http),
+        ("tls", CheckType::Tls),
+        ("tcp", CheckType::Tcp),
+        ("none", CheckType::None),
+    ]);
+    choice.map(|choice| choice.value)
+}
+
+/// `port`, by default the backend's own, which only TCP services can do with.
+fn read_check_port(
+    table: &mut Table<'_>,
+    transport: Option<Transport>,
+) -> Result<Option<NonZeroU16>, Refused> {
+    if let Some(value) = table.get("port") {
+        let port = value.number(1..=u16::MAX, NonZeroU16::new);
+        return port.map(|port| Some(port.value)).ok_or(Refused);
+    }
+    if transport == Some(Transport::Udp) {
+        let hint = "write the TCP port that is asked, or type = \"none\"";
+        table.refuse_missing("port", hint);
+        return Err(Refused);
+    }
+    Ok(None)
+}
+
+fn read_health(
+    mut table: Table<'_>,
+    transport: Option<Transport>,
+    context: &Context<'_>,
+) -> Option<HealthConfig> {
+    let check_type = read_check_type(&mut table, transport);
+    if check_type == Some(CheckType::None) {
+        return Some(read_no_health(table));
+    }
+    if check_type.is_none() && transport == Some(Transport::Udp) {
+        // One error says it all: what belongs to which type is not known.
+        return None;
+    }
+    let port = read_check_port(&mut table, transport);
     let is_one_of = |types: [CheckType; 2]| check_type.is_none_or(|used| types.contains(&used));
     let http = if is_one_of([CheckType::Https, CheckType::Http]) {
         read_http(&mut table)
@@ -193,7 +303,9 @@ fn read_health(mut table: Table<'_>, context: &Context<'_>) -> Option<HealthConf
             CheckType::Http => CheckConfig::Http(http?),
             CheckType::Tls => CheckConfig::Tls(tls?),
             CheckType::Tcp => CheckConfig::Tcp,
+            CheckType::None => CheckConfig::None,
         },
+        port: port.ok()?,
         interval: interval?,
         timeout: timeout?,
         rise: rise?,
@@ -201,6 +313,39 @@ fn read_health(mut table: Table<'_>, context: &Context<'_>) -> Option<HealthConf
         fast_interval: fast_interval?,
         start: start?,
     })
+}
+
+/// `type = "none"`: every other key is refused.
+fn read_no_health(mut table: Table<'_>) -> HealthConfig {
+    let keys = [
+        "port",
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "fast_interval",
+        "start",
+        "path",
+        "host",
+        "expect_status",
+        "verify",
+        "ca_file",
+        "server_name",
+        "client_cert_file",
+        "client_key_file",
+    ];
+    refuse_unused(&mut table, keys, "\"https\", \"http\", \"tls\" or \"tcp\"");
+    table.finish();
+    HealthConfig {
+        check: CheckConfig::None,
+        port: None,
+        interval: DEFAULT_INTERVAL,
+        timeout: DEFAULT_TIMEOUT,
+        rise: NonZeroU32::MIN,
+        fall: NonZeroU32::MIN,
+        fast_interval: DEFAULT_FAST_INTERVAL,
+        start: StartState::Up,
+    }
 }
 
 /// Refuse keys that only checks of other types use.

@@ -203,6 +203,8 @@ fn reads_the_example() {
             attach: AttachMode::Auto,
             cgroup: CgroupPath::Auto,
             state_dir: PathBuf::from("/run/xvip"),
+            new_flow_limit: 20_000,
+            adoption_limit: 20_000,
         },
         peers: vec![Peer {
             name: "master02".to_owned(),
@@ -227,6 +229,8 @@ fn reads_the_example() {
             address: ip("10.0.2.100"),
             port: NonZeroU16::new(1644).unwrap(),
             protocol: Protocol::Tcp,
+            on_no_backend: OnNoBackend::Reset,
+            sources: SourcesConfig::default(),
             health: default_health(),
             backends: vec![BackendConfig {
                 name: "master01".to_owned(),
@@ -252,6 +256,7 @@ fn default_health() -> HealthConfig {
     };
     HealthConfig {
         check: CheckConfig::Https(tls, http),
+        port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         rise: NonZeroU32::new(2).unwrap(),
@@ -291,6 +296,8 @@ fn fills_in_defaults() {
             attach: AttachMode::Auto,
             cgroup: CgroupPath::Auto,
             state_dir: PathBuf::from("/run/xvip"),
+            new_flow_limit: 20_000,
+            adoption_limit: 20_000,
         }
     );
     let vrrp = &config.vrrp[0];
@@ -303,9 +310,75 @@ fn fills_in_defaults() {
     assert!(vrrp.unicast_peers.is_empty());
     let service = &config.services[0];
     assert_eq!(service.protocol, Protocol::Tcp);
+    assert_eq!(service.on_no_backend, OnNoBackend::Reset);
+    assert_eq!(service.sources, SourcesConfig::default());
     assert_eq!(service.health, default_health());
     assert_eq!(service.backends[0].weight.get(), 1);
     assert_eq!(service.backends[0].forwarding, Forwarding::Auto);
+}
+
+/// A UDP service: its flows end by silence, a check says which TCP port it asks, and the VIP's TCP
+/// port of the same number may be another service's.
+#[test]
+fn reads_udp_services() {
+    let second = |health: &str, more: &str| {
+        let text = format!(
+            "\n[[service]]\nname = \"dns\"\naddress = \"10.0.2.100\"\nport = 1644\n\
+            protocol = \"udp\"\n{more}\n[service.health]\n{health}\n\
+            [[service.backend]]\nname = \"b\"\naddress = \"10.0.2.10:6443\"\n"
+        );
+        read(&edited(&[("#end", &text)]))
+            .unwrap()
+            .services
+            .remove(1)
+    };
+    let udp = |seconds| Protocol::Udp {
+        idle_seconds: NonZeroU16::new(seconds).unwrap(),
+    };
+    let unchecked = second("type = \"none\"", "");
+    assert_eq!(unchecked.protocol, udp(60));
+    assert_eq!(unchecked.health.check, CheckConfig::None);
+    let checked = second("type = \"tcp\"\nport = 53", "idle_timeout = \"18.5m\"");
+    assert_eq!(checked.protocol, udp(1110));
+    assert_eq!(checked.health.port, NonZeroU16::new(53));
+    assert_eq!(checked.health.check, CheckConfig::Tcp);
+}
+
+/// Prefixes that include each other are no contradiction; a burst is a second's flows unless it is
+/// written.
+#[test]
+fn reads_source_rules() {
+    let text = edited(&[(
+        "forwarding = \"auto\"",
+        "allow = [\"10.0.0.0/8\", \"10.1.2.3/32\"]\ndeny = [\"10.1.0.0/16\", \"0.0.0.0/0\"]\n\
+        source_limit = { rate = 50 }\non_no_backend = \"drop\"",
+    )]);
+    let service = read(&text).unwrap().services.remove(0);
+    let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
+    let number = |number| NonZeroU16::new(number).unwrap();
+    assert_eq!(service.on_no_backend, OnNoBackend::Drop);
+    assert_eq!(
+        service.sources,
+        SourcesConfig {
+            allow: nets(&["10.0.0.0/8", "10.1.2.3/32"]),
+            deny: nets(&["10.1.0.0/16", "0.0.0.0/0"]),
+            limit: Some(SourceLimit {
+                rate: number(50),
+                burst: number(50),
+            }),
+        }
+    );
+}
+
+/// Limits go beyond 16 bits, and 0 is none.
+#[test]
+fn reads_limits_of_new_flows() {
+    let text = edited(&[(
+        "attach = \"auto\"",
+        "attach = \"auto\"\nnew_flow_limit = 10000000\nadoption_limit = 0",
+    )]);
+    let node = read(&text).unwrap().node;
+    assert_eq!((node.new_flow_limit, node.adoption_limit), (10_000_000, 0));
 }
 
 /// A backend's own forwarding wins over its service's.

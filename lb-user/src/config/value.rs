@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     path::PathBuf,
     time::Duration,
 };
@@ -53,6 +54,13 @@ pub(super) const PREEMPT_DELAY: Bounds = Bounds {
     min: Duration::ZERO,
     max: Duration::from_secs(1000),
     shown: "0s..1000s",
+};
+
+/// Silence that ends a UDP flow; the data plane's field holds 18 h.
+pub(super) const IDLE_TIMEOUT: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_hours(18),
+    shown: "1s..1080m in whole seconds",
 };
 
 /// Adverts of VRRP v3. The field holds 40.95 s; round numbers are easier to remember.
@@ -113,6 +121,16 @@ fn out_of_range(text: &str, bounds: &Bounds) -> Fault {
         format!("{text:?} is out of range"),
         format!("write {}", bounds.shown),
     )
+}
+
+/// [`IDLE_TIMEOUT`] in seconds.
+pub(super) fn idle_timeout(text: &str) -> Result<NonZeroU16, Fault> {
+    let idle = duration(text, &IDLE_TIMEOUT)?;
+    u16::try_from(idle.as_secs())
+        .ok()
+        .filter(|_| idle.subsec_nanos() == 0)
+        .and_then(NonZeroU16::new)
+        .ok_or_else(|| out_of_range(text, &IDLE_TIMEOUT))
 }
 
 /// Advertisement interval of VRRP v3 (RFC 9568 section 5.2.7: centiseconds).
@@ -261,6 +279,44 @@ fn network(text: &str) -> Option<IpNet> {
     let is_number = !length.starts_with(['0', '+']);
     let length = length.parse().ok().filter(|_| is_number)?;
     IpNet::new(address.parse().ok()?, length).ok()
+}
+
+/// A prefix of sources: no bits of the address beyond its length.
+pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Err(Fault::new(
+            format!("{text:?} has no prefix length"),
+            format!("write \"{}\" for this one address", IpNet::from(address)),
+        ));
+    }
+    // A length with a sign or leading zeros is no number here.
+    let is_plain = |length: &str| length == "0" || !length.starts_with(['0', '+']);
+    let net = text
+        .split_once('/')
+        .filter(|(_, length)| is_plain(length))
+        .and_then(|_| text.parse::<IpNet>().ok());
+    let Some(net) = net else {
+        return Err(Fault::new(
+            format!("{text:?} is not a prefix"),
+            "write one such as \"10.0.0.0/8\" or \"fd00::/8\"",
+        ));
+    };
+    if let IpNet::V6(v6) = net
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+    {
+        let length = v6.prefix_len().saturating_sub(96);
+        return Err(Fault::new(
+            format!("{text:?} is an IPv4-mapped prefix"),
+            format!("write \"{v4}/{length}\""),
+        ));
+    }
+    if net.addr() != net.network() {
+        return Err(Fault::new(
+            format!("{text:?} has bits beyond its length"),
+            format!("write \"{}\"", net.trunc()),
+        ));
+    }
+    Ok(net)
 }
 
 /// Address and port of a backend.

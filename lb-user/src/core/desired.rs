@@ -4,27 +4,27 @@
 mod tests;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use lb_common::{
-    abi::{
-        Address, Backend, BackendState, MAX_BACKENDS, MAX_SERVICES, MacKey, MaglevTable, Method,
-        NODE_NONE, NODE_SELF, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey,
-        Vip,
-    },
-    headers::IPPROTO_TCP,
+use lb_common::abi::{
+    Address, Backend, BackendState, MAX_BACKENDS, MAX_SERVICES, MacKey, MaglevTable, Method,
+    NODE_NONE, NODE_SELF, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey, Vip,
+    sources::SourceRule,
 };
 
 use super::{
     attach::Uplinks,
     maglev::{self, Member},
     network::{Network, Port},
-    tables::{FamilyTables, Tables},
+    tables::{FamilyTables, SourcePrefix, Tables},
 };
-use crate::config::model::{BackendConfig, Config, Forwarding, ServiceConfig};
+use crate::config::model::{
+    BackendConfig, Config, Forwarding, OnNoBackend, ServiceConfig, SourcesConfig,
+};
 
 /// Numbers of peers in the data plane begin here, in configuration order.
 const FIRST_PEER: u32 = NODE_SELF + 1;
@@ -94,8 +94,8 @@ pub struct Desired {
 #[derive(Default)]
 pub struct Builder {
     cache: BTreeMap<u32, (Vec<Member>, Arc<MaglevTable>)>,
-    /// Ids of services by VIP and port.
-    services: Ids<(IpAddr, u16)>,
+    /// Ids of services by VIP, port and protocol number.
+    services: Ids<(IpAddr, u16, u8)>,
     /// Ids of backends by their service's id and their address.
     backends: Ids<(u32, SocketAddr)>,
 }
@@ -140,7 +140,7 @@ impl Builder {
     /// is free to be filled.
     pub fn build(&mut self, facts: &Facts<'_>, observed: &Tables) -> Desired {
         let mut tables = Tables {
-            node: Some(NodeConfig::new(facts.netns_cookie)),
+            node: Some(node(facts)),
             ..Tables::default()
         };
         uplinks(facts, &mut tables);
@@ -172,11 +172,12 @@ impl Builder {
     ) -> ServicePlacement {
         let service = build.service;
         let port = service.port.get();
-        let key = ServiceKey::new(vip, port, IPPROTO_TCP);
+        let protocol = service.protocol.number();
+        let key = ServiceKey::new(vip, port, protocol);
         let known = observed.services.get(&key);
         let taken = |id| has_service(build.observed, id);
         let id = self.services.id(
-            (service.address, port),
+            (service.address, port, protocol),
             known.map(Service::id),
             MAX_SERVICES,
             taken,
@@ -211,14 +212,14 @@ impl Builder {
                 Method::Local => {
                     local = (backend_id, backend_port);
                     if backend_port != port {
-                        let key = ServiceKey::new(vip, backend_port, IPPROTO_TCP);
+                        let key = ServiceKey::new(vip, backend_port, protocol);
                         A::tables(tables)
                             .reply_ports
                             .insert(key, ReplyPort::new(port));
                     }
                 }
                 Method::Nat => {
-                    let key = ServiceKey::new(bytes, backend_port, IPPROTO_TCP);
+                    let key = ServiceKey::new(bytes, backend_port, protocol);
                     A::tables(tables)
                         .nat_sources
                         .insert(key, Node::new(NODE_NONE));
@@ -250,8 +251,11 @@ impl Builder {
         for placement in &mut placements {
             placement.slots = shares.get(&placement.id).copied().unwrap_or(0);
         }
+        let [first, second] = fallback(candidates(service, &placements, A::tables(tables)));
         let value = Service::new(id, index, local.0, local.1, pool.is_some());
+        let value = policy(value, service).with_fallback(first, second);
         A::tables(tables).services.insert(key, value);
+        source_rules(id, &service.sources, &mut A::tables(tables).sources);
         tables.maglev.insert(index, table);
         ServicePlacement {
             id,
@@ -314,7 +318,7 @@ fn state_in<A: FamilyAddress>(
     service: &ServiceConfig,
     backend: &BackendConfig,
 ) -> Option<BackendState> {
-    let key = ServiceKey::new(vip, service.port.get(), IPPROTO_TCP);
+    let key = ServiceKey::new(vip, service.port.get(), service.protocol.number());
     let id = tables.services.get(&key)?.id();
     let address = A::from_ip(backend.address.ip())?;
     let port = backend.address.port();
@@ -347,6 +351,90 @@ impl ServiceBuild<'_> {
             .into_iter()
             .find(|wanted| self.states.contains(wanted))
     }
+}
+
+fn node(facts: &Facts<'_>) -> NodeConfig {
+    let config = &facts.config.node;
+    NodeConfig::new(facts.netns_cookie).with_limits(config.new_flow_limit, config.adoption_limit)
+}
+
+/// `value` with what the configuration says of the service itself.
+fn policy(mut value: Service, service: &ServiceConfig) -> Service {
+    if service.on_no_backend == OnNoBackend::Drop {
+        value = value.with_flags(Service::SILENT);
+    }
+    let sources = &service.sources;
+    if !sources.allow.is_empty() || !sources.deny.is_empty() {
+        value = value.with_flags(Service::SOURCES);
+    }
+    if !sources.allow.is_empty() {
+        value = value.with_flags(Service::DEFAULT_DENY);
+    }
+    if let Some(limit) = sources.limit {
+        value = value.with_source_rate(limit.rate.get().into(), limit.burst.get().into());
+    }
+    value.with_idle_seconds(service.protocol.idle_seconds())
+}
+
+fn source_rules<A: FamilyAddress>(
+    service: u32,
+    config: &SourcesConfig,
+    rules: &mut BTreeMap<SourcePrefix<A>, SourceRule>,
+) {
+    let allow = config.allow.iter().map(|net| (net, SourceRule::ALLOW));
+    let deny = config.deny.iter().map(|net| (net, SourceRule::DENY));
+    for (net, rule) in allow.chain(deny) {
+        if let Some(addr) = A::from_ip(net.network()) {
+            rules.insert(SourcePrefix::new(service, addr, net.prefix_len()), rule);
+        }
+    }
+}
+
+/// A backend that takes new flows.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    node: u32,
+    address: SocketAddr,
+    slots: u32,
+}
+
+/// The backends that have slots.
+fn candidates<A: FamilyAddress>(
+    service: &ServiceConfig,
+    placements: &[Placement],
+    tables: &FamilyTables<A>,
+) -> Vec<Candidate> {
+    let usable = |(config, placement): (&BackendConfig, &Placement)| {
+        let node = tables.backends.get(&placement.id)?.node();
+        (placement.slots > 0).then_some(Candidate {
+            id: placement.id,
+            node,
+            address: config.address,
+            slots: placement.slots,
+        })
+    };
+    let backends = service.backends.iter().zip(placements);
+    backends.filter_map(usable).collect()
+}
+
+/// Two backends on different nodes: the one with the most slots, and the first after it that is
+/// elsewhere. By slots and addresses, which are the same on every node, and never by ids, which are
+/// each node's own. A node without xvip is not known, so no two backends share it.
+fn fallback(mut candidates: Vec<Candidate>) -> [u16; 2] {
+    candidates.sort_by_key(|candidate| (Reverse(candidate.slots), candidate.address));
+    let first = candidates.first().copied();
+    let elsewhere = |candidate: &&Candidate| {
+        first.is_some_and(|first| {
+            candidate.id != first.id
+                && (candidate.node != first.node || candidate.node == NODE_NONE)
+        })
+    };
+    let second = candidates.iter().find(elsewhere).copied();
+    [first, second].map(|candidate| {
+        // Ids are below MAX_BACKENDS.
+        candidate.map_or(0, |found| u16::try_from(found.id).unwrap_or(0))
+    })
 }
 
 /// Address bytes of a family, with the family's tables.

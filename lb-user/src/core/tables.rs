@@ -6,7 +6,40 @@ use std::{collections::BTreeMap, sync::Arc};
 use lb_common::abi::{
     Address, Backend, BackendState, MacKey, MaglevTable, Node, NodeConfig, ReplyPort, Service,
     ServiceKey, Uplink, UplinkKey, Vip,
+    sources::{SourceKey, SourceRule},
 };
+
+/// Key of `sources4`/`sources6`: sources of a service that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourcePrefix<A> {
+    bits: u32,
+    data: SourceKey<A>,
+}
+
+impl<A: Copy> SourcePrefix<A> {
+    /// Sources of service id `service` whose first `length` bits are those of `addr`.
+    pub const fn new(service: u32, addr: A, length: u8) -> Self {
+        Self::from_parts(
+            SourceKey::<A>::PREFIX + length as u32,
+            SourceKey::new(service, addr),
+        )
+    }
+
+    /// As it stands in the map: bits that count, service id included, and the data.
+    pub const fn from_parts(bits: u32, data: SourceKey<A>) -> Self {
+        Self { bits, data }
+    }
+
+    /// Bits of the data that count.
+    pub const fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// Service id and address.
+    pub const fn data(&self) -> SourceKey<A> {
+        self.data
+    }
+}
 
 /// The tables that exist once per family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +56,8 @@ pub struct FamilyTables<A: Address + Ord> {
     pub reply_ports: BTreeMap<ServiceKey<A>, ReplyPort>,
     /// `nat_sources4`/`nat_sources6`
     pub nat_sources: BTreeMap<ServiceKey<A>, Node>,
+    /// `sources4`/`sources6`
+    pub sources: BTreeMap<SourcePrefix<A>, SourceRule>,
 }
 
 impl<A: Address + Ord> Default for FamilyTables<A> {
@@ -34,6 +69,7 @@ impl<A: Address + Ord> Default for FamilyTables<A> {
             peer_addrs: BTreeMap::new(),
             reply_ports: BTreeMap::new(),
             nat_sources: BTreeMap::new(),
+            sources: BTreeMap::new(),
         }
     }
 }
@@ -70,6 +106,8 @@ pub enum FamilyOp<A: Address> {
     ReplyPort(ServiceKey<A>, Option<ReplyPort>),
     /// `nat_sources`
     NatSource(ServiceKey<A>, Option<Node>),
+    /// `sources`
+    Source(SourcePrefix<A>, Option<SourceRule>),
 }
 
 /// One write to a table; `None` deletes.
@@ -175,6 +213,9 @@ fn plan_family<A: Address + Ord>(
         fact,
         |k, v| wrap(FamilyOp::NatSource(k, v)),
     );
+    diff(ops, &desired.sources, &observed.sources, fact, |k, v| {
+        wrap(FamilyOp::Source(k, v))
+    });
     let selectable = |backend: Option<&Backend<A>>| match backend.map(Backend::state) {
         Some(BackendState::Up | BackendState::Draining) => Phase::Prepare,
         Some(BackendState::Down) | None => Phase::Retire,
@@ -238,6 +279,7 @@ impl<A: Address + Ord> FamilyTables<A> {
             FamilyOp::PeerAddr(key, value) => set(&mut self.peer_addrs, *key, *value),
             FamilyOp::ReplyPort(key, value) => set(&mut self.reply_ports, *key, *value),
             FamilyOp::NatSource(key, value) => set(&mut self.nat_sources, *key, *value),
+            FamilyOp::Source(key, value) => set(&mut self.sources, *key, *value),
         }
     }
 }

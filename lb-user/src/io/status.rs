@@ -165,7 +165,7 @@ fn service(
         name: config.name.clone(),
         address: config.address,
         port: config.port.get(),
-        protocol: "tcp".to_owned(),
+        protocol: config.protocol.name().to_owned(),
         packets: totals.packets(),
         bytes: totals.bytes(),
         connections: totals.connections(),

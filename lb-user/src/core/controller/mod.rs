@@ -438,13 +438,8 @@ impl Controller {
                     serial,
                     timeout,
                 } => {
-                    if let Some(config) = self
-                        .config
-                        .services
-                        .get(service)
-                        .and_then(|s| s.backends.get(backend))
-                    {
-                        let target = config.address;
+                    let config = self.config.services.get(service);
+                    if let Some(target) = config.and_then(|config| config.probe_target(backend)) {
                         self.actions.push_back(Action::Probe {
                             service,
                             backend,
@@ -535,7 +530,9 @@ impl Controller {
                 let Some(state) = desired::known_state(observed, config, backend) else {
                     continue;
                 };
-                let untouched = self.seen(service, position).is_none();
+                let unchecked = |health: &ServiceHealth| health.is_unchecked();
+                let untouched = self.seen(service, position).is_none()
+                    && !self.health.get(service).is_some_and(unchecked);
                 if let Some(health) = self.health.get_mut(service).filter(|_| untouched) {
                     health.adopt(position, state);
                 }
@@ -621,7 +618,11 @@ fn views(config: &Config, health: &[ServiceHealth], now: Timestamp) -> Vec<Vec<B
                 .map(|backend| BackendView {
                     state: health.state(backend),
                     since: now,
-                    reason: "not checked yet".to_owned(),
+                    reason: if health.is_unchecked() {
+                        "not checked: health.type is \"none\"".to_owned()
+                    } else {
+                        "not checked yet".to_owned()
+                    },
                 })
                 .collect()
         })

@@ -1,11 +1,15 @@
 //! What the tables shall hold, fact by fact.
 
+mod policy;
+
+use lb_common::headers::IPPROTO_TCP;
+
 use super::*;
 use crate::config::model::AttachMode;
 use crate::core::{
     fixture::{self, APISERVER, APISERVER6, ETH0, ip, mac},
     network::{Hop, LinkKind, Vlan},
-    tables::plan,
+    tables::{FamilyOp, TableOp, plan},
 };
 
 use BackendState::{Down, Draining, Up};

@@ -70,7 +70,7 @@ use self::{
     jitter::Jitter,
 };
 use crate::{
-    config::model::{HealthConfig, StartState},
+    config::model::{CheckConfig, HealthConfig, StartState},
     core::time::Timestamp,
 };
 
@@ -208,6 +208,8 @@ pub struct ServiceHealth {
     checkers: Vec<Checker>,
     jitter: Jitter,
     actions: VecDeque<HealthAction>,
+    /// `type = "none"`: there are no checkers, and every backend counts as UP.
+    unchecked: bool,
 }
 
 /// The numbers of a [`HealthConfig`] and what follows from them.
@@ -251,8 +253,10 @@ impl ServiceHealth {
             StartState::Probe => config.interval / 10,
             StartState::Down | StartState::Up => config.interval,
         };
+        let unchecked = matches!(config.check, CheckConfig::None);
+        let checked = if unchecked { 0 } else { backends };
         let mut jitter = Jitter::new(jitter_seed);
-        let checkers = (0..backends)
+        let checkers = (0..checked)
             .map(|index| {
                 let at = now + jitter.slot(span, index, backends);
                 Checker::new(config.start, at)
@@ -263,7 +267,13 @@ impl ServiceHealth {
             checkers,
             jitter,
             actions: VecDeque::new(),
+            unchecked,
         }
+    }
+
+    /// Whether nobody looks at the backends: they count as UP.
+    pub const fn is_unchecked(&self) -> bool {
+        self.unchecked
     }
 
     /// Takes over the state of `backend` that is known from before (a reload, a data plane that
@@ -274,8 +284,11 @@ impl ServiceHealth {
         }
     }
 
-    /// State of `backend`; DOWN if there is none.
+    /// State of `backend`; DOWN if there is none. UP in any case where nothing is checked.
     pub fn state(&self, backend: usize) -> BackendState {
+        if self.unchecked {
+            return BackendState::Up;
+        }
         self.checkers
             .get(backend)
             .map_or(BackendState::Down, Checker::state)
@@ -296,7 +309,7 @@ impl ServiceHealth {
         self.checkers.get(backend).map_or(0, Checker::discarded)
     }
 
-    /// When [`Self::handle_timeout`] should be called next; `None` without backends.
+    /// When [`Self::handle_timeout`] should be called next; `None` without backends or checks.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.checkers.iter().map(Checker::due).min()
     }

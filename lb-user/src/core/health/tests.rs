@@ -18,6 +18,7 @@ fn ms(millis: u64) -> Duration {
 fn config(start: StartState) -> HealthConfig {
     HealthConfig {
         check: CheckConfig::Tcp,
+        port: None,
         interval: ms(2000),
         timeout: ms(1000),
         rise: NonZeroU32::new(2).unwrap(),
@@ -892,4 +893,21 @@ impl Model {
             _ => Draining,
         }
     }
+}
+
+/// Without checks every backend is UP from the first moment, nothing is due, and what an earlier
+/// run thought of it does not matter.
+#[test]
+fn unchecked_backends_are_up() {
+    let config = HealthConfig {
+        check: CheckConfig::None,
+        ..config(StartState::Up)
+    };
+    let mut health = ServiceHealth::new(&config, 2, Timestamp::default(), 1);
+    health.adopt(0, Down);
+    health.handle_timeout(Timestamp::default() + ms(60_000));
+    assert!(health.is_unchecked());
+    assert_eq!([health.state(0), health.state(1)], [Up; 2]);
+    assert_eq!(health.poll_timeout(), None);
+    assert!(health.poll_action().is_none());
 }

@@ -9,20 +9,24 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    maps::{
+        Array, HashMap, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use lb_common::{
     abi::{
         Address, Backend, BackendCounters, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey,
         MaglevTable, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey, Vip,
         reason_index,
+        sources::{SourceKey, SourceRule},
     },
     reason::Reason,
 };
 
 use super::BpfError;
 use crate::core::{
-    tables::{FamilyOp, FamilyTables, TableOp, Tables},
+    tables::{FamilyOp, FamilyTables, SourcePrefix, TableOp, Tables},
     time::Timestamp,
 };
 
@@ -31,6 +35,7 @@ struct FamilyMaps<A: Address>
 where
     A: Pod,
     ServiceKey<A>: Pod,
+    SourceKey<A>: Pod,
     Backend<A>: Pod,
 {
     services: HashMap<MapData, ServiceKey<A>, Service>,
@@ -39,6 +44,7 @@ where
     peer_addrs: HashMap<MapData, A, Node>,
     reply_ports: HashMap<MapData, ServiceKey<A>, ReplyPort>,
     nat_sources: HashMap<MapData, ServiceKey<A>, Node>,
+    sources: LpmTrie<MapData, SourceKey<A>, SourceRule>,
     names: Names,
 }
 
@@ -51,6 +57,7 @@ struct Names {
     peer_addrs: &'static str,
     reply_ports: &'static str,
     nat_sources: &'static str,
+    sources: &'static str,
 }
 
 const NAMES4: Names = Names {
@@ -60,6 +67,7 @@ const NAMES4: Names = Names {
     peer_addrs: "peer_addrs4",
     reply_ports: "reply_ports4",
     nat_sources: "nat_sources4",
+    sources: "sources4",
 };
 
 const NAMES6: Names = Names {
@@ -69,6 +77,7 @@ const NAMES6: Names = Names {
     peer_addrs: "peer_addrs6",
     reply_ports: "reply_ports6",
     nat_sources: "nat_sources6",
+    sources: "sources6",
 };
 
 /// The maps that the controller writes.
@@ -276,6 +285,7 @@ fn count_flows<K: Pod>(
 impl<A: Address + Ord + Pod> FamilyMaps<A>
 where
     ServiceKey<A>: Pod + Ord,
+    SourceKey<A>: Pod,
     Backend<A>: Pod,
 {
     fn take(object: &mut Ebpf, names: Names) -> Result<Self, BpfError> {
@@ -286,6 +296,7 @@ where
             peer_addrs: take(object, names.peer_addrs)?,
             reply_ports: take(object, names.reply_ports)?,
             nat_sources: take(object, names.nat_sources)?,
+            sources: take(object, names.sources)?,
             names,
         })
     }
@@ -299,7 +310,21 @@ where
             peer_addrs: read_hash(&self.peer_addrs, names.peer_addrs)?,
             reply_ports: read_hash(&self.reply_ports, names.reply_ports)?,
             nat_sources: read_hash(&self.nat_sources, names.nat_sources)?,
+            sources: self.read_sources()?,
         })
+    }
+
+    fn read_sources(&self) -> Result<BTreeMap<SourcePrefix<A>, SourceRule>, BpfError> {
+        let rules = self.sources.iter().map(|rule| {
+            let (key, value) = rule?;
+            Ok((
+                SourcePrefix::from_parts(key.prefix_len(), key.data()),
+                value,
+            ))
+        });
+        rules
+            .collect::<Result<_, _>>()
+            .map_err(map_error(self.names.sources))
     }
 
     fn read_backends(&self) -> Result<BTreeMap<u32, Backend<A>>, BpfError> {
@@ -342,6 +367,14 @@ where
                 value.as_ref(),
                 names.nat_sources,
             ),
+            FamilyOp::Source(prefix, value) => {
+                let key = Key::new(prefix.bits(), prefix.data());
+                let result = match value {
+                    Some(rule) => self.sources.insert(&key, *rule, 0),
+                    None => absent_is_fine(self.sources.remove(&key)),
+                };
+                result.map_err(map_error(names.sources))
+            }
         }
     }
 }
@@ -363,17 +396,22 @@ fn put<K: Pod, V: Pod>(
 ) -> Result<(), BpfError> {
     let result = match value {
         Some(value) => map.insert(key, value, 0),
-        None => match map.remove(key) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            other => other,
-        },
+        None => absent_is_fine(map.remove(key)),
     };
     result.map_err(map_error(name))
+}
+
+/// What is to be removed may be gone already.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// The ABI version that the pinned `node` map at `path` carries; 0 if nobody wrote it.

@@ -98,7 +98,7 @@ impl Prober {
             CheckConfig::Https(tls, http) => (Some(tls), Some(http)),
             CheckConfig::Http(http) => (None, Some(http)),
             CheckConfig::Tls(tls) => (Some(tls), None),
-            CheckConfig::Tcp => (None, None),
+            CheckConfig::Tcp | CheckConfig::None => (None, None),
         };
         let alpn = http.map(|_| http::ALPN);
         Ok(Self {

@@ -784,6 +784,7 @@ fn family_name<A: lb_common::abi::Address>(op: &FamilyOp<A>) -> String {
         FamilyOp::PeerAddr(_, value) => with(value.is_some(), "peer"),
         FamilyOp::ReplyPort(_, value) => with(value.is_some(), "reply port"),
         FamilyOp::NatSource(_, value) => with(value.is_some(), "nat source"),
+        FamilyOp::Source(_, value) => with(value.is_some(), "source rule"),
     }
 }
 
