@@ -4,8 +4,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
     abi::{
-        Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF,
-        Service, ServiceKey,
+        Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF, Service, ServiceKey,
     },
     headers::IPPROTO_TCP,
     reason::Reason,
