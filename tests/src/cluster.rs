@@ -42,6 +42,8 @@ pub struct Builder {
     plain_backends: usize,
     stand_in: Vec<String>,
     tx_offload: bool,
+    without_xdp: bool,
+    bridged: bool,
 }
 
 impl Builder {
@@ -73,12 +75,32 @@ impl Builder {
         self
     }
 
+    /// As [`crate::topology::Builder::without_xdp`].
+    #[must_use]
+    pub fn without_xdp(mut self) -> Self {
+        self.without_xdp = true;
+        self
+    }
+
+    /// As [`crate::topology::Builder::bridged`].
+    #[must_use]
+    pub fn bridged(mut self) -> Self {
+        self.bridged = true;
+        self
+    }
+
     /// Makes the nodes, starts all stand-ins and no xvip. `configure` changes what the masters'
     /// configurations say.
     pub fn prepare(self, configure: impl FnOnce(&mut ControlPlane<'_>)) -> Result<Cluster> {
         let masters: Vec<_> = (1..=self.masters).map(|n| format!("m{n}")).collect();
         let plain: Vec<_> = (1..=self.plain_backends).map(|n| format!("b{n}")).collect();
         let mut builder = Topology::builder().tx_offload(self.tx_offload);
+        if self.without_xdp {
+            builder = builder.without_xdp();
+        }
+        if self.bridged {
+            builder = builder.bridged();
+        }
         for name in masters.iter().chain(&plain) {
             builder = builder.node(name);
         }
@@ -144,12 +166,19 @@ impl Cluster {
             plain_backends: 0,
             stand_in: Vec::new(),
             tx_offload: false,
+            without_xdp: false,
+            bridged: false,
         }
     }
 
     /// The nodes.
     pub fn net(&self) -> &Topology {
         &self.net
+    }
+
+    /// The nodes, to connect them otherwise.
+    pub fn net_mut(&mut self) -> &mut Topology {
+        &mut self.net
     }
 
     /// The node of this name.

@@ -32,6 +32,7 @@ pub mod program;
 pub mod skip;
 pub mod standin;
 pub mod steady;
+pub mod tc_stub;
 pub mod topology;
 pub mod watch;
 pub mod who_has;

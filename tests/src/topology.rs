@@ -34,7 +34,15 @@ const FIRST_HOST: u8 = 11;
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     nodes: Vec<(String, u8)>,
+    wiring: Wiring,
+}
+
+/// How nodes are connected.
+#[derive(Clone, Debug, Default)]
+struct Wiring {
     tx_offload: bool,
+    without_stub: bool,
+    bridged: bool,
 }
 
 impl Builder {
@@ -56,7 +64,25 @@ impl Builder {
     /// default: frames that XDP sends on would reach sockets with unfinished checksums.
     #[must_use]
     pub fn tx_offload(mut self, on: bool) -> Self {
-        self.tx_offload = on;
+        self.wiring.tx_offload = on;
+        self
+    }
+
+    /// Links as they are between machines whose cards know nothing of XDP: checksums and segments
+    /// are left to them ([`Builder::tx_offload`]), and the far ends run no program. What a node
+    /// sends by `XDP_TX` gets lost.
+    #[must_use]
+    pub fn without_xdp(mut self) -> Self {
+        self.wiring.tx_offload = true;
+        self.wiring.without_stub = true;
+        self
+    }
+
+    /// Makes eth0 of every node a bridge, with the link as its port, as where virtual machines run
+    /// on the nodes.
+    #[must_use]
+    pub fn bridged(mut self) -> Self {
+        self.wiring.bridged = true;
         self
     }
 
@@ -68,16 +94,17 @@ impl Builder {
         let nodes = self
             .nodes
             .iter()
-            .map(|(name, host)| Node::new(name, *host, &bridge, self.tx_offload))
+            .map(|(name, host)| Node::new(name, *host, &bridge, &self.wiring))
             .collect::<Result<Vec<_>>>()?;
-        let stub = bridge
-            .0
-            .enter(|| XdpStub::attach(nodes.iter().map(Node::name)))?;
-        Ok(Topology {
+        let mut net = Topology {
             nodes,
-            _stub: stub,
+            stubs: vec![],
+            wiring: self.wiring,
             bridge,
-        })
+        };
+        let names: Vec<_> = net.nodes.iter().map(|node| node.name.clone()).collect();
+        net.attach_stubs(&names)?;
+        Ok(net)
     }
 }
 
@@ -86,7 +113,8 @@ impl Builder {
 pub struct Topology {
     // In the order of removal: nodes first, so that their processes go before the links do.
     nodes: Vec<Node>,
-    _stub: XdpStub,
+    stubs: Vec<XdpStub>,
+    wiring: Wiring,
     bridge: Bridge,
 }
 
@@ -127,6 +155,26 @@ impl Topology {
         self.bridge.0.ip(&format!("link set {node} up")).map(drop)
     }
 
+    /// Deletes a node's link, as when its card is pulled: eth0 is gone, and its addresses with it.
+    pub fn unplug(&self, node: &str) -> Result<()> {
+        self.bridge.0.ip(&format!("link del {node}")).map(drop)
+    }
+
+    /// Makes the link of an unplugged node again: eth0 has its addresses and MAC, and another index.
+    pub fn plug(&mut self, node: &str) -> Result<()> {
+        self.node(node).connect(&self.bridge, &self.wiring)?;
+        self.attach_stubs(&[node.to_owned()])
+    }
+
+    fn attach_stubs(&mut self, ports: &[String]) -> Result<()> {
+        if !self.wiring.without_stub {
+            let ports = ports.iter().map(String::as_str);
+            let stub = self.bridge.0.enter(|| XdpStub::attach(ports))?;
+            self.stubs.push(stub);
+        }
+        Ok(())
+    }
+
     /// The namespace of the bridge: what is captured there is what the wire carries.
     pub fn bridge(&self) -> &NetNs {
         &self.bridge.0
@@ -161,7 +209,7 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(name: &str, host: u8, bridge: &Bridge, tx_offload: bool) -> Result<Self> {
+    fn new(name: &str, host: u8, bridge: &Bridge, wiring: &Wiring) -> Result<Self> {
         if !(1..=99).contains(&host) {
             bail!("host number {host} of {name} is not in 1..=99");
         }
@@ -174,19 +222,26 @@ impl Node {
             directory: TempDir::new(&unique)?,
             namespace: NetNs::with_name(unique)?,
         };
-        node.connect(bridge, tx_offload)
+        node.connect(bridge, wiring)
             .with_context(|| format!("cannot connect {name} to the bridge"))?;
         Ok(node)
     }
 
-    fn connect(&self, bridge: &Bridge, tx_offload: bool) -> Result<()> {
+    fn connect(&self, bridge: &Bridge, wiring: &Wiring) -> Result<()> {
         self.namespace.enter(quiet_ipv6)?;
         let (name, mac, far) = (&self.name, self.mac_text(), self.namespace.name());
+        let link = if wiring.bridged { "port0" } else { "eth0" };
         bridge.0.ip(&format!(
-            "link add {name} type veth peer name eth0 address {mac} netns {far}"
+            "link add {name} type veth peer name {link} address {mac} netns {far}"
         ))?;
         bridge.0.ip(&format!("link set {name} master br0 up"))?;
-        if !tx_offload {
+        if wiring.bridged {
+            self.namespace.ip(&format!(
+                "link add eth0 address {mac} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
+            ))?;
+            self.namespace.ip("link set port0 master eth0 up")?;
+        }
+        if !wiring.tx_offload {
             output(
                 self.namespace
                     .command("ethtool")

@@ -11,19 +11,14 @@ use aya::{
     programs::{Xdp, xdp::XdpMode},
 };
 
-/// `r0 = XDP_PASS; exit`
-const PROGRAM: [u8; 16] = [
-    0xb7, 0, 0, 0, 2, 0, 0, 0, //
-    0x95, 0, 0, 0, 0, 0, 0, 0,
-];
+/// `XDP_PASS` of `linux/bpf.h`.
+const XDP_PASS: i32 = 2;
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
-/// Section and symbol names; the offsets below count into it.
-const NAMES: &[u8] = b"\0xdp\0license\0.strtab\0.symtab\0xdp_pass\0";
-const XDP: u32 = 1;
-const LICENSE_NAME: u32 = 5;
-const STRTAB: u32 = 13;
-const SYMTAB: u32 = 21;
-const XDP_PASS: u32 = 29;
+/// Section names; the offsets below count into it. The program's section and symbol follow.
+const NAMES: &[u8] = b"\0license\0.strtab\0.symtab\0";
+const LICENSE_NAME: u32 = 1;
+const STRTAB: u32 = 9;
+const SYMTAB: u32 = 17;
 
 const ELF_HEADER: usize = 64;
 const SECTIONS: u16 = 5;
@@ -39,7 +34,7 @@ impl XdpStub {
     pub fn attach<'a>(interfaces: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let mut loaded = EbpfLoader::new()
             .btf(None)
-            .load(&object())
+            .load(&object("xdp", "xdp_pass", XDP_PASS))
             .context("cannot read the stub's object")?;
         let program: &mut Xdp = loaded
             .program_mut("xdp_pass")
@@ -56,10 +51,22 @@ impl XdpStub {
     }
 }
 
-/// The relocatable ELF file: header, contents of the sections, section headers.
-fn object() -> Vec<u8> {
-    let symbols = symbols();
-    let contents: [&[u8]; 4] = [&PROGRAM, LICENSE, NAMES, &symbols];
+/// The relocatable ELF file of a program that returns `verdict` and does nothing else: header,
+/// contents of the sections, section headers.
+pub(crate) fn object(section: &str, symbol: &str, verdict: i32) -> Vec<u8> {
+    // r0 = verdict; exit
+    let mut program = vec![0xb7, 0, 0, 0];
+    program.extend(verdict.to_le_bytes());
+    program.extend([0x95, 0, 0, 0, 0, 0, 0, 0]);
+    let mut names = NAMES.to_vec();
+    let mut name = |text: &str| {
+        let at = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        names.extend([text.as_bytes(), &[0]].concat());
+        at
+    };
+    let (section, symbol) = (name(section), name(symbol));
+    let symbols = symbols(symbol, program.len());
+    let contents: [&[u8]; 4] = [&program, LICENSE, &names, &symbols];
     let mut body = Vec::new();
     let mut places = Vec::new();
     for content in contents {
@@ -73,7 +80,7 @@ fn object() -> Vec<u8> {
     file.extend_from_slice(&[0; 64]); // section 0 is none
     let kinds = [
         // name, type, flags, link, info, entry size
-        (XDP, 1, 6, 0, 0, 0),          // PROGBITS, alloc and exec
+        (section, 1, 6, 0, 0, 0),      // PROGBITS, alloc and exec
         (LICENSE_NAME, 1, 3, 0, 0, 0), // PROGBITS, alloc and write
         (STRTAB, 3, 0, 0, 0, 0),       // STRTAB
         (SYMTAB, 2, 0, 3, 1, 24),      // SYMTAB, names in section 3, globals from symbol 1
@@ -115,13 +122,13 @@ fn elf_header(sections_at: u64) -> Vec<u8> {
 }
 
 /// No symbol, then the program: a global function in section 1.
-fn symbols() -> Vec<u8> {
+fn symbols(name: u32, length: usize) -> Vec<u8> {
     let mut table = vec![0; 24];
-    push32(&mut table, XDP_PASS);
+    push32(&mut table, name);
     table.extend_from_slice(&[0x12, 0]); // global function, default visibility
     push16(&mut table, 1);
     push64(&mut table, 0);
-    push64(&mut table, PROGRAM.len() as u64);
+    push64(&mut table, length as u64);
     table
 }
 

@@ -10,4 +10,5 @@ mod repair;
 mod requests;
 mod restart;
 mod takeover;
+mod uplinks;
 mod vrrp;
