@@ -22,6 +22,7 @@ pub mod capture;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;
+pub mod fuzz;
 pub mod kernel;
 pub mod lab;
 pub mod model;

@@ -104,6 +104,15 @@ pub struct Model {
 }
 
 impl Model {
+    /// A node with these tables, whose kernel has these connections.
+    pub fn new(tables: Tables, sockets: &[Tuple]) -> Self {
+        Self {
+            tables,
+            sockets: sockets.iter().copied().collect(),
+            ..Self::default()
+        }
+    }
+
     /// A frame comes in through interface `ifindex` at `now` (seconds of the coarse clock).
     pub fn ingress(&mut self, frame: &[u8], ifindex: u32, now: u32) -> Outcome {
         self.touched.get_mut().clear();

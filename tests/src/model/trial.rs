@@ -46,11 +46,7 @@ impl<'a> Trial<'a> {
     /// Both begin with these tables; the model's kernel has these connections.
     pub fn begin(plane: &'a mut Plane, tables: &Tables, sockets: &[Tuple]) -> Result<Self> {
         plane.begin(tables)?;
-        let model = Model {
-            tables: tables.clone(),
-            sockets: sockets.iter().copied().collect(),
-            ..Model::default()
-        };
+        let model = Model::new(tables.clone(), sockets);
         Ok(Self {
             plane,
             model,
