@@ -18,12 +18,12 @@ pub enum Verdict {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])+ $name:ident = $number:literal, $label:literal, $verdict:ident;)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $label:literal, $verdict:ident;)+) => {
         /// Why a packet got its verdict.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
-            $($(#[$doc])+ $name = $number,)+
+            $($(#[doc = $doc])+ $name = $number,)+
         }
 
         impl Reason {
@@ -33,6 +33,11 @@ macro_rules! reasons {
             /// Metric label: stable, lower case with underscores.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
+            }
+
+            /// What it means, in a sentence.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii_start(),)+ }
             }
 
             /// What the program does with the packet.
@@ -172,7 +177,7 @@ reasons! {
     TtlExpired = 61, "ttl_expired", Drop;
     /// A packet that wants an answer, which could not be made.
     AnswerFailed = 62, "answer_failed", Drop;
-    /// sk_lookup: given to the listener of a local backend that listens on one address only.
+    /// `sk_lookup`: given to the listener of a local backend that listens on one address only.
     ListenerAssigned = 63, "listener_assigned", Pass;
     /// A segment without ACK, or of no use, of a flow whose backend went down.
     FlowDead = 64, "flow_dead", Drop;
@@ -203,6 +208,17 @@ mod tests {
         for (position, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, position, "{reason:?}");
         }
+    }
+
+    /// Every reason is explained by sentences.
+    #[test]
+    fn every_reason_has_a_text() {
+        for reason in Reason::ALL {
+            let text = reason.text();
+            assert!(text.ends_with('.') && !text.starts_with(' '), "{text:?}");
+        }
+        let text = "Sent to the backend's node, addresses untouched.";
+        assert_eq!(Reason::Dsr.text(), text);
     }
 
     /// A label is a metric label: unique, lower case.

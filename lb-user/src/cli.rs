@@ -1,5 +1,7 @@
 //! The command line of `xvip`: what it takes and what its exit codes mean.
 
+pub mod observe;
+
 use std::{
     path::PathBuf,
     process::{self, Termination},
@@ -7,6 +9,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
+use self::observe::{
+    EXPLAIN_EXAMPLES, ExplainArgs, FLOWS_EXAMPLES, FlowsArgs, TRACE_EXAMPLES, TraceArgs,
+};
 use crate::logging::{LogFilter, LogFormat};
 
 /// Where the configuration is, if nobody says otherwise.
@@ -17,6 +22,7 @@ Examples:
   xvip check --config new.toml      Validate a file before it is installed
   xvip run                          Run the controller of this node
   xvip status                       Show who owns the VIP and which backends are up
+  xvip trace --client 192.0.2.7     Follow a client's packets
   xvip vrrp step-down               Give the VIP to another node, before maintenance
 
 Exit codes:
@@ -123,6 +129,15 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// List or count conntrack entries
+    #[command(after_help = FLOWS_EXAMPLES)]
+    Flows(FlowsArgs),
+    /// Follow packets through the data plane
+    #[command(after_help = TRACE_EXAMPLES)]
+    Trace(TraceArgs),
+    /// Ask what the data plane would do with a packet
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Remove everything that this instance put into the kernel
     #[command(after_help = DETACH_EXAMPLES)]
     Detach,
@@ -211,6 +226,9 @@ mod tests {
             "detach",
             "vrrp step-down",
             "vrrp resume a",
+            "flows",
+            "trace --client 192.0.2.7",
+            "explain 192.0.2.7:1 10.0.2.100:2",
         ] {
             for line in [
                 format!("xvip --config /x --log-format json {command}"),
@@ -251,6 +269,14 @@ mod tests {
             "xvip run --log-format xml",
             "xvip vrrp",
             "xvip vrrp step-down a b",
+            "xvip flows --state open",
+            "xvip flows --count --limit 3",
+            "xvip flows --vip 10.0.2.100:",
+            "xvip trace",
+            "xvip trace --client 192.0.2.7 --count 0",
+            "xvip explain 192.0.2.7 10.0.2.100:2",
+            "xvip explain 192.0.2.7:1 10.0.2.100:2 --flags urgent",
+            "xvip explain 192.0.2.7:1 10.0.2.100:2 --udp --flags ack",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), ExitCode::Usage as i32, "{line}");

@@ -1,5 +1,7 @@
 //! The `xvip` binary. Wiring only: the command line picks a function, its failure an exit code.
 
+mod observe;
+
 use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
@@ -50,6 +52,8 @@ enum Failure {
     Run(#[from] RunError),
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
 }
 
 impl Failure {
@@ -59,7 +63,9 @@ impl Failure {
             Self::Client(error) => client_exit_code(error),
             Self::Lock(error) if error.is_permission() => ExitCode::Unsupported,
             Self::Run(error) if error.is_unsupported() => ExitCode::Unsupported,
-            Self::Lock(_) | Self::Run(_) | Self::Log(_) | Self::Output(_) => ExitCode::Failure,
+            Self::Lock(_) | Self::Run(_) | Self::Log(_) | Self::Output(_) | Self::Signals(_) => {
+                ExitCode::Failure
+            }
         }
     }
 }
@@ -91,6 +97,18 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Run => run(&cli.global),
         Command::Check => check(&cli.global),
         Command::Status { json, target } => status(&cli.global, target, *json),
+        Command::Flows(args) => {
+            let socket = socket(&cli.global, &args.target)?;
+            observe::flows(&socket, args)
+        }
+        Command::Trace(args) => {
+            let socket = socket(&cli.global, &args.target)?;
+            observe::trace(&socket, args)
+        }
+        Command::Explain(args) => {
+            let socket = socket(&cli.global, &args.target)?;
+            observe::explain(&socket, args)
+        }
         Command::Detach => detach(&cli.global),
         Command::Vrrp(VrrpCommand::StepDown(args)) => {
             let vrrp = args.name.clone();

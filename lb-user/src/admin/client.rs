@@ -70,7 +70,7 @@ pub enum ClientError {
 /// Asks the xvip at `path` and returns the value of `ok`, untouched: a newer xvip may know fields
 /// that this one does not.
 pub fn ask(path: &Path, command: &Command) -> Result<Value, ClientError> {
-    let line = exchange(path, command).map_err(|error| explain(path, error))?;
+    let line = exchange(path, command).map_err(|error| explain_io(path, error))?;
     if line.last() != Some(&b'\n') {
         return Err(ClientError::Closed {
             path: path.to_owned(),
@@ -92,7 +92,7 @@ pub fn ask_for<T: serde::de::DeserializeOwned>(
     serde_json::from_value(value).map_err(|source| malformed(path, source))
 }
 
-fn malformed(path: &Path, source: serde_json::Error) -> ClientError {
+pub(super) fn malformed(path: &Path, source: serde_json::Error) -> ClientError {
     ClientError::Malformed {
         path: path.to_owned(),
         source,
@@ -101,19 +101,24 @@ fn malformed(path: &Path, source: serde_json::Error) -> ClientError {
 
 /// Sends the command and reads one line, or what came of it.
 fn exchange(path: &Path, command: &Command) -> io::Result<Vec<u8>> {
-    let mut stream = connect(path)?;
-    let mut request = serde_json::to_vec(command)?;
-    request.push(b'\n');
-    // A server that turns clients away may have closed already: its answer says why.
-    match stream.write_all(&request) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-        _ => {}
-    }
+    let stream = start(path, command)?;
     let mut line = Vec::new();
     BufReader::new(stream)
         .take(MAX_ANSWER)
         .read_until(b'\n', &mut line)?;
     Ok(line)
+}
+
+/// Sends the command; the connection that the answer comes on.
+pub(super) fn start(path: &Path, command: &Command) -> io::Result<UnixStream> {
+    let mut stream = connect(path)?;
+    let mut request = serde_json::to_vec(command)?;
+    request.push(b'\n');
+    // A server that turns clients away may have closed already: its answer says why.
+    match stream.write_all(&request) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(stream),
+    }
 }
 
 /// A connection on which no step takes longer than [`PATIENCE`], the connect included: it blocks
@@ -126,7 +131,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-fn explain(path: &Path, source: io::Error) -> ClientError {
+pub(super) fn explain_io(path: &Path, source: io::Error) -> ClientError {
     let path = path.to_owned();
     match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -213,9 +218,9 @@ mod tests {
     /// The kernel's way to say that a socket's time is up reads as such.
     #[test]
     fn a_lapsed_wait_is_a_timeout() {
-        let error = explain(Path::new("/x.sock"), io::ErrorKind::WouldBlock.into());
+        let error = explain_io(Path::new("/x.sock"), io::ErrorKind::WouldBlock.into());
         assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
-        let error = explain(Path::new("/x.sock"), io::ErrorKind::PermissionDenied.into());
+        let error = explain_io(Path::new("/x.sock"), io::ErrorKind::PermissionDenied.into());
         assert!(matches!(error, ClientError::Permission { .. }), "{error}");
     }
 }

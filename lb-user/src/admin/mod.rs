@@ -2,13 +2,18 @@
 //!
 //! [`model`] is the language (requests, answers, the status document), [`server`] the controller's
 //! end, [`client`] the command line's, [`render`] makes text of a status, and [`lock`] sees to it
-//! that there is one controller per instance.
+//! that there is one controller per instance. Answers of many lines are [`stream`]s: [`flows`],
+//! [`trace`] and [`explain`] say what is in them.
 
 pub mod client;
+pub mod explain;
+pub mod flows;
 pub mod lock;
 pub mod model;
 pub mod render;
 pub mod server;
+pub mod stream;
+pub mod trace;
 
 use std::{
     io,

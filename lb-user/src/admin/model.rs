@@ -19,6 +19,13 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::{
+    explain::ExplainQuery,
+    flows::{FlowQuery, QueryError},
+    stream::Started,
+    trace::TraceQuery,
+};
+
 /// A request: one line of JSON, for example `{"command":"step_down","vrrp":"control-plane"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -37,6 +44,12 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         vrrp: Option<String>,
     },
+    /// Asks for conntrack entries: a [`super::stream`].
+    Flows(FlowQuery),
+    /// Follows packets: a [`super::stream`] that ends when the client goes away, at the latest.
+    Trace(TraceQuery),
+    /// Asks what would become of a packet: a [`super::stream`] of one item.
+    Explain(ExplainQuery),
 }
 
 /// An answer: one line of JSON, `{"ok":...}` or `{"error":"..."}`.
@@ -57,6 +70,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Command::StepDown`] and [`Command::Resume`].
     Vrrp(VrrpReply),
+    /// To [`Command::Flows`], [`Command::Trace`] and [`Command::Explain`]: items follow.
+    Stream(Started),
 }
 
 /// The VRRP instances that a command applied to.
@@ -80,6 +95,18 @@ pub enum CommandError {
     /// A command for every VRRP instance, and there is none.
     #[error("no VRRP instance is configured")]
     NoVrrp,
+    /// A query names what is not there.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// Somebody traces already.
+    #[error("packets of {client} are being traced already: one trace at a time")]
+    Tracing {
+        /// The client's network of that trace.
+        client: IpNet,
+    },
+    /// The data plane cannot be asked.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Everything that a running xvip says about itself.
@@ -105,6 +132,23 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Why packets got their verdicts: only the reasons with a count, in the order of their number.
     pub reasons: Vec<ReasonStatus>,
+    /// Conntrack entries, and those that were collected.
+    #[serde(default)]
+    pub conntrack: ConntrackStatus,
+}
+
+/// What the garbage collector of conntrack entries has seen and done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConntrackStatus {
+    /// Entries by map and state at the last scan, those of return maps as `return`; only what there
+    /// was.
+    pub entries: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Entries deleted by cause since the controller started; only those with a count.
+    pub deleted: BTreeMap<String, u64>,
+    /// Scans since the controller started.
+    pub scans: u64,
+    /// Milliseconds that the last scan took, its pauses included.
+    pub last_scan_ms: u64,
 }
 
 /// The programs and where they are attached.
@@ -389,6 +433,15 @@ pub(crate) mod tests {
                 packets: 16_000,
                 bytes: 3_145_728,
             }],
+            conntrack: ConntrackStatus {
+                entries: BTreeMap::from([(
+                    "flows4".into(),
+                    BTreeMap::from([("established".into(), 14), ("fin".into(), 2)]),
+                )]),
+                deleted: BTreeMap::from([("ended".into(), 386)]),
+                scans: 12,
+                last_scan_ms: 150,
+            },
         }
     }
 
@@ -464,6 +517,10 @@ pub(crate) mod tests {
                 "mac": "02:00:00:00:00:11", "resolved": true,
             }],
             "reasons": [{"reason": "local", "packets": 16_000, "bytes": 3_145_728}],
+            "conntrack": {
+                "entries": {"flows4": {"established": 14, "fin": 2}},
+                "deleted": {"ended": 386}, "scans": 12, "last_scan_ms": 150,
+            },
         });
         assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
         assert_eq!(

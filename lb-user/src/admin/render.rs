@@ -1,11 +1,13 @@
 //! A status document as text for people: who owns the addresses first, then what an operator looks
 //! for next. The JSON form is the one for programs; this one may change.
 
-use std::{fmt, net::IpAddr, time::Duration};
+pub mod observe;
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use super::model::{
-    AttachedMode, BackendState, BackendStatus, DataPlaneStatus, PeerStatus, ReasonStatus,
-    ServiceStatus, Status, VrrpState, VrrpStatus,
+    AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus, PeerStatus,
+    ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
 };
 
 /// Whether the text goes to a terminal that shows colours.
@@ -30,6 +32,9 @@ pub fn status(status: &Status, colour: Colour) -> String {
     }
     if !status.reasons.is_empty() {
         sections.push(reasons(&status.reasons, colour));
+    }
+    if !status.conntrack.entries.is_empty() || !status.conntrack.deleted.is_empty() {
+        sections.push(conntrack(&status.conntrack, colour));
     }
     sections.join("\n")
 }
@@ -268,6 +273,29 @@ fn reasons(reasons: &[ReasonStatus], colour: Colour) -> String {
     table.render(colour)
 }
 
+fn conntrack(conntrack: &ConntrackStatus, colour: Colour) -> String {
+    let list = |counts: &BTreeMap<String, u64>| {
+        join(counts.iter().map(|(name, count)| format!("{name} {count}")))
+    };
+    let mut table = Table::new(["CONNTRACK", "ENTRIES", "STATES"]).numbers([1]);
+    for (map, states) in &conntrack.entries {
+        let total = states
+            .values()
+            .fold(0, |sum: u64, n| sum.saturating_add(*n));
+        table.row([Cell::new(map), Cell::new(total), Cell::new(list(states))]);
+    }
+    let total = conntrack
+        .deleted
+        .values()
+        .fold(0, |sum: u64, n| sum.saturating_add(*n));
+    table.row([
+        Cell::new("collected"),
+        Cell::new(total),
+        Cell::new(list(&conntrack.deleted)),
+    ]);
+    table.render(colour)
+}
+
 /// A table of `N` columns as wide as their contents.
 struct Table<const N: usize> {
     header: [Cell; N],
@@ -472,6 +500,10 @@ master02  02:00:00:00:00:11  10.0.2.11, fd00::11
 
 REASON  PACKETS    BYTES
 local     16000  3.0 MiB
+
+CONNTRACK  ENTRIES  STATES
+flows4          16  established 14, fin 2
+collected      386  ended 386
 ";
         assert_eq!(status(&sample(), Colour::Never), expected);
     }
@@ -519,6 +551,7 @@ local     16000  3.0 MiB
         document.services.clear();
         document.peers.clear();
         document.reasons.clear();
+        document.conntrack = ConntrackStatus::default();
         document.data_plane.warnings.clear();
         document.data_plane.cgroup = None;
         let expected = "\

@@ -9,13 +9,16 @@ use std::{
     convert::Infallible,
     fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt,
+    os::{fd::AsFd as _, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use nix::sys::stat::{Mode, fchmod};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout},
+    sys::stat::{Mode, fchmod},
+};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
@@ -51,7 +54,16 @@ pub struct AdminRequest {
     pub command: Command,
     /// Where the answer goes. The asker may be gone: a failed send is nothing.
     pub reply: oneshot::Sender<Result<Reply, CommandError>>,
+    /// Where lines go that follow an answer of [`Reply::Stream`], any number of them in one piece.
+    /// The answer ends when this end is dropped; it closes when the asker is gone.
+    pub lines: Lines,
 }
+
+/// Lines on their way to a client.
+pub type Lines = mpsc::Sender<Vec<u8>>;
+
+/// Pieces of lines that wait for a slow client.
+const WAITING_LINES: usize = 2;
 
 /// What a client may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,8 +263,9 @@ impl Client {
                     return self.answer(&refusal(&error)).await;
                 }
                 Line::Complete => {
-                    let response = self.respond(&line).await;
+                    let (response, lines) = self.respond(&line).await;
                     self.answer(&response).await?;
+                    self.forward(lines).await?;
                 }
             }
         }
@@ -276,26 +289,56 @@ impl Client {
         Ok(Line::Complete)
     }
 
-    async fn respond(&self, line: &[u8]) -> Response<Reply> {
+    /// The answer, and where more lines come from.
+    async fn respond(&self, line: &[u8]) -> (Response<Reply>, mpsc::Receiver<Vec<u8>>) {
+        let (lines, follow) = mpsc::channel(WAITING_LINES);
         let command = match parse(line) {
             Ok(command) => command,
-            Err(error) => return refusal(&error),
+            Err(error) => return (refusal(&error), follow),
         };
         self.log(&command);
-        match timeout(self.limits.controller_time, self.ask(command)).await {
+        let response = match timeout(self.limits.controller_time, self.ask(command, lines)).await {
             Ok(Some(Ok(reply))) => Response::Ok(reply),
             Ok(Some(Err(error))) => refusal(&error),
             Ok(None) => refusal("xvip is stopping"),
             Err(_) => refusal("the controller does not answer"),
-        }
+        };
+        (response, follow)
     }
 
     /// The controller's answer; `None` if it is gone.
-    async fn ask(&self, command: Command) -> Option<Result<Reply, CommandError>> {
+    async fn ask(&self, command: Command, lines: Lines) -> Option<Result<Reply, CommandError>> {
         let (reply, answer) = oneshot::channel();
-        let request = AdminRequest { command, reply };
+        let request = AdminRequest {
+            command,
+            reply,
+            lines,
+        };
         self.requests.send(request).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Passes lines on until there are no more. A client that closes its end has seen enough; one
+    /// that sends its next request already waits.
+    async fn forward(&mut self, mut lines: mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+        let mut watch = true;
+        loop {
+            tokio::select! {
+                biased;
+                piece = lines.recv() => {
+                    let Some(piece) = piece else {
+                        return Ok(());
+                    };
+                    within(self.limits.client_time, self.writer.write_all(&piece)).await?;
+                }
+                more = self.reader.fill_buf(), if watch => {
+                    if more?.is_empty() && is_gone(&self.writer) {
+                        return Err(io::ErrorKind::BrokenPipe.into());
+                    }
+                    watch = false;
+                }
+            }
+        }
     }
 
     async fn answer(&mut self, response: &Response<Reply>) -> io::Result<()> {
@@ -309,8 +352,24 @@ impl Client {
             Command::Status => debug!(uid = self.uid, "admin: status"),
             Command::StepDown { vrrp } => info!(uid = self.uid, vrrp, "admin: step down"),
             Command::Resume { vrrp } => info!(uid = self.uid, vrrp, "admin: resume"),
+            Command::Flows(_) => debug!(uid = self.uid, "admin: flows"),
+            Command::Trace(_) => info!(uid = self.uid, "admin: trace"),
+            Command::Explain(_) => debug!(uid = self.uid, "admin: explain"),
         }
     }
+}
+
+/// Whether the client has closed its socket, not only the half of it that it writes to (as
+/// `printf ... | socat` does).
+fn is_gone(writer: &OwnedWriteHalf) -> bool {
+    let socket = writer.as_ref().as_fd();
+    let mut poll = [PollFd::new(socket, PollFlags::empty())];
+    // A hang-up is always reported. An error tells nothing: a write will.
+    nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok()
+        && poll.iter().any(|poll| {
+            poll.revents()
+                .is_some_and(|seen| seen.contains(PollFlags::POLLHUP))
+        })
 }
 
 fn parse(line: &[u8]) -> Result<Command, RequestError> {
@@ -344,6 +403,7 @@ mod tests {
     use crate::admin::{
         Paths, client,
         model::{VrrpReply, tests::sample},
+        stream::Started,
         testing::TempDir,
     };
 
@@ -408,6 +468,7 @@ mod tests {
             Command::StepDown { .. } | Command::Resume { .. } => Ok(Reply::Vrrp(VrrpReply {
                 instances: vec!["a".into()],
             })),
+            _ => Ok(Reply::Stream(Started::NOW)),
         })
     }
 

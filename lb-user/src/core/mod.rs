@@ -3,6 +3,7 @@
 //! comes back as an input. A test holds that.
 
 pub mod attach;
+pub mod conntrack;
 pub mod controller;
 pub mod desired;
 #[cfg(test)]

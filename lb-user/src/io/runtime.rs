@@ -25,11 +25,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{BpfError, Counts, DataPlane, Outcome, Pins},
-    clock, mounts,
+    bpf::{BpfError, Conntrack, Counts, DataPlane, Outcome, Pins},
+    clock,
+    collect::Collector,
+    mounts,
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
+    observe::{Asker, Observer},
     privilege::{self, PrivilegeError},
     probe::{ProbeSetupError, Prober},
     reader::{self, NetworkReader},
@@ -180,6 +183,8 @@ struct Engine {
     attached: Vec<Attachment>,
     attach_failures: Vec<String>,
     facts: status::Facts,
+    collector: Collector,
+    observer: Observer,
 }
 
 impl Engine {
@@ -230,6 +235,7 @@ impl Engine {
             "xvip {} starts", env!("CARGO_PKG_VERSION")
         );
         let sockets = config.vrrp.iter().map(|_| None).collect();
+        let observer = Observer::new(pins.clone(), probe_runtime.clone(), probed.clone());
         let listening = config.vrrp.iter().map(|_| None).collect();
         let mut engine = Self {
             // The seed only has to differ between nodes.
@@ -252,6 +258,8 @@ impl Engine {
             attached: Vec::new(),
             attach_failures: Vec::new(),
             facts,
+            collector: Collector::start(Conntrack::open(&pins)?)?,
+            observer,
         };
         engine.take_outcome(outcome);
         Ok(engine)
@@ -652,6 +660,22 @@ impl Engine {
     fn answer(&mut self, request: AdminRequest) {
         let reply = match request.command {
             Command::Status => return self.count(request.reply),
+            Command::Flows(query) => {
+                let asker = Asker {
+                    reply: request.reply,
+                    lines: request.lines,
+                };
+                return self.observer.flows(&self.controller, query, asker);
+            }
+            Command::Trace(query) => {
+                let asker = Asker {
+                    reply: request.reply,
+                    lines: request.lines,
+                };
+                let begun = self.observer.trace(&self.controller, query, asker);
+                return self.inputs.extend(begun);
+            }
+            Command::Explain(_) => Err(CommandError::Failed("not yet".to_owned())),
             Command::StepDown { vrrp } => {
                 self.vrrp_command(vrrp.as_deref(), |instance| Input::StepDown { instance })
             }
@@ -686,13 +710,14 @@ impl Engine {
 
     fn answer_status(&self, Counted { counts, reply }: Counted) {
         let now = clock::now();
-        let status = status::status(
+        let mut status = status::status(
             &self.controller,
             &self.data_plane,
             &counts,
             &self.facts,
             now,
         );
+        status.conntrack = self.collector.status();
         // The asker may be gone.
         let _ = reply.send(Ok(Reply::Status(Box::new(status))));
     }

@@ -10,8 +10,8 @@ use lb_common::{
 use super::bpf::{Counts, DataPlane};
 use crate::{
     admin::model::{
-        AttachStatus, AttachedMode, BackendState, BackendStatus, DataPlaneStatus, Method,
-        PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
+        AttachStatus, AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus,
+        Method, PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
     },
     config::model::{Peer, VrrpVersion},
     core::{
@@ -61,6 +61,8 @@ pub fn status(
             .map(|peer| peer_status(controller, peer))
             .collect(),
         reasons: all_reasons(counts),
+        // The collector's own business.
+        conntrack: ConntrackStatus::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What goes into the controller and what comes out of it.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -97,6 +98,18 @@ pub enum Input {
     Resume {
         /// Position in the configuration.
         instance: usize,
+    },
+    /// Somebody follows packets to these VIPs: mark them.
+    Trace {
+        /// Number of the trace: each has another one.
+        serial: u64,
+        /// The VIPs.
+        vips: BTreeSet<IpAddr>,
+    },
+    /// Nobody follows packets any more, unless another trace has begun since.
+    TraceEnded {
+        /// Number of the trace.
+        serial: u64,
     },
     /// The controller is to end: resign and leave.
     Stop,

@@ -7,6 +7,7 @@
 //! else does. A `handle_timeout` that comes too early does nothing.
 
 mod addresses;
+mod followed;
 mod messages;
 mod reading;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
 pub use self::messages::{Action, Event, Input};
-use self::{reading::Reading, uplinks::Attachments};
+use self::{followed::Followed, reading::Reading, uplinks::Attachments};
 use super::{
     attach::Attachment,
     desired::{self, Builder, Desired, Facts, ServicePlacement},
@@ -98,6 +99,7 @@ pub struct Controller {
     placements: Vec<ServicePlacement>,
     /// Asked for since the last reading of links.
     resolving: BTreeSet<IpAddr>,
+    followed: Followed,
     /// The states of a data plane that was there before were taken over.
     adopted: bool,
     reading_tables: Reading,
@@ -150,6 +152,7 @@ impl Controller {
             tables: None,
             placements: Vec::new(),
             resolving: BTreeSet::new(),
+            followed: Followed::default(),
             adopted: false,
             reading_tables: Reading::new(now, Duration::ZERO),
             reading_links: Reading::new(now, LINKS_GAP),
@@ -223,8 +226,19 @@ impl Controller {
                 self.with_instance(instance, |vrrp| vrrp.step_down(now));
             }
             Input::Resume { instance } => self.with_instance(instance, |vrrp| vrrp.resume(now)),
+            Input::Trace { serial, vips } => {
+                self.followed.begin(serial, vips);
+                self.reconcile_tables();
+            }
+            Input::TraceEnded { serial } => {
+                if self.followed.end(serial) {
+                    self.reconcile_tables();
+                }
+            }
             Input::Stop => {
                 self.stopping = true;
+                self.followed.clear();
+                self.reconcile_tables();
                 for role in &mut self.roles {
                     role.instance.stop(now);
                 }
@@ -572,9 +586,10 @@ impl Controller {
             netns_cookie: self.netns_cookie,
         };
         let Desired {
-            tables: desired,
+            tables: mut desired,
             services,
         } = self.builder.build(&facts, observed);
+        self.followed.mark(&mut desired);
         self.placements = services;
         let ops = tables::plan(&desired, observed);
         if ops.is_empty() {

@@ -9,6 +9,8 @@ use aya::{
     programs::{ProgramError, links::LinkError},
 };
 
+use super::batch::BatchError;
+
 /// An error of the data plane, with what it was about.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -75,6 +77,14 @@ pub enum BpfError {
         name: &'static str,
         /// What the kernel said.
         source: MapError,
+    },
+    /// A map could not be read in pieces.
+    #[error("map {name}: {}", chain(source))]
+    Batch {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong.
+        source: BatchError,
     },
 }
 

@@ -1,16 +1,11 @@
 //! Typed access to the maps: the tables as the core knows them, leases, and (apart) counters.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use aya::{
     Ebpf, Pod,
     maps::{
-        Array, HashMap, MapData, MapError, PerCpuArray,
+        Array, HashMap, IterableMap, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -21,10 +16,11 @@ use lb_common::{
         reason_index,
         sources::{SourceKey, SourceRule},
     },
+    conntrack::FlowState,
     reason::Reason,
 };
 
-use super::BpfError;
+use super::{BpfError, batch::lookup_batch};
 use crate::core::{
     tables::{FamilyOp, FamilyTables, SourcePrefix, TableOp, Tables},
     time::Timestamp,
@@ -91,19 +87,16 @@ pub struct Maps {
     node: Array<MapData, NodeConfig>,
 }
 
-/// The maps that the data plane counts in. Reading them takes a system call per flow, so it is
-/// done on other threads than the controller's.
+/// The maps that the data plane counts in. They are large, so they are read on other threads than
+/// the controller's.
 pub struct CountMaps {
     flows4: HashMap<MapData, FlowKey<[u8; 4]>, Flow>,
     flows6: HashMap<MapData, FlowKey<[u8; 16]>, Flow>,
+    half_flows4: HashMap<MapData, FlowKey<[u8; 4]>, Flow>,
+    half_flows6: HashMap<MapData, FlowKey<[u8; 16]>, Flow>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
     reason_stats: PerCpuArray<MapData, Counters>,
 }
-
-/// Time that counting the flows may take.
-const FLOWS_TIME: Duration = Duration::from_secs(1);
-/// Flows counted between two looks at the clock.
-const FLOWS_STRIDE: usize = 1_024;
 
 /// Counters, summed over the CPUs.
 #[derive(Clone, Debug, Default)]
@@ -112,11 +105,11 @@ pub struct Counts {
     pub reasons: BTreeMap<u32, Vec<(Reason, Counters)>>,
     /// By backend id.
     pub backends: BTreeMap<u32, BackendCounters>,
-    /// Open flows with a conntrack entry by backend id; `None`: there are too many to count.
+    /// Open flows with a conntrack entry by backend id; `None`: they cannot be read.
     pub flows: Option<BTreeMap<u32, u64>>,
 }
 
-fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
+pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map { name, source }
 }
 
@@ -201,6 +194,8 @@ impl CountMaps {
         Ok(Self {
             flows4: take(object, "flows4")?,
             flows6: take(object, "flows6")?,
+            half_flows4: take(object, "half_flows4")?,
+            half_flows6: take(object, "half_flows6")?,
             backend_stats: take(object, "backend_stats")?,
             reason_stats: take(object, "reason_stats")?,
         })
@@ -253,33 +248,33 @@ impl CountMaps {
     }
 
     fn flows(&self, now: u32) -> Option<BTreeMap<u32, u64>> {
-        let deadline = Instant::now() + FLOWS_TIME;
         let mut counts = BTreeMap::new();
-        let complete = count_flows(&self.flows4, now, deadline, &mut counts)
-            && count_flows(&self.flows6, now, deadline, &mut counts);
-        complete.then_some(counts)
+        let open = |flow: &Flow| flow.is_open(now);
+        count_flows(&self.flows4, open, &mut counts)?;
+        count_flows(&self.flows6, open, &mut counts)?;
+        // Whoever has acknowledged something and is not among the others yet was adopted just now;
+        // a SYN alone may be anybody's.
+        let adopted = |flow: &Flow| flow.is_open(now) && flow.state() == FlowState::Established;
+        count_flows(&self.half_flows4, adopted, &mut counts)?;
+        count_flows(&self.half_flows6, adopted, &mut counts)?;
+        Some(counts)
     }
 }
 
-/// Count the open flows; false if time ran out. Entries that vanish while they are read are not
-/// counted. (The kernel then begins anew, so the walk need not end by itself.)
+/// Count flows by backend; `None` if they cannot be read.
 fn count_flows<K: Pod>(
     flows: &HashMap<MapData, K, Flow>,
-    now: u32,
-    deadline: Instant,
+    counts_as: impl Fn(&Flow) -> bool,
     counts: &mut BTreeMap<u32, u64>,
-) -> bool {
-    for (position, entry) in flows.iter().enumerate() {
-        if position % FLOWS_STRIDE == 0 && Instant::now() >= deadline {
-            return false;
-        }
-        if let Ok((_, flow)) = entry
-            && flow.is_open(now)
-        {
-            *counts.entry(flow.backend()).or_default() += 1;
+) -> Option<()> {
+    for piece in lookup_batch::<K, Flow>(IterableMap::map(flows)).ok()? {
+        for (_, flow) in piece.ok()? {
+            if counts_as(&flow) {
+                *counts.entry(flow.backend()).or_default() += 1;
+            }
         }
     }
-    true
+    Some(())
 }
 
 impl<A: Address + Ord + Pod> FamilyMaps<A>

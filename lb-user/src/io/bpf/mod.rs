@@ -5,6 +5,7 @@
 
 mod attach;
 pub mod batch;
+mod conntrack;
 mod error;
 mod maps;
 mod pins;
@@ -21,6 +22,7 @@ use lb_common::abi::{ABI_VERSION, NodeConfig};
 
 use self::uplinks::Attacher;
 pub use self::{
+    conntrack::{Conntrack, FamilyConntrack, Pieces, Table},
     error::BpfError,
     maps::{CountMaps, Counts, Maps},
     pins::Pins,

@@ -1,0 +1,210 @@
+//! What an operator looks into the data plane with: `xvip flows`, `trace` and `explain`.
+//!
+//! The controller's thread only takes the question; maps are read, programs run and records
+//! waited for on other threads.
+
+mod flows;
+mod trace;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ipnet::IpNet;
+use lb_common::abi::{self, events::TraceEvent};
+use tokio::{
+    runtime,
+    sync::{mpsc, oneshot},
+};
+
+use super::bpf::{Pins, ring::RingReader};
+use crate::{
+    admin::{
+        flows::{BackendName, Directory, FlowQuery},
+        model::{CommandError, Method, Reply},
+        server::Lines,
+        stream::{Item, Started},
+        trace::TraceQuery,
+    },
+    core::controller::{Controller, Input},
+};
+
+/// Who asked, and where the answer goes.
+pub struct Asker {
+    /// The first line.
+    pub reply: oneshot::Sender<Result<Reply, CommandError>>,
+    /// The lines after it.
+    pub lines: Lines,
+}
+
+impl Asker {
+    /// Refuse.
+    fn refuse(self, error: CommandError) {
+        // The asker may be gone.
+        let _ = self.reply.send(Err(error));
+    }
+
+    /// Begin a stream; where its lines go.
+    fn begin(self) -> Lines {
+        // A gone asker is noticed by the first line.
+        let _ = self.reply.send(Ok(Reply::Stream(Started::NOW)));
+        self.lines
+    }
+}
+
+/// Answers operators' questions about the data plane that is pinned there.
+pub struct Observer {
+    pins: Pins,
+    /// Has threads of its own.
+    threads: runtime::Handle,
+    /// Where the controller hears of the end of a trace.
+    inputs: mpsc::UnboundedSender<Input>,
+    /// The trace under way, by its client.
+    under_way: Arc<Mutex<Option<IpNet>>>,
+    /// Number of the last trace.
+    serial: u64,
+}
+
+/// A trace under way. Dropping it ends it.
+struct UnderWay {
+    serial: u64,
+    inputs: mpsc::UnboundedSender<Input>,
+    client: Arc<Mutex<Option<IpNet>>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // Nobody listens any more when the controller ends: it has taken its marks away itself.
+        let _ = self.inputs.send(Input::TraceEnded {
+            serial: self.serial,
+        });
+        *lock(&self.client) = None;
+    }
+}
+
+/// What holds it cannot leave it half written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Observer {
+    /// An observer of the data plane of `pins` that works on the threads of a runtime.
+    /// The controller hears by `inputs` when a trace has ended.
+    pub fn new(pins: Pins, threads: runtime::Handle, inputs: mpsc::UnboundedSender<Input>) -> Self {
+        Self {
+            pins,
+            threads,
+            inputs,
+            under_way: Arc::default(),
+            serial: 0,
+        }
+    }
+
+    /// List or count conntrack entries.
+    pub fn flows(&self, controller: &Controller, query: FlowQuery, asker: Asker) {
+        let directory = directory(controller);
+        if let Err(error) = query.check(&directory) {
+            return asker.refuse(error.into());
+        }
+        let lines = asker.begin();
+        let pins = self.pins.clone();
+        self.threads.spawn_blocking(move || {
+            if let Err(error) = flows::list(&pins, &directory, &query, &lines) {
+                // The asker may be gone.
+                let _ = lines.blocking_send(Item::Error(error.to_string()).line());
+            }
+        });
+    }
+}
+
+impl Observer {
+    /// Follow packets. What the controller is to be told, if that begins.
+    pub fn trace(
+        &mut self,
+        controller: &Controller,
+        query: TraceQuery,
+        asker: Asker,
+    ) -> Option<Input> {
+        match self.begin_trace(controller, &query) {
+            Ok((ring, under_way, vips)) => {
+                let teller = trace::Teller::new(directory(controller));
+                let lines = asker.begin();
+                self.threads.spawn(async move {
+                    trace::follow(ring, teller, &query, &lines).await;
+                    drop(under_way);
+                });
+                let serial = self.serial;
+                Some(Input::Trace { serial, vips })
+            }
+            Err(error) => {
+                asker.refuse(error);
+                None
+            }
+        }
+    }
+
+    fn begin_trace(
+        &mut self,
+        controller: &Controller,
+        query: &TraceQuery,
+    ) -> Result<(RingReader<TraceEvent>, UnderWay, BTreeSet<IpAddr>), CommandError> {
+        let failed = |error: &dyn std::error::Error| CommandError::Failed(error.to_string());
+        let vips = query.vips(configured_vips(controller))?;
+        let mut current = lock(&self.under_way);
+        if let Some(client) = *current {
+            return Err(CommandError::Tracing { client });
+        }
+        // The reader registers with the runtime that it is opened in.
+        let _entered = self.threads.enter();
+        let mut ring = RingReader::open(&self.pins.map("trace_events")).map_err(|e| failed(&e))?;
+        trace::clear(&mut ring);
+        trace::set_filter(&self.pins.map("trace"), query.filter()).map_err(|e| failed(&e))?;
+        self.serial += 1;
+        *current = Some(query.client);
+        let under_way = UnderWay {
+            serial: self.serial,
+            inputs: self.inputs.clone(),
+            client: Arc::clone(&self.under_way),
+        };
+        Ok((ring, under_way, vips.into_iter().collect()))
+    }
+}
+
+/// The VIPs of the configuration.
+fn configured_vips(controller: &Controller) -> impl Iterator<Item = IpAddr> {
+    let config = controller.config();
+    let moved = config.vrrp.iter().flat_map(|vrrp| &vrrp.addresses);
+    let served = config.services.iter().map(|service| service.address);
+    moved.map(IpNet::addr).chain(served)
+}
+
+/// The names of what the maps hold by ids.
+fn directory(controller: &Controller) -> Directory {
+    let mut directory = Directory::default();
+    let services = &controller.config().services;
+    for (service, placement) in services.iter().zip(controller.placements()) {
+        directory
+            .services
+            .insert(placement.id, service.name.clone());
+        for (backend, place) in service.backends.iter().zip(&placement.backends) {
+            let name = BackendName {
+                service: service.name.clone(),
+                name: backend.name.clone(),
+                method: method(place.method),
+                address: SocketAddr::new(backend.address.ip(), backend.address.port()),
+            };
+            directory.backends.insert(place.id, name);
+        }
+    }
+    directory
+}
+
+const fn method(method: abi::Method) -> Method {
+    match method {
+        abi::Method::Local => Method::Local,
+        abi::Method::Dsr => Method::Dsr,
+        abi::Method::Nat => Method::Nat,
+    }
+}
