@@ -5,6 +5,7 @@
 mod attach;
 mod backends;
 mod hairpin;
+mod observe;
 mod ports;
 mod repair;
 mod requests;
