@@ -177,6 +177,8 @@ pub struct ServiceConfig {
     pub on_no_backend: OnNoBackend,
     /// Who may open flows, and how fast.
     pub sources: SourcesConfig,
+    /// What becomes of a backend's flows when it goes DOWN.
+    pub on_backend_down: OnBackendDown,
     /// How the backends are checked.
     pub health: HealthConfig,
     /// Backends in file order; 1..=`MAX_BACKENDS_PER_SERVICE`.
@@ -262,6 +264,15 @@ pub struct SourceLimit {
     pub rate: NonZeroU16,
     /// New flows at once.
     pub burst: NonZeroU16,
+}
+
+/// `service.on_backend_down`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnBackendDown {
+    /// Its clients are reset, so that they connect anew at once.
+    Reset,
+    /// They are forwarded to it as before.
+    Keep,
 }
 
 /// `[[service.backend]]`

@@ -10,8 +10,8 @@ use std::{
 use super::{
     Context,
     model::{
-        BackendConfig, CheckConfig, ClientCert, Forwarding, HealthConfig, HttpConfig, OnNoBackend,
-        Protocol, ServiceConfig, StartState, TlsConfig, TlsVerify,
+        BackendConfig, CheckConfig, ClientCert, Forwarding, HealthConfig, HttpConfig,
+        OnBackendDown, OnNoBackend, Protocol, ServiceConfig, StartState, TlsConfig, TlsVerify,
     },
     raw::{Mark, Marked, Refused, Table, Value},
     sources::{self, SourcesDraft},
@@ -59,6 +59,12 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
     let transport = read_transport(&mut table);
     let protocol = read_protocol(&mut table, transport);
     let forwarding = table.get_or("forwarding", Forwarding::Auto, forwarding);
+    let on_backend_down = table.get_or("on_backend_down", OnBackendDown::Reset, |value| {
+        value.choice(&[
+            ("reset", OnBackendDown::Reset),
+            ("keep", OnBackendDown::Keep),
+        ])
+    });
     let on_no_backend = read_on_no_backend(&mut table, transport);
     let sources = sources::read(&mut table);
     let health = read_health(table.table("health"), transport, context);
@@ -73,6 +79,7 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
             protocol: protocol?,
             on_no_backend: on_no_backend?,
             sources: sources.config()?,
+            on_backend_down: on_backend_down?,
             health: health?,
             backends: backends
                 .iter()

@@ -231,6 +231,7 @@ fn reads_the_example() {
             protocol: Protocol::Tcp,
             on_no_backend: OnNoBackend::Reset,
             sources: SourcesConfig::default(),
+            on_backend_down: OnBackendDown::Reset,
             health: default_health(),
             backends: vec![BackendConfig {
                 name: "master01".to_owned(),
@@ -312,6 +313,7 @@ fn fills_in_defaults() {
     assert_eq!(service.protocol, Protocol::Tcp);
     assert_eq!(service.on_no_backend, OnNoBackend::Reset);
     assert_eq!(service.sources, SourcesConfig::default());
+    assert_eq!(service.on_backend_down, OnBackendDown::Reset);
     assert_eq!(service.health, default_health());
     assert_eq!(service.backends[0].weight.get(), 1);
     assert_eq!(service.backends[0].forwarding, Forwarding::Auto);

@@ -18,6 +18,7 @@ use lb_common::abi::{
 
 use super::{
     attach::Uplinks,
+    epochs,
     maglev::{self, Member},
     network::{Network, Port},
     tables::{FamilyTables, SourcePrefix, Tables},
@@ -160,6 +161,8 @@ impl Builder {
                 IpAddr::V6(vip) => self.service(&build, vip.octets(), &observed.v6, &mut tables),
             });
         }
+        epochs::retire(&mut tables.v4, &observed.v4);
+        epochs::retire(&mut tables.v6, &observed.v6);
         Desired { tables, services }
     }
 
@@ -208,6 +211,8 @@ impl Builder {
             if let Ok((port, mac)) = hop {
                 backend = backend.via(port.ifindex, mac).tagged(port.tags);
             }
+            let before = observed.backends.get(&backend_id);
+            backend = epochs::follow(backend, before, service.on_backend_down);
             match method {
                 Method::Local => {
                     local = (backend_id, backend_port);
@@ -297,7 +302,9 @@ fn has_service(tables: &Tables, id: u32) -> bool {
 }
 
 fn has_backend(tables: &Tables, id: u32) -> bool {
-    tables.v4.backends.contains_key(&id) || tables.v6.backends.contains_key(&id)
+    let used = |service: Option<u32>| service.is_some_and(|service| service != 0);
+    used(tables.v4.backends.get(&id).map(Backend::service))
+        || used(tables.v6.backends.get(&id).map(Backend::service))
 }
 
 /// State of a backend of `service` in tables of an earlier run.

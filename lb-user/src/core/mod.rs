@@ -6,6 +6,7 @@ pub mod attach;
 pub mod conntrack;
 pub mod controller;
 pub mod desired;
+mod epochs;
 #[cfg(test)]
 mod fixture;
 pub mod health;

@@ -46,7 +46,8 @@ impl<A: Copy> SourcePrefix<A> {
 pub struct FamilyTables<A: Address + Ord> {
     /// `services4`/`services6`
     pub services: BTreeMap<ServiceKey<A>, Service>,
-    /// `backends4`/`backends6`; unused elements are absent.
+    /// `backends4`/`backends6`; unused elements are absent, but for those that keep the epoch of a
+    /// backend that was removed.
     pub backends: BTreeMap<u32, Backend<A>>,
     /// `vips4`/`vips6`
     pub vips: BTreeMap<A, Vip>,

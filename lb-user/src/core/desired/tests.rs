@@ -320,7 +320,31 @@ fn ids_are_not_reused_at_once() {
     world.restart();
     let now = ids(&world.converge());
     assert!(!now[0].1.contains(&removed), "{now:?}");
-    assert!(!world.tables.v4.backends.contains_key(&removed));
+    // Its flows are of an earlier epoch from now on, and the controller's next start keeps it so.
+    let left = Backend::EMPTY.in_epoch(1);
+    assert_eq!(world.tables.v4.backends[&removed], left);
+    world.restart();
+    world.converge();
+    assert_eq!(world.tables.v4.backends[&removed], left);
+}
+
+/// The epoch counts how often a backend went DOWN, through restarts of the controller; with
+/// `on_backend_down = "keep"` it stays.
+#[test]
+fn epochs_count_deaths() {
+    let keeps = APISERVER6.replace("port = 1644", "port = 1644\non_backend_down = \"keep\"");
+    let mut world = World::master10(&format!("{APISERVER}{keeps}"));
+    let id = |service: usize, desired: &Desired| desired.services[service].backends[1].id;
+    let mut seen = Vec::new();
+    for state in [Up, Draining, Down, Down, Up, Down, Draining, Up] {
+        world.health[0][1] = state;
+        world.health[1][1] = state;
+        world.restart();
+        let desired = world.converge();
+        seen.push(world.tables.v4.backends[&id(0, &desired)].epoch());
+        assert_eq!(world.tables.v6.backends[&id(1, &desired)].epoch(), 0);
+    }
+    assert_eq!(seen, [0, 0, 1, 1, 1, 2, 2, 2]);
 }
 
 /// Someone gives a service another one's id and table: both get their own back, so that they

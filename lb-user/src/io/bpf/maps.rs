@@ -329,7 +329,7 @@ where
                 .backends
                 .get(&id, 0)
                 .map_err(map_error(self.names.backends))?;
-            if backend.service() != 0 {
+            if backend != Backend::EMPTY {
                 backends.insert(id, backend);
             }
         }
