@@ -4,9 +4,14 @@
 //! another epoch by now, so one write to a backend's entry ends all of its flows, and none of those
 //! that it gets when it is back. The table is the only memory: it outlives the controller.
 
-use lb_common::abi::{Address, Backend, BackendState};
+use std::net::{IpAddr, SocketAddr};
 
-use super::tables::FamilyTables;
+use lb_common::abi::{Address, Backend, BackendState, Mac, Method};
+
+use super::{
+    resets::{Death, Link, Order, Way},
+    tables::FamilyTables,
+};
 use crate::config::model::OnBackendDown;
 
 /// `backend` in the epoch that follows from what its element held `before`.
@@ -46,8 +51,58 @@ pub(super) fn retire<A: Address + Ord>(desired: &mut FamilyTables<A>, observed: 
         .retain(|_, backend| *backend != Backend::EMPTY);
 }
 
+/// The backends of a family whose lives end when `desired` replaces `observed`, as they were
+/// before. `owns` says whether this node owns a VIP, `mac` is the MAC of an interface.
+pub(super) fn deaths<A: Address + Ord + Into<IpAddr>>(
+    desired: &FamilyTables<A>,
+    observed: &FamilyTables<A>,
+    owns: impl Fn(IpAddr) -> bool,
+    mac: impl Fn(u32) -> Option<Mac>,
+) -> Vec<Death> {
+    let mut deaths = Vec::new();
+    for (&id, after) in &desired.backends {
+        let before = observed.backends.get(&id);
+        let Some(before) = before.filter(|before| begins_life(after, before)) else {
+            continue;
+        };
+        let services = observed.services.iter();
+        let mut of_service = services.filter(|(_, service)| service.id() == before.service());
+        let (Some((service, _)), Some(method)) = (of_service.next(), before.method()) else {
+            continue;
+        };
+        let vip: IpAddr = service.vip().into();
+        let backend = SocketAddr::new(before.addr().into(), before.port());
+        let way = match method {
+            Method::Local => Way::None,
+            Method::Nat => Way::Route(backend),
+            Method::Dsr => mac(before.ifindex()).map_or(Way::None, |src| {
+                Way::Link(Link {
+                    ifindex: before.ifindex(),
+                    src,
+                    dst: before.mac(),
+                    tags: before.tags(),
+                })
+            }),
+        };
+        let order = Order {
+            backend: id,
+            epoch: after.epoch(),
+            ipv6: vip.is_ipv6(),
+            tell: owns(vip),
+            way,
+        };
+        deaths.push(Death {
+            order,
+            vip,
+            backend,
+            method,
+        });
+    }
+    deaths
+}
+
 /// Whether going from `before` to `after` ends a life: flows of the earlier one are to be reset.
-pub(super) fn begins_life<A: Address>(after: &Backend<A>, before: &Backend<A>) -> bool {
+fn begins_life<A: Address>(after: &Backend<A>, before: &Backend<A>) -> bool {
     after.epoch() != before.epoch() && !is_unused(before)
 }
 
@@ -67,7 +122,7 @@ fn is_unused<A: Address>(backend: &Backend<A>) -> bool {
 mod tests {
     use BackendState::{Down, Draining, Up};
     use OnBackendDown::{Keep, Reset};
-    use lb_common::abi::Method;
+    use lb_common::abi::{Service, ServiceKey};
 
     use super::*;
 
@@ -140,6 +195,44 @@ mod tests {
             assert_eq!(desired.backends[&2], observed.backends[&2]);
             observed = desired;
         }
+    }
+
+    /// A death tells how the backend was reached before, and who is to be told of it.
+    #[test]
+    fn deaths_say_how_the_backend_was_reached() {
+        let mut observed = FamilyTables::<[u8; 4]>::default();
+        let key = ServiceKey::new([10, 0, 2, 100], 1644, 6);
+        observed
+            .services
+            .insert(key, Service::new(1, 2, 0, 0, true));
+        let dsr = backend(10, Up).via(2, [2; 6]).tagged(100);
+        let nat = Backend::new([10, 0, 2, 20], 6443, 1, 0, Method::Nat, Up);
+        let local = Backend::new([10, 0, 2, 30], 6443, 1, 1, Method::Local, Up);
+        let lives = [dsr, nat, local, backend(11, Up)];
+        observed.backends.extend((1..).zip(lives));
+        let mut desired = observed.clone();
+        for id in 1..=3 {
+            let after = observed.backends[&id].in_epoch(1);
+            desired.backends.insert(id, after);
+        }
+        let mac = |ifindex| (ifindex == 2).then_some([4; 6]);
+        let vip = IpAddr::from([10, 0, 2, 100]);
+        let deaths = deaths(&desired, &observed, |owned| owned == vip, mac);
+        let ways: Vec<_> = deaths.iter().map(|death| death.order.way).collect();
+        let link = Link {
+            ifindex: 2,
+            src: [4; 6],
+            dst: [2; 6],
+            tags: 100,
+        };
+        let to_nat = SocketAddr::from(([10, 0, 2, 20], 6443));
+        assert_eq!(ways, [Way::Link(link), Way::Route(to_nat), Way::None]);
+        assert!(
+            deaths
+                .iter()
+                .all(|death| death.order.tell && death.vip == vip)
+        );
+        assert_eq!(deaths[0].order.epoch, 1);
     }
 
     /// Who is to be told: flows of a backend that had a life.

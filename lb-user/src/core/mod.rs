@@ -10,8 +10,11 @@ mod epochs;
 #[cfg(test)]
 mod fixture;
 pub mod health;
+pub mod local_sockets;
 pub mod maglev;
 pub mod network;
+pub mod resets;
+pub mod segment;
 pub mod tables;
 pub mod time;
 pub mod vrrp;

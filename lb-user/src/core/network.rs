@@ -199,6 +199,11 @@ impl Network {
         Some((interface.ifindex, interface.mac?))
     }
 
+    /// MAC of interface `ifindex`, if it is there and has one.
+    pub fn mac(&self, ifindex: u32) -> Option<Mac> {
+        self.interfaces.get(&ifindex)?.mac
+    }
+
     /// Name of interface `ifindex`, if there is one.
     pub fn name(&self, ifindex: u32) -> Option<&str> {
         self.interfaces

@@ -1,9 +1,17 @@
-//! Facts about the network namespace that a thread is in.
+//! Facts about the network namespace that a thread is in, and work in others.
 
-use std::io;
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    thread,
+};
 
 use nix::{
-    getsockopt_impl, libc, sockopt_impl,
+    getsockopt_impl, libc,
+    sched::{CloneFlags, setns},
+    sockopt_impl,
     sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket},
 };
 
@@ -47,4 +55,40 @@ pub fn cookie() -> Result<NetnsCookie, NetnsCookieError> {
     .map_err(io::Error::from)?;
     let cookie = getsockopt(&any, NetnsCookieOption).map_err(io::Error::from)?;
     Ok(NetnsCookie(cookie))
+}
+
+/// The network namespaces that this machine's processes are in, each once, at most `limit`.
+pub fn all(limit: usize) -> io::Result<Vec<File>> {
+    let mut found = BTreeMap::new();
+    for process in fs::read_dir("/proc")? {
+        // Processes come and go meanwhile, and not all of /proc is processes.
+        let Ok(path) = process.map(|process| process.path().join("ns/net")) else {
+            continue;
+        };
+        let Ok(status) = fs::metadata(&path) else {
+            continue;
+        };
+        let name = (status.dev(), status.ino());
+        if found.len() < limit
+            && !found.contains_key(&name)
+            && let Ok(file) = File::open(&path)
+        {
+            found.insert(name, file);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// What `work` returns in another network namespace. It runs on a thread of its own, which ends
+/// with it.
+pub fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let visitor = scope.spawn(|| {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        });
+        visitor
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the work panicked")))
+    })
 }

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{BpfError, Conntrack, Counts, DataPlane, Outcome, Pins},
+    bpf::{BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
     clock,
     collect::Collector,
     mounts,
@@ -33,9 +33,11 @@ use super::{
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
     observe::{Asker, Observer},
+    plane_events::PlaneEvents,
     privilege::{self, PrivilegeError},
     probe::{ProbeSetupError, Prober},
     reader::{self, NetworkReader},
+    resets::{ResetError, Resetter},
     status,
     sysctl::{self, Requirement, SysctlError},
     undo::{self, Undo},
@@ -89,6 +91,12 @@ pub enum RunError {
     /// A file system.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// What clients of dead backends are reset with.
+    #[error("resets: {0}")]
+    Resets(#[from] ResetError),
+    /// What the data plane tells.
+    #[error("events of the data plane: {0}")]
+    Events(#[from] RingError),
     /// Netlink.
     #[error("netlink: {0}")]
     Netlink(#[from] NetlinkError),
@@ -182,6 +190,8 @@ struct Engine {
     /// What was said of the attachments last.
     attached: Vec<Attachment>,
     attach_failures: Vec<String>,
+    resetter: Resetter,
+    plane_events: PlaneEvents,
     facts: status::Facts,
     collector: Collector,
     observer: Observer,
@@ -257,6 +267,8 @@ impl Engine {
             inputs: VecDeque::new(),
             attached: Vec::new(),
             attach_failures: Vec::new(),
+            resetter: Resetter::start(&pins)?,
+            plane_events: PlaneEvents::open(&pins)?,
             facts,
             collector: Collector::start(Conntrack::open(&pins)?)?,
             observer,
@@ -287,6 +299,7 @@ impl Engine {
                 }
                 Some(input) = self.results.recv() => self.inputs.push_back(input),
                 event = self.events.next() => self.take_event(event),
+                input = self.plane_events.next() => self.inputs.push_back(input),
                 Some(request) = asked.recv() => self.answer(request),
                 Some(counted) = self.counted.recv() => self.answer_status(counted),
                 _ = terminate.recv() => self.inputs.push_back(Input::Stop),
@@ -404,6 +417,11 @@ impl Engine {
                     warn!(%error, "cannot write to the data plane; trying again");
                     self.inputs.push_back(Input::TablesFailed);
                 }
+            }
+            Action::Reset(deaths) => self.resetter.reset(deaths),
+            Action::ClearSuspect { backend } => {
+                let result = self.data_plane.maps.clear_suspect(backend);
+                warn_of("cannot clear a suspicion", result);
             }
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.reader.read_links(),

@@ -13,6 +13,7 @@ use crate::core::{
     attach::{Attachment, Plan},
     health::ProbeResult,
     network::{Hop, Interface, InterfaceAddress},
+    resets::Death,
     tables::{TableOp, Tables},
     time::Timestamp,
     vrrp::{self, Advert, RxMeta, State},
@@ -87,6 +88,11 @@ pub enum Input {
     },
     /// The tables were read, the answer to [`Action::ReadTables`].
     Tables(Box<Tables>),
+    /// A backend refused a connection.
+    Refused {
+        /// Its id in the data plane.
+        backend: u32,
+    },
     /// The tables could not be read, or not all be written.
     TablesFailed,
     /// The operator wants an instance to give up its addresses.
@@ -182,6 +188,13 @@ pub enum Action {
     },
     /// Write to the tables, in this order.
     WriteTables(Vec<TableOp>),
+    /// Backends died: reset those who are connected to them. Their tables are written already.
+    Reset(Vec<Death>),
+    /// A check of a backend that had refused a connection passed: it is not suspect any more.
+    ClearSuspect {
+        /// Its id in the data plane.
+        backend: u32,
+    },
     /// Read all tables; answered by [`Input::Tables`] or [`Input::TablesFailed`].
     ReadTables,
     /// Read interfaces and addresses; answered by [`Input::Links`] or [`Input::LinksFailed`].

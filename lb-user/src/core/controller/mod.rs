@@ -10,6 +10,7 @@ mod addresses;
 mod followed;
 mod messages;
 mod reading;
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod uplinks;
@@ -28,6 +29,7 @@ use self::{followed::Followed, reading::Reading, uplinks::Attachments};
 use super::{
     attach::Attachment,
     desired::{self, Builder, Desired, Facts, ServicePlacement},
+    epochs,
     health::{HealthAction, Seen, ServiceHealth},
     network::Network,
     tables::{self, Tables},
@@ -107,6 +109,9 @@ pub struct Controller {
     audit_at: Timestamp,
     renew_at: Timestamp,
     stopping: bool,
+    /// Backends that refused a connection, by id, since when; none of their checks that began later
+    /// has passed.
+    suspects: BTreeMap<u32, Timestamp>,
     actions: VecDeque<Action>,
 }
 
@@ -159,6 +164,7 @@ impl Controller {
             audit_at: now + AUDIT_INTERVAL,
             renew_at: now,
             stopping: false,
+            suspects: BTreeMap::new(),
             actions: VecDeque::new(),
         };
         controller.ask(now);
@@ -184,10 +190,12 @@ impl Controller {
                 self.with_instance(instance, |vrrp| vrrp.set_source_address(address));
             }
             Input::Probed { service, result } => {
+                self.clear_suspicion(service, &result);
                 if let Some(health) = self.health.get_mut(service) {
                     health.handle_result(now, result);
                 }
             }
+            Input::Refused { backend } => self.suspect(now, backend),
             Input::Links {
                 interfaces,
                 addresses,
@@ -595,6 +603,10 @@ impl Controller {
         if ops.is_empty() {
             return;
         }
+        let owns = |vip| owns_vip(&self.config, &self.roles, &self.network, vip);
+        let mac = |ifindex| self.network.mac(ifindex);
+        let mut deaths = epochs::deaths(&desired.v4, &observed.v4, owns, mac);
+        deaths.extend(epochs::deaths(&desired.v6, &observed.v6, owns, mac));
         for op in &ops {
             observed.apply(op);
         }
@@ -603,6 +615,9 @@ impl Controller {
             .maglev
             .retain(|index, _| desired.maglev.contains_key(index));
         self.actions.push_back(Action::WriteTables(ops));
+        if !deaths.is_empty() {
+            self.actions.push_back(Action::Reset(deaths));
+        }
         self.reading_tables.overtake();
     }
 
@@ -620,6 +635,23 @@ impl Controller {
     /// Whether [`Input::Stop`] was handled.
     pub const fn is_stopping(&self) -> bool {
         self.stopping
+    }
+}
+
+/// Whether this node owns a VIP: the instance that has it is Active; without any, an interface
+/// other than `lo` has the address.
+fn owns_vip(config: &Config, roles: &[Role], network: &Network, vip: IpAddr) -> bool {
+    let has = |net: &IpNet| net.addr() == vip;
+    let managed = config
+        .vrrp
+        .iter()
+        .zip(roles)
+        .find(|(vrrp, _)| vrrp.addresses.iter().any(has));
+    match managed {
+        Some((_, role)) => role.owns,
+        None => network
+            .addresses()
+            .any(|own| has(&own.net) && network.mac(own.ifindex).is_some()),
     }
 }
 

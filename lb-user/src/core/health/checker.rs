@@ -89,6 +89,10 @@ pub(super) struct Checker {
     seen: Option<Seen>,
     held: bool,
     discarded: u64,
+    /// Start of the last probe.
+    last_start: Option<Timestamp>,
+    /// The next probe comes as soon as this time has passed since the last one's start.
+    hastened: Option<Duration>,
 }
 
 impl Checker {
@@ -109,6 +113,8 @@ impl Checker {
             seen: None,
             held: false,
             discarded: 0,
+            last_start: None,
+            hastened: None,
         }
     }
 
@@ -178,6 +184,7 @@ impl Checker {
             return None;
         }
         self.serial += 1;
+        self.last_start = Some(now);
         self.phase = Phase::Flying(Flight {
             started: now,
             give_up: now + limit,
@@ -185,6 +192,19 @@ impl Checker {
             late: None,
         });
         Some(self.serial)
+    }
+
+    /// Has the next probe start as soon as none is under way, `gap` after the last one's start at
+    /// the earliest.
+    pub(super) fn hasten(&mut self, now: Timestamp, gap: Duration) {
+        match self.phase {
+            Phase::Waiting { at, repeat } => {
+                let soon = self.last_start.map_or(now, |start| now.max(start + gap));
+                let at = at.min(soon);
+                self.phase = Phase::Waiting { at, repeat };
+            }
+            Phase::Flying(_) => self.hastened = Some(gap),
+        }
     }
 
     /// Time that a probe under way has taken, if it is to be given up.
@@ -293,6 +313,9 @@ impl Checker {
             at: at.max(now),
             repeat: false,
         };
+        if let Some(gap) = self.hastened.take() {
+            self.hasten(now, gap);
+        }
     }
 
     /// Whether the last result calls for another state than the present one, so that the next

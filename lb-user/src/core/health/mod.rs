@@ -52,7 +52,8 @@
 //! A backend has at most one probe under way. The next one starts one interval (give or take
 //! 10 %) after the last one *started*, or when the last one ends if that is later;
 //! `fast_interval` instead while the last result contradicts the state. Missed probes are not
-//! made up for.
+//! made up for. A backend that refused a client's connection is probed out of turn, as soon as no
+//! probe is under way, 100 ms after the last one's start at the earliest.
 
 mod checker;
 mod jitter;
@@ -77,6 +78,9 @@ use crate::{
 /// Time after a probe's timeout at which its result is no longer waited for. The prober keeps
 /// the timeout itself; this only catches a prober that died.
 const GIVE_UP_GRACE: Duration = Duration::from_millis(500);
+
+/// Time between the starts of two probes that is kept when probes are asked for out of turn.
+const MIN_GAP: Duration = Duration::from_millis(100);
 
 /// Lateness that is always tolerated: ordinary scheduling under load.
 const MIN_TOLERANCE: Duration = Duration::from_millis(100);
@@ -326,6 +330,15 @@ impl ServiceHealth {
             self.give_up(backend, now);
             self.start(backend, now);
         }
+    }
+
+    /// Probes `backend` out of turn, as soon as a probe under way has ended: something else than a
+    /// probe says that it is not well. Such probes come no closer than [`MIN_GAP`].
+    pub fn check_soon(&mut self, backend: usize, now: Timestamp) {
+        if let Some(checker) = self.checkers.get_mut(backend) {
+            checker.hasten(now, MIN_GAP);
+        }
+        self.start(backend, now);
     }
 
     /// Takes a probe's result. One that was given up, came before or was never asked for is

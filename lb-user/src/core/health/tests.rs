@@ -402,6 +402,60 @@ fn shutdown_with_delay_and_restart() {
     assert_eq!(trace.entered(), expected);
 }
 
+/// Proves that a probe that is asked for starts at once, and that the schedule goes on from it.
+#[test]
+fn a_probe_out_of_turn_starts_at_once() {
+    let mut trace = Trace::three_up();
+    run_until_probe_flies(&mut trace);
+    trace.run(ms(150));
+    let before = trace.starts_of(1).len();
+    trace.health.check_soon(1, trace.now);
+    trace.drain();
+    let starts = trace.starts_of(1);
+    assert_eq!(starts.len(), before + 1);
+    assert_eq!(starts[before], trace.now);
+    trace.run(ms(1_790));
+    assert_eq!(trace.starts_of(1).len(), before + 1);
+}
+
+/// Proves that there is never more than one probe of a backend under way, and that the one that was
+/// asked for meanwhile follows at once.
+#[test]
+fn a_probe_out_of_turn_waits_for_the_one_under_way() {
+    let mut trace = Trace::three_up();
+    trace.moods[1] = Mood::Silent;
+    let before = trace.starts_of(1).len();
+    while trace.starts_of(1).len() == before {
+        trace.run(ms(10));
+    }
+    for _ in 0..5 {
+        trace.health.check_soon(1, trace.now);
+    }
+    trace.drain();
+    assert_eq!(trace.starts_of(1).len(), before + 1);
+    trace.run(ms(1_010));
+    let starts = trace.starts_of(1);
+    assert_eq!(starts.len(), before + 2);
+    assert_eq!(starts[before + 1], starts[before] + ms(1_000));
+}
+
+/// Proves that however often a probe is asked for, probes start at least 100 ms after each other.
+#[test]
+fn probes_out_of_turn_keep_their_distance() {
+    let mut trace = Trace::three_up();
+    for _ in 0..500 {
+        trace.health.check_soon(0, trace.now);
+        trace.drain();
+        trace.run(ms(3));
+    }
+    let starts = trace.starts_of(0);
+    let gaps = starts
+        .windows(2)
+        .map(|pair| pair[1].saturating_since(pair[0]));
+    assert!(starts.len() > 10);
+    assert!(gaps.min() >= Some(ms(100)));
+}
+
 /// Proves that failures of different kinds in turn still drain a backend, though no kind comes
 /// `fall` times in a row, and that only Dead results in a row take it down.
 #[test]

@@ -124,7 +124,7 @@ impl<K: Pod, V: Pod> Iterator for Batches<K, V> {
             return None;
         }
         let piece = match mem::replace(&mut self.way, Way::Done) {
-            Way::Batch(from) => self.batch(from),
+            Way::Batch(from) => self.batch(from.as_deref()),
             Way::Keys(from) => self.by_keys(from),
             Way::Done => return None,
         };
@@ -144,19 +144,19 @@ impl<K: Pod, V: Pod> Iterator for Batches<K, V> {
 
 impl<K: Pod, V: Pod> Batches<K, V> {
     /// One piece from position `from`.
-    fn batch(&mut self, from: Option<Vec<u64>>) -> io::Result<Vec<(K, V)>> {
+    fn batch(&mut self, from: Option<&[u64]>) -> io::Result<Vec<(K, V)>> {
         loop {
             // The kernel writes a key's size (arrays) or a bucket's number (hash maps).
             let mut to = vec![0u64; size_of::<K>().div_ceil(8).max(1)];
             let mut keys: Vec<K> = Vec::with_capacity(self.chunk as usize);
             let mut values: Vec<V> = Vec::with_capacity(self.chunk as usize);
             let mut attr = BatchAttr {
-                in_batch: from.as_ref().map_or(0, |from| from.as_ptr() as u64),
+                in_batch: from.map_or(0, |from| from.as_ptr() as u64),
                 out_batch: to.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: self.chunk,
-                map_fd: self.map.as_raw_fd() as u32,
+                map_fd: self.map.as_raw_fd().cast_unsigned(),
                 elem_flags: 0,
                 flags: 0,
             };
@@ -221,7 +221,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
     /// (or for the next key).
     fn element(&self, command: libc::c_long, key: u64, value: u64) -> nix::Result<()> {
         let mut attr = ElementAttr {
-            map_fd: self.map.as_raw_fd() as u32,
+            map_fd: self.map.as_raw_fd().cast_unsigned(),
             pad: 0,
             key,
             value,

@@ -12,8 +12,8 @@ use aya::{
 use lb_common::{
     abi::{
         Address, Backend, BackendCounters, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey,
-        MaglevTable, Node, NodeConfig, ReplyPort, Service, ServiceKey, Uplink, UplinkKey, Vip,
-        reason_index,
+        MaglevTable, Node, NodeConfig, ReplyPort, Service, ServiceKey, Suspect, Uplink, UplinkKey,
+        Vip, reason_index,
         sources::{SourceKey, SourceRule},
     },
     conntrack::FlowState,
@@ -85,6 +85,7 @@ pub struct Maps {
     peer_macs: HashMap<MapData, MacKey, Node>,
     uplinks: HashMap<MapData, UplinkKey, Uplink>,
     node: Array<MapData, NodeConfig>,
+    suspects: Array<MapData, Suspect>,
 }
 
 /// The maps that the data plane counts in. They are large, so they are read on other threads than
@@ -132,6 +133,7 @@ impl Maps {
             peer_macs: take(object, "peer_macs")?,
             uplinks: take(object, "uplinks")?,
             node: take(object, "node")?,
+            suspects: take(object, "suspects")?,
         })
     }
 
@@ -177,6 +179,13 @@ impl Maps {
             TableOp::Uplink(key, value) => put(&mut self.uplinks, key, value.as_ref(), "uplinks"),
             TableOp::Node(node) => self.node.set(0, node, 0).map_err(map_error("node")),
         }
+    }
+
+    /// A backend may get new flows again, although it refused some.
+    pub fn clear_suspect(&mut self, backend: u32) -> Result<(), BpfError> {
+        self.suspects
+            .set(backend, Suspect::NONE, 0)
+            .map_err(map_error("suspects"))
     }
 
     /// Write a lease; `None` ends it.

@@ -7,6 +7,7 @@
 mod decode;
 mod error;
 mod events;
+pub mod sock_diag;
 mod socket;
 mod types;
 

@@ -27,7 +27,7 @@ use super::{
 pub(super) const DATAGRAM: usize = 64 * 1024;
 
 /// The kernel answers in the `send` itself: an answer that is not there soon never comes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a dump is read anew when the state changes meanwhile.
 const DUMP_ATTEMPTS: u32 = 32;

@@ -3,7 +3,10 @@
 use lb_common::abi::BackendState::{Down, Draining, Up};
 
 use super::node::{Link, Mood, Node, ms};
-use crate::core::fixture::{self, APISERVER};
+use crate::core::{
+    controller::Input,
+    fixture::{self, APISERVER},
+};
 
 fn running() -> Node {
     let mut node = Node::start(10, APISERVER);
@@ -152,4 +155,109 @@ fn views_do_not_move_the_vip() {
     link.run(ms(10_000), |link| assert_eq!(link.owners(0), [10]));
     assert_eq!(link.nodes[0].states(0), [Down; 3]);
     assert_eq!(link.nodes[1].states(0), [Up; 3]);
+}
+
+/// The clients of a backend that went DOWN are told after the tables know it: who owns the VIP tells
+/// them, who does not forgets what it has of their flows.
+#[test]
+fn a_death_is_told_by_the_owner() {
+    let mut link = Link::start(2, APISERVER);
+    link.run(ms(5_000), |_| {});
+    for node in &mut link.nodes {
+        node.trace();
+        node.moods.insert("master12", Mood::Refuses);
+    }
+    link.run(ms(8_000), |_| {});
+    for (node, what) in link.nodes.iter_mut().zip(["tell", "forget"]) {
+        let trace = node.trace_of(&["write", "tell", "forget"]);
+        let told = format!("{what} flows of 10.0.2.12:6443 in epoch 0");
+        assert_eq!(trace[1..], [told], "{trace:?}");
+        assert!(trace[0].starts_with("write") && trace[0].contains("backend 3 Down"));
+    }
+}
+
+/// A backend that comes back and dies again is told of again; a restart in between tells nothing.
+#[test]
+fn every_death_is_told_once() {
+    let mut node = running();
+    node.run(ms(5_000));
+    for mood in [Mood::Refuses, Mood::Answers, Mood::Refuses] {
+        node.moods.insert("master11", mood);
+        node.run(ms(6_000));
+        node.kill();
+        node.boot();
+        node.run(ms(20_000)); // it is the owner again
+    }
+    let told = node.trace_of(&["tell", "forget"]);
+    let expected = [0, 1].map(|epoch| format!("tell flows of 10.0.2.11:6443 in epoch {epoch}"));
+    assert_eq!(told, expected);
+}
+
+/// All backends fall silent, answer badly or too late at once: nobody is reset.
+#[test]
+fn no_storm_when_all_are_unwell() {
+    let mut node = running();
+    node.run(ms(5_000));
+    for mood in [Mood::Silent, Mood::Unready] {
+        for name in ["master10", "master11", "master12"] {
+            node.moods.insert(name, mood);
+        }
+        node.run(ms(60_000));
+        assert_eq!(node.states(0), [Draining; 3]);
+    }
+    assert_eq!(node.trace_of(&["tell", "forget"]), [""; 0]);
+}
+
+/// With `on_backend_down = "keep"` a dead backend keeps its flows.
+#[test]
+fn kept_flows_are_not_told() {
+    let keep = APISERVER.replace("port = 1644", "port = 1644\non_backend_down = \"keep\"");
+    let mut node = Node::start(10, &keep);
+    node.run(ms(5_000));
+    node.moods.insert("master11", Mood::Refuses);
+    node.run(ms(6_000));
+    assert_eq!(node.states(0), [Up, Down, Up]);
+    assert_eq!(node.trace_of(&["tell", "forget"]), [""; 0]);
+    assert_eq!(node.tables.v4.backends[&2].epoch(), 0);
+}
+
+/// A backend that refuses a client is checked at once; if the check passes it is not suspect any
+/// more.
+#[test]
+fn a_refusal_is_checked_at_once() {
+    let mut node = running();
+    node.run(ms(500));
+    node.trace();
+    node.input(Input::Refused { backend: 2 });
+    node.run(ms(120));
+    assert_eq!(node.trace_of(&["clear"]), ["clear suspect 2"]);
+    assert_eq!(node.states(0), [Up; 3]);
+    // Once is enough.
+    node.run(ms(5_000));
+    assert_eq!(node.trace_of(&["clear"]), [""; 0]);
+}
+
+/// A backend that refuses clients and checks alike goes DOWN faster than by checks alone, and stays
+/// suspect.
+#[test]
+fn a_refusal_that_is_confirmed_takes_down() {
+    let mut node = running();
+    node.run(ms(500));
+    node.trace();
+    node.moods.insert("master11", Mood::Refuses);
+    node.input(Input::Refused { backend: 2 });
+    node.run(ms(2 * 550 + 150));
+    assert_eq!(node.states(0), [Up, Down, Up]);
+    assert_eq!(node.trace_of(&["clear"]), [""; 0]);
+}
+
+/// Refusals of unknown backends are none.
+#[test]
+fn refusals_of_nobody_are_ignored() {
+    let mut node = running();
+    node.trace();
+    for backend in [0, 4, u32::MAX] {
+        node.input(Input::Refused { backend });
+    }
+    assert_eq!(node.trace(), [""; 0]);
 }

@@ -48,6 +48,7 @@ pub(super) enum Mood {
     Answers,
     Refuses,
     Silent,
+    Unready,
 }
 
 /// An address in the imitated kernel.
@@ -471,6 +472,17 @@ impl Node {
                 ..
             } => self.probe(service, backend, serial, timeout),
             Action::WriteTables(ops) => self.write(&ops),
+            Action::Reset(deaths) => {
+                for death in deaths {
+                    let what = if death.order.tell { "tell" } else { "forget" };
+                    let ended = death.order.epoch - 1;
+                    self.log(format!(
+                        "{what} flows of {} in epoch {ended}",
+                        death.backend
+                    ));
+                }
+            }
+            Action::ClearSuspect { backend } => self.log(format!("clear suspect {backend}")),
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.read_links(),
             Action::Attach(plans) => {
@@ -564,6 +576,10 @@ impl Node {
         let (finding, takes) = match mood {
             Mood::Answers => (Finding::Connected, ms(1)),
             Mood::Refuses => (failed(Failure::Refused), ms(1)),
+            Mood::Unready => {
+                let (code, expected) = (503, false);
+                (Finding::Status { code, expected }, ms(1))
+            }
             Mood::Silent => (failed(Failure::TimedOut), timeout),
         };
         let finished = self.now + takes;
