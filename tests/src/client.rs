@@ -33,7 +33,10 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::standin::{CLIENT_HEADER, NODE_HEADER, content};
+use crate::{
+    standin::{CLIENT_HEADER, NODE_HEADER, content},
+    topology::any_address,
+};
 
 /// Which requests to make.
 #[derive(Clone, Debug, Args)]
@@ -345,12 +348,7 @@ async fn try_connect(target: SocketAddr, port: Option<u16>) -> std::io::Result<T
     };
     if let Some(port) = port {
         socket.set_reuseaddr(true)?;
-        let any: IpAddr = if target.is_ipv4() {
-            std::net::Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            std::net::Ipv6Addr::UNSPECIFIED.into()
-        };
-        socket.bind(SocketAddr::new(any, port))?;
+        socket.bind(SocketAddr::new(any_address(target.ip()), port))?;
     }
     socket.connect(target).await
 }

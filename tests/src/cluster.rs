@@ -40,6 +40,7 @@ const CLIENT: &str = "client";
 pub struct Builder {
     masters: usize,
     plain_backends: usize,
+    bystanders: Vec<String>,
     stand_in: Vec<String>,
     tx_offload: bool,
     without_xdp: bool,
@@ -61,7 +62,14 @@ impl Builder {
         self
     }
 
-    /// Arguments of every stand-in.
+    /// One more node, with neither xvip nor stand-in.
+    #[must_use]
+    pub fn bystander(mut self, name: &str) -> Self {
+        self.bystanders.push(name.to_owned());
+        self
+    }
+
+    /// Arguments of every stand-in; `{ipv4}` and `{ipv6}` are its node's addresses.
     #[must_use]
     pub fn stand_in(mut self, arguments: &[&str]) -> Self {
         self.stand_in = arguments.iter().map(|&word| word.to_owned()).collect();
@@ -101,7 +109,7 @@ impl Builder {
         if self.bridged {
             builder = builder.bridged();
         }
-        for name in masters.iter().chain(&plain) {
+        for name in masters.iter().chain(&plain).chain(&self.bystanders) {
             builder = builder.node(name);
         }
         let net = builder.node(CLIENT).build()?;
@@ -164,6 +172,7 @@ impl Cluster {
         Builder {
             masters: 3,
             plain_backends: 0,
+            bystanders: Vec::new(),
             stand_in: Vec::new(),
             tx_offload: false,
             without_xdp: false,
@@ -257,11 +266,16 @@ impl Cluster {
 
     /// Starts a node's stand-in, also in place of one that has ended, and waits until it listens.
     pub fn start_stand_in(&mut self, node: &str) -> Result<()> {
-        let arguments: Vec<_> = self.stand_in.iter().map(String::as_str).collect();
+        let at = self.net.node(node);
+        let (ipv4, ipv6) = (at.ipv4().to_string(), at.ipv6().to_string());
+        let filled = self.stand_in.iter();
+        let filled = filled.map(|word| word.replace("{ipv4}", &ipv4).replace("{ipv6}", &ipv6));
+        let filled: Vec<_> = filled.collect();
+        let arguments: Vec<_> = filled.iter().map(String::as_str).collect();
         // The log of an earlier one would say that this one is ready.
-        let log = self.net.node(node).directory().join("standin.log");
+        let log = at.directory().join("standin.log");
         crate::kernel::absent_is_fine(std::fs::remove_file(log))?;
-        let process = self.net.node(node).stand_in(&arguments)?;
+        let process = at.stand_in(&arguments)?;
         process.wait_for_output("ready", PATIENCE)?;
         self.stand_ins.insert(node.to_owned(), process);
         Ok(())

@@ -20,7 +20,8 @@ pub const BOTH: [IpAddr; 2] = [IpAddr::V4(VIP4), IpAddr::V6(VIP6)];
 pub struct ControlPlane<'a> {
     /// Nodes with xvip; the first has the highest priority (200, then 190, ...).
     pub masters: Vec<&'a Node>,
-    /// Nodes with an apiserver. One that is no master runs no xvip: it is reached by nat.
+    /// Nodes with an apiserver. One that is no master runs no xvip: it is reached by nat. Without
+    /// any there is no such service.
     pub backends: Vec<&'a Node>,
     /// Virtual addresses: a VRRP instance and a service each.
     pub vips: Vec<IpAddr>,
@@ -34,6 +35,8 @@ pub struct ControlPlane<'a> {
     pub vrrp: String,
     /// `service.forwarding`
     pub forwarding: String,
+    /// Further lines of every `[[service]]`.
+    pub service: String,
     /// Lines of every `[service.health]`.
     pub health: String,
     /// Further lines of `[node]`.
@@ -54,6 +57,7 @@ impl<'a> ControlPlane<'a> {
             advert_interval: "1s".to_owned(),
             vrrp: String::new(),
             forwarding: "auto".to_owned(),
+            service: String::new(),
             health: "type = \"https\"\ninterval = \"1s\"\nfast_interval = \"500ms\"\nfall = 2"
                 .to_owned(),
             node: String::new(),
@@ -82,8 +86,10 @@ impl<'a> ControlPlane<'a> {
         for (number, vip) in self.vips.iter().enumerate() {
             self.push_vrrp(&mut text, master, number, *vip);
         }
-        for (number, vip) in self.vips.iter().enumerate() {
-            self.push_service(&mut text, number, *vip);
+        if !self.backends.is_empty() {
+            for (number, vip) in self.vips.iter().enumerate() {
+                self.push_service(&mut text, number, *vip);
+            }
         }
         text
     }
@@ -142,10 +148,11 @@ impl<'a> ControlPlane<'a> {
             text,
             format_args!(
                 "[[service]]\nname = \"apiserver-{name}\"\naddress = \"{vip}\"\nport = {port}\n\
-                 forwarding = \"{forwarding}\"\n[service.health]\n{health}\n",
+                 forwarding = \"{forwarding}\"\n{more}\n[service.health]\n{health}\n",
                 name = self.name(number),
                 port = self.port,
                 forwarding = self.forwarding,
+                more = self.service,
                 health = self.health,
             ),
         );

@@ -360,6 +360,15 @@ impl Node {
     }
 }
 
+/// The wildcard address of the same family as another one.
+pub fn any_address(other: IpAddr) -> IpAddr {
+    if other.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
+}
+
 /// A command that runs in a node's cgroup and network namespace.
 pub fn inside(cgroup: &Path, namespace: &Path, program: &str) -> Command {
     let mut command = Command::new("sh");

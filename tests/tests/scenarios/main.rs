@@ -1,10 +1,14 @@
 //! The whole of xvip on real packets: three masters, a client, and everything that may break.
 //! Needs root.
-#![allow(clippy::unwrap_used)] // also in helpers: a failed unwrap is a failed scenario
+// Also in helpers: what panics is a failed scenario.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod attach;
 mod backends;
+mod closing;
+mod floods;
 mod hairpin;
+mod loops;
 mod observe;
 mod ports;
 mod repair;
