@@ -9,6 +9,7 @@ pub mod desired;
 mod epochs;
 #[cfg(test)]
 mod fixture;
+pub mod frame;
 pub mod health;
 pub mod local_sockets;
 pub mod maglev;

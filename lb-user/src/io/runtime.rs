@@ -679,21 +679,19 @@ impl Engine {
         let reply = match request.command {
             Command::Status => return self.count(request.reply),
             Command::Flows(query) => {
-                let asker = Asker {
-                    reply: request.reply,
-                    lines: request.lines,
-                };
+                let asker = Asker::new(request.reply, request.lines);
                 return self.observer.flows(&self.controller, query, asker);
             }
             Command::Trace(query) => {
-                let asker = Asker {
-                    reply: request.reply,
-                    lines: request.lines,
-                };
+                let asker = Asker::new(request.reply, request.lines);
                 let begun = self.observer.trace(&self.controller, query, asker);
                 return self.inputs.extend(begun);
             }
-            Command::Explain(_) => Err(CommandError::Failed("not yet".to_owned())),
+            Command::Explain(query) => {
+                let asker = Asker::new(request.reply, request.lines);
+                let now = clock::now();
+                return self.observer.explain(&self.controller, now, query, asker);
+            }
             Command::StepDown { vrrp } => {
                 self.vrrp_command(vrrp.as_deref(), |instance| Input::StepDown { instance })
             }

@@ -6,6 +6,7 @@
 mod attach;
 pub mod batch;
 mod conntrack;
+mod dry_run;
 mod error;
 mod maps;
 mod pins;
@@ -23,6 +24,7 @@ use lb_common::abi::{ABI_VERSION, NodeConfig};
 use self::uplinks::Attacher;
 pub use self::{
     conntrack::{Conntrack, FamilyConntrack, Pieces, Table},
+    dry_run::{Answer, DryRun, Form},
     error::BpfError,
     maps::{CountMaps, Counts, Maps},
     pins::Pins,

@@ -3,12 +3,13 @@
 //! The controller's thread only takes the question; maps are read, programs run and records
 //! waited for on other threads.
 
+mod explain;
 mod flows;
 mod trace;
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -22,24 +23,31 @@ use tokio::{
 use super::bpf::{Pins, ring::RingReader};
 use crate::{
     admin::{
+        explain::{BackendHealth, ExplainQuery},
         flows::{BackendName, Directory, FlowQuery},
-        model::{CommandError, Method, Reply},
+        model::{BackendState, CommandError, Method, Reply},
         server::Lines,
-        stream::{Item, Started},
+        stream::{End, Item, Started},
         trace::TraceQuery,
     },
-    core::controller::{Controller, Input},
+    core::{
+        controller::{Controller, Input},
+        time::Timestamp,
+    },
 };
 
 /// Who asked, and where the answer goes.
 pub struct Asker {
-    /// The first line.
-    pub reply: oneshot::Sender<Result<Reply, CommandError>>,
-    /// The lines after it.
-    pub lines: Lines,
+    reply: oneshot::Sender<Result<Reply, CommandError>>,
+    lines: Lines,
 }
 
 impl Asker {
+    /// Somebody who hears the first line by `reply` and those after it by `lines`.
+    pub fn new(reply: oneshot::Sender<Result<Reply, CommandError>>, lines: Lines) -> Self {
+        Self { reply, lines }
+    }
+
     /// Refuse.
     fn refuse(self, error: CommandError) {
         // The asker may be gone.
@@ -172,6 +180,80 @@ impl Observer {
     }
 }
 
+impl Observer {
+    /// Say what would become of a packet.
+    pub fn explain(
+        &self,
+        controller: &Controller,
+        now: Timestamp,
+        query: ExplainQuery,
+        asker: Asker,
+    ) {
+        let facts = explain::Facts {
+            pins: self.pins.clone(),
+            directory: directory(controller),
+            health: health(controller, now),
+            uplinks: uplinks(controller),
+        };
+        let lines = asker.begin();
+        self.threads.spawn_blocking(move || {
+            let mut piece = Vec::new();
+            match facts.explain(&query) {
+                Ok(explanation) => {
+                    Item::Explain(Box::new(explanation)).append_to(&mut piece);
+                    let end = End {
+                        items: 1,
+                        ..End::default()
+                    };
+                    Item::End(end).append_to(&mut piece);
+                }
+                Err(error) => Item::Error(error.to_string()).append_to(&mut piece),
+            }
+            // The asker may be gone.
+            let _ = lines.blocking_send(piece);
+        });
+    }
+}
+
+/// Uplinks that carry the program, in configuration order.
+fn uplinks(controller: &Controller) -> Vec<explain::Uplink> {
+    let network = controller.network();
+    let mac = |ifindex| network.at(ifindex).and_then(|interface| interface.mac);
+    controller
+        .attached()
+        .iter()
+        .filter_map(|attachment| explain::Uplink::new(attachment, mac(attachment.place.ifindex)))
+        .collect()
+}
+
+/// What this node's checks say of each backend, by its id.
+fn health(controller: &Controller, now: Timestamp) -> BTreeMap<u32, BackendHealth> {
+    let mut all = BTreeMap::new();
+    let services = controller.config().services.iter().enumerate();
+    for ((position, service), placement) in services.zip(controller.placements()) {
+        let backends = service.backends.iter().enumerate();
+        for ((index, backend), place) in backends.zip(&placement.backends) {
+            let Some(view) = controller.backend(position, index) else {
+                continue;
+            };
+            let health = BackendHealth {
+                address: backend.address,
+                method: method(place.method),
+                state: match view.state {
+                    abi::BackendState::Up => BackendState::Up,
+                    abi::BackendState::Draining => BackendState::Draining,
+                    abi::BackendState::Down => BackendState::Down,
+                },
+                since_ms: u64::try_from(now.saturating_since(view.since).as_millis())
+                    .unwrap_or(u64::MAX),
+                reason: view.reason.clone(),
+            };
+            all.insert(place.id, health);
+        }
+    }
+    all
+}
+
 /// The VIPs of the configuration.
 fn configured_vips(controller: &Controller) -> impl Iterator<Item = IpAddr> {
     let config = controller.config();
@@ -193,7 +275,7 @@ fn directory(controller: &Controller) -> Directory {
                 service: service.name.clone(),
                 name: backend.name.clone(),
                 method: method(place.method),
-                address: SocketAddr::new(backend.address.ip(), backend.address.port()),
+                address: backend.address,
             };
             directory.backends.insert(place.id, name);
         }

@@ -124,20 +124,31 @@ impl Teller {
 
     /// How the packet went on, if it did.
     fn out(&mut self, event: &TraceEvent, reason: Option<Reason>) -> Option<Out> {
-        if event.new_dst == [0; 16] {
-            return None;
-        }
-        let ifindex = match reason?.verdict() {
+        let reason = reason?;
+        let ifindex = match reason.verdict() {
             Verdict::Drop => return None,
             Verdict::Pass => None,
             Verdict::Tx => Some(event.ifindex),
             Verdict::Redirect => Some(event.new_ifindex),
         };
+        let family = event.family;
+        let source = endpoint(family, event.src, event.sport);
+        let destination = endpoint(family, event.dst, event.dport);
+        let (source, destination) = if answers(reason) {
+            (destination, source)
+        } else if (event.new_sport, event.new_dport) == (0, 0) {
+            (source, destination)
+        } else {
+            (
+                endpoint(family, event.new_src, event.new_sport),
+                endpoint(family, event.new_dst, event.new_dport),
+            )
+        };
         Some(Out {
             interface: ifindex.map(|ifindex| self.interface(ifindex)),
             mac: ifindex.map(|_| mac_word(event.new_mac)),
-            source: endpoint(event.family, event.new_src, event.new_sport),
-            destination: endpoint(event.family, event.new_dst, event.new_dport),
+            source,
+            destination,
         })
     }
 
@@ -158,6 +169,17 @@ impl Teller {
 /// The reason of a record; `None`: a newer program's.
 pub(super) fn reason(event: &TraceEvent) -> Option<Reason> {
     Reason::ALL.get(event.reason as usize).copied()
+}
+
+/// Whether the packet was made into its own answer.
+pub(super) const fn answers(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoBackendReset
+            | Reason::BackendPortReset
+            | Reason::FlowReset
+            | Reason::NatPortsReset
+    )
 }
 
 fn stage(number: u8) -> String {
@@ -401,11 +423,16 @@ mod tests {
         let out = teller.decision(&event(Reason::Local)).out.unwrap();
         assert_eq!((out.interface, out.mac), (None, None));
         assert_eq!(teller.decision(&event(Reason::NoBackend)).out, None);
-        let nowhere = TraceEvent {
-            new_dst: [0; 16],
-            ..event(Reason::NotBalanced)
+        let untranslated = TraceEvent {
+            new_sport: 0,
+            new_dport: 0,
+            ..event(Reason::Dsr)
         };
-        assert_eq!(teller.decision(&nowhere).out, None);
+        let out = teller.decision(&untranslated).out.unwrap();
+        assert_eq!(out.destination.to_string(), "10.0.2.100:1644");
+        let out = teller.decision(&event(Reason::NoBackendReset)).out.unwrap();
+        assert_eq!(out.source.to_string(), "10.0.2.100:1644");
+        assert_eq!(out.destination.to_string(), "192.0.2.7:40000");
     }
 
     /// Numbers that this version does not know stay numbers.
