@@ -75,12 +75,20 @@ pub trait Address: Copy + Eq + 'static {
     /// The all-zeroes address.
     const ZERO: Self;
 
+    /// Become `other`, word by word: an assignment becomes a call to a byte loop in BPF.
+    fn copy_from(&mut self, other: &Self);
+
     /// Equality by words: `==` on byte arrays becomes a call to a byte loop in BPF.
     fn same(&self, other: &Self) -> bool;
 }
 
 impl Address for [u8; 4] {
     const ZERO: Self = [0; 4];
+
+    #[inline(always)]
+    fn copy_from(&mut self, other: &Self) {
+        *self = *other;
+    }
 
     #[inline(always)]
     fn same(&self, other: &Self) -> bool {
@@ -90,6 +98,18 @@ impl Address for [u8; 4] {
 
 impl Address for [u8; 16] {
     const ZERO: Self = [0; 16];
+
+    #[inline(always)]
+    fn copy_from(&mut self, other: &Self) {
+        for (to, from) in self
+            .as_chunks_mut::<4>()
+            .0
+            .iter_mut()
+            .zip(other.as_chunks::<4>().0)
+        {
+            *to = *from;
+        }
+    }
 
     #[inline(always)]
     fn same(&self, other: &Self) -> bool {
@@ -181,6 +201,17 @@ impl<A: Copy> FlowKey<A> {
     #[inline(always)]
     pub const fn dst_ref(&self) -> &A {
         &self.dst
+    }
+
+    /// Fill in both addresses, one after the other: a whole flow is made on the stack first, of
+    /// which BPF has little.
+    #[inline(always)]
+    pub fn set_addresses(&mut self, src: &A, dst: &A)
+    where
+        A: Address,
+    {
+        self.src.copy_from(src);
+        self.dst.copy_from(dst);
     }
 
     /// Fill in what the transport header says; ports in host order.
@@ -731,6 +762,13 @@ impl Flow {
         self.path
     }
 
+    /// The flow uses source port `nat_port` (host order) and comes in by the path with this tag.
+    #[inline(always)]
+    pub const fn translate(&mut self, nat_port: u16, path: u16) {
+        self.nat_port = nat_port;
+        self.path = path;
+    }
+
     /// Record that the flow now comes in by another path.
     #[inline(always)]
     pub const fn set_path(&mut self, path: u16) {
@@ -998,20 +1036,36 @@ impl Node {
     }
 }
 
-/// Value of `reply_ports4`/`reply_ports6`, keyed by (VIP, backend port): the port that a local
-/// backend's replies must carry, where it differs from the backend's own.
+/// Value of `reply_ports4`/`reply_ports6`, keyed by (VIP, backend port): the port that the replies
+/// of this node's own backend must carry, and its service. There is one for each such backend, also
+/// where the ports are the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyPort {
     port: u16,
-    pad: u16,
+    service: u16,
 }
 
 impl ReplyPort {
-    /// Replies leave with source port `port` (host order).
+    /// Replies leave with source port `port` (host order). They belong to no service, see
+    /// [`ReplyPort::of_service`].
     #[inline(always)]
     pub const fn new(port: u16) -> Self {
-        Self { port, pad: 0 }
+        Self { port, service: 0 }
+    }
+
+    /// The same, of service id `service`: the index of its listener in `listeners`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_service(mut self, service: u16) -> Self {
+        self.service = service;
+        self
+    }
+
+    /// Service id, 0 if it is not known.
+    #[inline(always)]
+    pub const fn service(&self) -> u16 {
+        self.service
     }
 
     /// VIP port, host order.

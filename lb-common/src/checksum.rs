@@ -29,6 +29,72 @@ pub fn update_bytes<const N: usize>(checksum: u16, old: &[u8; N], new: &[u8; N])
     u16::from_be(!fold(sum as u32))
 }
 
+/// What a change of covered bytes adds to a one's complement sum: the sum of the new words and of
+/// the complements of the old ones, in native byte order (RFC 1071 section 2: the order does not
+/// matter as long as it is one). This is what the kernel calls a `__wsum`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delta(u32);
+
+impl Delta {
+    /// No change.
+    pub const ZERO: Self = Self(0);
+
+    #[inline(always)]
+    const fn carried(sum: u64) -> Self {
+        let sum = (sum & 0xffff_ffff) + (sum >> 32);
+        Self(((sum & 0xffff_ffff) + (sum >> 32)) as u32)
+    }
+
+    /// The change from `old` to `new` (`N` a multiple of 4, at an even offset).
+    #[inline(always)]
+    #[must_use]
+    pub fn bytes<const N: usize>(old: &[u8; N], new: &[u8; N]) -> Self {
+        let mut sum = 0;
+        for (from, to) in old.as_chunks::<4>().0.iter().zip(new.as_chunks::<4>().0) {
+            sum += u64::from(!u32::from_ne_bytes(*from));
+            sum += u64::from(u32::from_ne_bytes(*to));
+        }
+        Self::carried(sum)
+    }
+
+    /// The change of one 16-bit field from `old` to `new`, both in host order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(old: u16, new: u16) -> Self {
+        Self((!old.to_be()) as u32 + new.to_be() as u32)
+    }
+
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self::carried(self.0 as u64 + other.0 as u64)
+    }
+
+    /// The checksum field after the change (RFC 1624, equation 3). A wrong one stays wrong.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
+        let sum = (!u16::from_ne_bytes(checksum)) as u64 + self.0 as u64;
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+        (!fold(sum as u32)).to_ne_bytes()
+    }
+
+    /// Whether nothing changed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
+    /// As the kernel's helpers take it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wsum(self) -> u32 {
+        self.0
+    }
+}
+
 /// One's complement sum of `data` (an odd last byte is padded with zero) added to `initial`.
 /// For data of up to 64 KiB.
 #[must_use]
@@ -53,6 +119,15 @@ pub const fn fold(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
     // At most one carry is left. The cast keeps the low 16 bits, which is the point.
     ((once & 0xffff) + (once >> 16)) as u16
+}
+
+/// [`fold`] for a sum of 32-bit words.
+#[inline(always)]
+#[must_use]
+pub const fn fold32(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    fold(sum as u32)
 }
 
 /// RFC 1071 checksum of `data` alone, with the checksum field counted as it stands there:

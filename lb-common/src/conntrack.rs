@@ -16,8 +16,10 @@ pub enum FlowState {
     Established = 2,
     /// The client sent FIN.
     Fin = 3,
-    /// The client reset the connection.
+    /// Either side reset the connection.
     Closed = 4,
+    /// UDP: packets were forwarded.
+    Udp = 5,
 }
 
 impl FlowState {
@@ -28,6 +30,7 @@ impl FlowState {
             1 => Self::Syn,
             2 => Self::Established,
             3 => Self::Fin,
+            5 => Self::Udp,
             _ => Self::Closed,
         }
     }
@@ -39,6 +42,10 @@ pub const IDLE_SECONDS: u32 = 7_440;
 /// Silence after which a flow counts as over that has ended, or that never was acknowledged: the
 /// TIME-WAIT of Linux.
 pub const ENDED_SECONDS: u32 = 60;
+
+/// Silence after which a UDP flow counts as over where its service's own time is not known (RFC
+/// 4787 section 4.3, REQ-5).
+pub const UDP_SECONDS: u32 = 300;
 
 /// The parts of a TCP segment that conntrack looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +109,11 @@ impl Flow {
         if self.last_seen != now {
             self.last_seen = now;
         }
+        if segment.is_syn() {
+            // Of a new connection, or a repeated one: its numbers are learnt from the next ACK.
+            self.flags &= !Self::ACK_KNOWN;
+            return;
+        }
         if segment.has(TcpHeader::RST) {
             if self.flags & Self::ACK_KNOWN == 0 || segment.seq == self.cl_next {
                 self.state = FlowState::Closed as u8;
@@ -131,20 +143,58 @@ impl Flow {
         }
     }
 
+    /// Account a UDP packet from the client at `now` (seconds of the coarse clock).
+    #[inline(always)]
+    pub const fn observe_udp(&mut self, now: u32) {
+        if self.last_seen != now {
+            self.last_seen = now;
+        }
+    }
+
+    /// Seconds since the last packet at `now`. (Another CPU's clock may be a tick ahead.)
+    #[inline(always)]
+    pub const fn idle(&self, now: u32) -> u32 {
+        now.saturating_sub(self.last_seen)
+    }
+
+    /// The backend reset the connection (nat).
+    #[inline(always)]
+    pub const fn close(&mut self) {
+        self.state = FlowState::Closed as u8;
+    }
+
+    /// Record that the backend has answered (nat).
+    #[inline(always)]
+    pub const fn set_answered(&mut self) {
+        self.flags |= Self::ANSWERED;
+    }
+
+    /// Record that the SYN was repeated; whether the backend had left the first repetition
+    /// unanswered as well.
+    #[inline(always)]
+    pub const fn repeat(&mut self) -> bool {
+        let unanswered = self.flags & (Self::REPEATED | Self::ANSWERED) == Self::REPEATED;
+        self.flags |= Self::REPEATED;
+        unanswered
+    }
+
     /// Whether nothing more is to be expected of the flow at `now` (seconds of the coarse clock).
     #[inline(always)]
     pub const fn is_over(&self, now: u32) -> bool {
         let limit = match self.state() {
             FlowState::Established => IDLE_SECONDS,
+            FlowState::Udp => UDP_SECONDS,
             FlowState::Syn | FlowState::Fin | FlowState::Closed => ENDED_SECONDS,
         };
-        // Another CPU's clock may be a tick ahead.
-        now.saturating_sub(self.last_seen) >= limit
+        self.idle(now) >= limit
     }
 
     /// Whether the client has an open connection, or is about to.
     pub const fn is_open(&self, now: u32) -> bool {
-        matches!(self.state(), FlowState::Syn | FlowState::Established) && !self.is_over(now)
+        matches!(
+            self.state(),
+            FlowState::Syn | FlowState::Established | FlowState::Udp
+        ) && !self.is_over(now)
     }
 
     /// Whether a SYN on this entry starts a new connection (the old one has ended) instead of

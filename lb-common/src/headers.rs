@@ -88,6 +88,12 @@ impl VlanTag {
     /// Length in bytes.
     pub const LEN: usize = 4;
 
+    /// VLAN id.
+    #[inline(always)]
+    pub const fn vid(&self) -> u16 {
+        u16::from_be_bytes(self.tci) & 0xfff
+    }
+
     /// Type of what follows, host order.
     #[inline(always)]
     pub const fn ethertype(&self) -> u16 {
@@ -136,6 +142,10 @@ impl Ipv4Header {
     pub const LEN: usize = 20;
     /// Offset of the header checksum.
     pub const CHECKSUM: usize = 10;
+    /// Offset of `ttl`.
+    pub const TTL: usize = 8;
+    /// `fragment` of a packet that is not to be fragmented.
+    pub const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
     /// Offset of the two addresses.
     pub const ADDRESSES: usize = 12;
 
@@ -149,6 +159,23 @@ impl Ipv4Header {
     #[inline(always)]
     pub const fn header_len(&self) -> usize {
         (self.version_ihl & 0x0f) as usize * 4
+    }
+
+    /// The header checksum that a header without options should have, as in the packet. The field
+    /// itself counts as zero.
+    #[inline(always)]
+    #[must_use]
+    pub fn computed_checksum(&self) -> [u8; 2] {
+        let word = |[a, b]: [u8; 2]| u32::from(u16::from_be_bytes([a, b]));
+        let address = |[a, b, c, d]: [u8; 4]| word([a, b]) + word([c, d]);
+        let sum = word([self.version_ihl, self.tos])
+            + word(self.total_length)
+            + word(self.id)
+            + word(self.fragment)
+            + word([self.ttl, self.protocol])
+            + address(self.src)
+            + address(self.dst);
+        (!crate::checksum::fold(sum)).to_be_bytes()
     }
 
     /// Length of header and data in bytes.
@@ -196,6 +223,8 @@ impl Ipv6Header {
     pub const LEN: usize = 40;
     /// Offset of the two addresses.
     pub const ADDRESSES: usize = 8;
+    /// Offset of `hop_limit`.
+    pub const HOP_LIMIT: usize = 7;
 
     /// IP version.
     #[inline(always)]
@@ -285,6 +314,22 @@ impl TcpHeader {
     /// ACK control bit.
     pub const ACK: u8 = 0x10;
 
+    /// One's complement sum of the header's words in native order, for a checksum.
+    #[inline(always)]
+    #[must_use]
+    pub fn native_sum(&self) -> u32 {
+        let word = |bytes: [u8; 2]| u32::from(u16::from_ne_bytes(bytes));
+        let double = |[a, b, c, d]: [u8; 4]| word([a, b]) + word([c, d]);
+        word(self.sport)
+            + word(self.dport)
+            + double(self.seq)
+            + double(self.ack)
+            + word([self.offset, self.flags])
+            + word(self.window)
+            + word(self.checksum)
+            + word(self.urgent)
+    }
+
     /// Source port, host order.
     #[inline(always)]
     pub const fn sport(&self) -> u16 {
@@ -351,6 +396,45 @@ impl ArpPacket {
     }
 }
 
+/// UDP header, RFC 768.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UdpHeader {
+    /// Source port, big-endian.
+    pub sport: [u8; 2],
+    /// Destination port, big-endian.
+    pub dport: [u8; 2],
+    /// Length of header and data, big-endian.
+    pub length: [u8; 2],
+    /// Checksum, big-endian; 0: none (IPv4 only).
+    pub checksum: [u8; 2],
+}
+
+impl UdpHeader {
+    /// Length in bytes.
+    pub const LEN: usize = 8;
+    /// Offset of `checksum`.
+    pub const CHECKSUM: usize = 6;
+
+    /// Source port, host order.
+    #[inline(always)]
+    pub const fn sport(&self) -> u16 {
+        u16::from_be_bytes(self.sport)
+    }
+
+    /// Destination port, host order.
+    #[inline(always)]
+    pub const fn dport(&self) -> u16 {
+        u16::from_be_bytes(self.dport)
+    }
+
+    /// Length of header and data in bytes.
+    #[inline(always)]
+    pub const fn length(&self) -> u16 {
+        u16::from_be_bytes(self.length)
+    }
+}
+
 /// Neighbour solicitation and advertisement, RFC 4861 sections 4.3 and 4.4 (without options).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -403,6 +487,7 @@ wire!(
     Ipv6Header: Ipv6Header::LEN,
     Ipv6Extension: 2,
     TcpHeader: TcpHeader::LEN,
+    UdpHeader: UdpHeader::LEN,
     ArpPacket: ArpPacket::LEN,
     NdPacket: NdPacket::LEN,
 );

@@ -4,7 +4,8 @@
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
     abi::{
-        Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_NONE, NODE_SELF, Service, ServiceKey,
+        Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_SELF, Service,
+        ServiceKey,
     },
     headers::IPPROTO_TCP,
     reason::Reason,
@@ -14,7 +15,7 @@ use crate::{
     family::{Family, V4, V4Mapped, V6},
     maps,
     packet::SockAddr,
-    select,
+    select::{self, Avoid},
 };
 
 /// Let the system call go on.
@@ -51,11 +52,11 @@ fn rewrite<F: Family>(addr: &SockAddr, vip: F::Addr, set: impl FnOnce(&SockAddr,
         return ALLOW;
     };
     let Some((id, backend, reason)) = choose::<F>(addr, &service) else {
-        maps::count(service.id(), Reason::ConnectNoBackend, 0, false);
+        maps::count(service.id(), Reason::ConnectNoBackend.index(), 0, false);
         maps::set_errno(ECONNREFUSED);
         return REFUSE;
     };
-    maps::count(service.id(), reason, 0, true);
+    maps::count(service.id(), reason.index(), 0, true);
     maps::count_backend(id, BackendCounters::connection);
     let origin = ConnectOrigin::new(vip, port, backend.addr(), backend.port(), id);
     // Without the entry getpeername() shows the backend: harmless.
@@ -76,17 +77,18 @@ fn choose<F: Family>(
         return None;
     }
     let local = service.local_backend();
-    let mut excluded = NODE_NONE;
+    let now = maps::now_seconds();
+    let mut avoid = Avoid::NOBODY;
     if local != 0
         && let Some(backend) = select::backend::<F>(local, service)
     {
         if !listens::<F>(addr, backend) {
-            excluded = NODE_SELF;
-        } else if backend.state() == BackendState::Up {
+            avoid.node = NODE_SELF;
+        } else if backend.state() == BackendState::Up && !maps::is_suspect(local, now) {
             return Some((local, backend, Reason::ConnectLocal));
         }
     }
-    select::select::<F>(service, maps::random(), excluded)
+    select::select::<F>(service, maps::random(), avoid, now)
         .ok()
         .map(|(id, backend)| (id, backend, Reason::ConnectRemote))
 }

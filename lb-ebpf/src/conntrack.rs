@@ -1,248 +1,293 @@
-//! Conntrack: from a TCP segment to a service's VIP:port to its backend. One lookup for an
-//! established dsr or nat flow; a local flow's entry is the kernel's own socket.
+//! Conntrack: from a packet to a service's VIP:port to its backend. One lookup for an established
+//! dsr or nat flow; a local TCP flow's entry is the kernel's own socket. What has no established
+//! flow is left to [`crate::newflow`].
 
 use lb_common::{
-    abi::{Backend, BackendState, Flow, Method, NODE_NONE, Service},
-    conntrack::FlowState,
+    abi::{Backend, BackendCounters, BackendState, Method, NODE_NONE, Service, events::Stage},
     hash,
     headers::TcpHeader,
-    reason::Reason,
+    reason::{Reason, Verdict},
 };
 
 use crate::{
+    decision::{Decision, Outcome, Returned, Target},
     family::Family,
-    forward::{self, Decision},
+    forward,
     maps::{self, Scratch, SocketMatch},
     nat,
-    packet::{self, Context},
-    parse::{self, Tcp},
+    newflow::{COMMIT, SELECT},
+    parse::{self, Transport},
     select,
+    stages::Stages,
 };
 
-/// Everything that the stages know about a segment to a service.
+/// Everything that is known about a packet to a service.
 pub(crate) struct Request<'a, C, F: Family> {
     /// The program's context.
     pub(crate) ctx: &'a C,
     /// Offset of the IP header.
     pub(crate) l3: usize,
-    /// TCP header.
-    pub(crate) tcp: Tcp,
+    /// Offset of the packet's end.
+    pub(crate) end: usize,
+    /// VLAN tags of the frame.
+    pub(crate) tags: u32,
+    /// TCP or UDP header.
+    pub(crate) transport: Transport,
     /// The service.
-    pub(crate) service: Service,
+    pub(crate) service: &'static Service,
     /// Working memory; its `key` is the flow.
     pub(crate) scratch: &'a mut Scratch<F::Addr>,
 }
 
-impl<C: Context, F: Family> Request<'_, C, F> {
-    #[inline(always)]
-    fn bytes(&self) -> u64 {
-        packet::length(self.ctx)
-    }
+/// What the entry of a flow says.
+enum Lookup<A: 'static> {
+    /// The flow goes on.
+    Found(Target, &'static Backend<A>),
+    /// Its backend, with this id, went down: the client is to be reset.
+    Dead(u32),
+    /// Nothing that holds: select.
+    Missing,
+}
 
-    /// What the kernel's socket table has for this flow at the local backend's port.
+impl<C: Stages<F>, F: Family> Request<'_, C, F> {
+    /// What an established flow's entry says. `excluded` is the peer that forwarded the packet, if
+    /// one did.
     #[inline(always)]
-    fn local_socket(&self) -> SocketMatch {
-        F::socket(self.ctx, &self.scratch.key, self.service.local_port())
-    }
-
-    /// Deliver to the local backend. From its SYN on the flow is the kernel's: an entry left by an
-    /// earlier attempt, or by an earlier connection with the same ports, would take the segments
-    /// that follow away to its own backend.
-    #[inline(always)]
-    pub(crate) fn deliver(&self, reason: Reason) -> Decision {
-        if self.tcp.segment.is_syn() {
-            maps::remove_lru(F::flows(), &self.scratch.key);
-        }
-        let bytes = self.bytes();
-        maps::count_backend(self.service.local_backend(), |counters| {
-            counters.packet(bytes);
-        });
-        forward::local(self.ctx, &self.tcp, self.service.local_port(), reason)
-    }
-
-    /// Send a flow to `backend`, whose method is not local.
-    #[inline(always)]
-    fn forward(&mut self, id: u32, nat_port: u16, backend: &Backend<F::Addr>) -> Decision {
-        let bytes = self.bytes();
-        maps::count_backend(id, |counters| counters.packet(bytes));
-        match backend.method() {
-            Some(Method::Dsr) => forward::dsr(self.ctx, backend),
-            Some(Method::Nat) => nat::forward(self, nat_port, backend),
-            Some(Method::Local) | None => Reason::Inconsistent.into(),
-        }
-    }
-
-    /// An existing flow's packet, or `None` where the flow must be selected anew. `excluded` is
-    /// the peer that forwarded it, if one did.
-    #[inline(always)]
-    fn established(&mut self, excluded: u32) -> Option<Decision> {
+    fn established(&mut self, excluded: u32) -> Lookup<F::Addr> {
         let now = maps::now_seconds();
-        let segment = self.tcp.segment;
-        let (id, nat_port, path) = maps::update_lru(F::flows(), &self.scratch.key, |flow| {
-            if segment.is_syn() && flow.syn_starts_over() {
-                return None;
-            }
-            flow.observe(segment, now);
-            Some((flow.backend(), flow.nat_port(), flow.path()))
-        })??;
-        let backend = select::backend::<F>(id, &self.service)?;
-        let returns = excluded != NODE_NONE && backend.node() == excluded;
-        if returns || !fits(backend.method(), nat_port) {
-            return None;
-        }
-        if backend.state() == BackendState::Down {
-            // A new connection goes elsewhere; the segments of an old one have nowhere to go.
-            return if segment.is_syn() {
-                None
+        let segment = self.transport.segment;
+        let syn = segment.is_syn();
+        let udp_idle = u32::from(self.service.idle_seconds());
+        let udp = self.transport.udp;
+        let found = maps::update_lru(F::flows(), &self.scratch.key, |flow| {
+            if udp {
+                if flow.idle(now) >= udp_idle {
+                    return None;
+                }
+                flow.observe_udp(now);
             } else {
-                Some(Reason::BackendDown.into())
+                if syn && flow.syn_starts_over() {
+                    return None;
+                }
+                flow.observe(segment, now);
+            }
+            Some((flow.backend(), flow.nat_port(), flow.path(), flow.epoch()))
+        });
+        let Some(Some((id, nat_port, path, epoch))) = found else {
+            return Lookup::Missing;
+        };
+        let Some(backend) = select::backend::<F>(id, self.service) else {
+            return Lookup::Missing;
+        };
+        if backend.epoch() != epoch {
+            // A new connection goes elsewhere, and so does what has no connection.
+            return if syn || udp {
+                Lookup::Missing
+            } else {
+                Lookup::Dead(id)
             };
         }
-        if nat_port != 0 {
-            nat::follow_path(self, nat_port, backend, path);
+        let returns = excluded != NODE_NONE && backend.node() == excluded;
+        let refused = syn && backend.state() == BackendState::Down;
+        if returns || refused || !select::fits(backend.method(), nat_port, udp) {
+            return Lookup::Missing;
         }
-        Some(self.forward(id, nat_port, backend))
-    }
-
-    /// A flow without an entry: a new one, or (any segment but SYN) one of a former owner that
-    /// the same table sends to the same backend.
-    #[inline(always)]
-    fn new_flow(&mut self, flow_hash: u32, excluded: u32) -> Decision {
-        match self.try_new_flow(flow_hash, excluded) {
-            Ok(decision) => decision,
-            Err(reason) => reason.into(),
+        if nat_port != 0 && !nat::same_path(self, path) {
+            let _ = self.ctx.follow_path(u32::from(nat_port), id);
         }
+        Lookup::Found(
+            Target {
+                backend: id,
+                nat_port,
+                new: false,
+                stateless: false,
+            },
+            backend,
+        )
     }
 
+    /// Write down what is known for the stages that follow.
     #[inline(always)]
-    fn try_new_flow(&mut self, flow_hash: u32, excluded: u32) -> Result<Decision, Reason> {
-        let (id, backend) = select::select::<F>(&self.service, flow_hash, excluded)?;
-        if self.tcp.segment.is_syn() {
-            maps::count_backend(id, lb_common::abi::BackendCounters::connection);
-        }
-        // A RST ends what it belongs to: no entry for it.
-        let commit = !self.tcp.segment.has(TcpHeader::RST);
-        let nat_port = match backend.method() {
-            Some(Method::Local) => return Ok(self.deliver(Reason::Local)),
-            Some(Method::Dsr) => {
-                if commit {
-                    // Without an entry (no memory) the flow still works by Maglev alone.
-                    maps::put_lru(F::flows(), &self.scratch.key, &self.flow(id, 0, 0));
-                }
-                0
-            }
-            Some(Method::Nat) if commit => nat::commit(self, id, backend)?,
-            Some(Method::Nat) => return Err(Reason::NoFlow),
-            None => return Err(Reason::Inconsistent),
-        };
-        Ok(self.forward(id, nat_port, backend))
+    fn save(&mut self) {
+        self.scratch
+            .save(self.l3, self.end, self.tags, &self.transport);
     }
 
-    /// The entry of a new flow.
-    #[inline(always)]
-    pub(crate) fn flow(&self, id: u32, nat_port: u16, path: u16) -> Flow {
-        let segment = self.tcp.segment;
-        let state = if segment.is_syn() {
-            FlowState::Syn
-        } else {
-            FlowState::Established
-        };
-        let now = maps::now_seconds();
-        let mut flow = Flow::new(id, nat_port, path, state, now);
-        flow.observe(segment, now);
-        flow
-    }
-
-    /// The decision for a segment to a service.
+    /// The decision for a packet to a service.
     #[inline(always)]
     pub(crate) fn decide(&mut self) -> Decision {
         let service = self.service;
-        let has_local = service.local_backend() != 0;
-        let excluded = match self.origin() {
-            Origin::ForwardedBy(_) if has_local => return self.deliver(Reason::LocalFromPeer),
-            Origin::ForwardedBy(peer) => peer,
-            Origin::Client => NODE_NONE,
+        let local = service.local_backend();
+        let origin = self.origin();
+        if origin != NODE_NONE && local != 0 {
+            return self.from_peer();
+        }
+        let syn = self.transport.segment.is_syn();
+        if local != 0 && !syn && !self.transport.udp && self.maglev_is(local) {
+            let socket = F::socket(self.ctx, &self.scratch.key, service.local_port());
+            if socket == SocketMatch::Connection {
+                self.scratch.stage(Stage::Socket);
+                return self.deliver(Reason::Local, false);
+            }
+        }
+        let (target, backend) = match self.established(origin) {
+            Lookup::Found(target, backend) => {
+                self.scratch.stage(Stage::Conntrack);
+                (target, backend)
+            }
+            Lookup::Dead(id) => {
+                self.save();
+                self.scratch.stage(Stage::Conntrack);
+                return Decision::decode(self.ctx.reset(Reason::FlowReset.index(), id));
+            }
+            Lookup::Missing => {
+                self.save();
+                let mut outcome = self.ctx.half_open(origin);
+                if outcome & SELECT != 0 {
+                    outcome = self.ctx.new_flow(origin, (outcome & !SELECT) as u32);
+                }
+                if outcome & COMMIT != 0 {
+                    outcome = self.ctx.nat_commit((outcome & !COMMIT) as u32);
+                }
+                let target = match Outcome::decode(outcome) {
+                    Returned::Forward(target) => target,
+                    Returned::Done(decision) => return decision,
+                    Returned::Reset(reason, backend) => {
+                        return Decision::decode(self.ctx.reset(reason, backend));
+                    }
+                };
+                let Some(backend) = select::backend::<F>(target.backend, service) else {
+                    return Reason::Inconsistent.into();
+                };
+                (target, backend)
+            }
         };
-        let flow_hash = hash::flow_hash(self.scratch.key.src_ref(), self.tcp.sport);
-        let slot = hash::slot(flow_hash);
-        let syn = self.tcp.segment.is_syn();
-        let maglev_local =
-            has_local && maps::maglev(service.table(), slot) == service.local_backend();
-        if maglev_local && !syn && self.local_socket() == SocketMatch::Connection {
-            return self.deliver(Reason::Local);
+        // Forwarded once more: whatever the nodes believe of each other, this ends.
+        if origin != NODE_NONE && !F::hop(self.ctx, self.l3) {
+            return Reason::TtlExpired.into();
         }
-        if let Some(decision) = self.established(excluded) {
-            return decision;
+        self.forward(target, backend)
+    }
+
+    /// Whether the table sends this flow to backend `id`.
+    #[inline(always)]
+    fn maglev_is(&self, id: u32) -> bool {
+        let flow_hash = hash::flow_hash(self.scratch.key.src_ref(), self.transport.sport);
+        maps::maglev(self.service.table(), hash::slot(flow_hash)) == id
+    }
+
+    /// A peer balanced it already, and this node has a backend: deliver, whatever this node's own
+    /// checks say. The kernel answers.
+    #[inline(always)]
+    fn from_peer(&mut self) -> Decision {
+        if self.transport.segment.is_syn() {
+            self.save();
+            // From its SYN on the flow is the kernel's: an entry left by an earlier attempt, or by an
+            // earlier connection with the same ports, would take the segments that follow away.
+            maps::remove_lru(F::flows(), &self.scratch.key);
+            let _ = self.ctx.listen();
         }
-        // Before the flow is selected anew: this node may hold it, from before the table changed.
-        if has_local && self.held_here(syn, maglev_local) {
-            return self.deliver(Reason::Local);
+        self.scratch.stage(Stage::Peer);
+        self.deliver(Reason::LocalFromPeer, self.transport.segment.is_syn())
+    }
+
+    /// Deliver to the local backend.
+    #[inline(always)]
+    fn deliver(&mut self, reason: Reason, new: bool) -> Decision {
+        let service = self.service;
+        let bytes = self.ctx.length() as u64;
+        maps::count_backend(service.local_backend(), |counters| {
+            counters.packet(bytes);
+            if new {
+                counters.connection();
+            }
+        });
+        self.scratch.facts.backend = service.local_backend();
+        Decision::from(forward::local(
+            self.ctx,
+            &self.transport,
+            service.local_port(),
+            reason,
+        ))
+        .new_connection(new)
+    }
+
+    /// Send a packet to `backend`.
+    #[inline(always)]
+    fn forward(&mut self, target: Target, backend: &Backend<F::Addr>) -> Decision {
+        if backend.method() == Some(Method::Local) {
+            return self.deliver(Reason::Local, target.new);
         }
-        let excluded = if excluded == NODE_NONE {
-            self.client_node()
-        } else {
-            excluded
+        let bytes = self.ctx.length() as u64;
+        self.scratch.facts.backend = target.backend;
+        let decision = match backend.method() {
+            Some(Method::Dsr) => forward::dsr(self.ctx, self.tags, target.stateless, backend),
+            Some(Method::Nat) => nat::forward(self, target.nat_port, backend),
+            Some(Method::Local) | None => Reason::Inconsistent.into(),
         };
-        self.new_flow(flow_hash, excluded)
+        maps::count_backend(target.backend, |counters| {
+            if matches!(decision.verdict(), Verdict::Drop) {
+                counters.dropped();
+                return;
+            }
+            counters.packet(bytes);
+            if target.new {
+                BackendCounters::connection(counters);
+            }
+        });
+        decision.new_connection(target.new)
     }
 
-    /// Whether the kernel holds the flow: a SYN only when it repeats one that is being answered
-    /// (an old connection's TIME-WAIT does not bind a new one). `looked`: what there was did not
-    /// bind the flow, and the table has this node anyway.
+    /// Number of the peer that forwarded the frame: its MAC, but not its address as the source.
+    /// [`NODE_NONE`]: it comes from the client, or a router on its way.
     #[inline(always)]
-    fn held_here(&self, syn: bool, looked: bool) -> bool {
-        if syn {
-            self.local_socket() == SocketMatch::Request
-        } else {
-            let socket = if looked {
-                SocketMatch::None
-            } else {
-                self.local_socket()
-            };
-            matches!(
-                socket,
-                SocketMatch::Connection | SocketMatch::TimeWait | SocketMatch::Request
-            )
-        }
-    }
-
-    /// Node of a client that is itself an xvip node.
-    #[inline(always)]
-    fn client_node(&self) -> u32 {
-        maps::get(F::peer_addrs(), self.scratch.key.src_ref())
-            .map_or(NODE_NONE, |node| node.number())
-    }
-
-    /// Whether a peer forwarded the frame: its MAC, but not its address as the source.
-    #[inline(always)]
-    fn origin(&self) -> Origin {
+    fn origin(&self) -> u32 {
         let Ok(macs) = parse::macs(self.ctx) else {
-            return Origin::Client;
+            return NODE_NONE;
         };
         let peer = maps::peer_of_mac(macs.src);
-        if peer == NODE_NONE || peer == self.client_node() {
-            Origin::Client
+        if peer == NODE_NONE || peer == client_node::<F>(self.scratch) {
+            NODE_NONE
         } else {
-            Origin::ForwardedBy(peer)
+            peer
         }
     }
 }
 
-/// Whether an entry with this nat port was made for a backend of this method, which the
-/// controller may have changed since.
+/// Node of a client that is itself an xvip node.
 #[inline(always)]
-fn fits(method: Option<Method>, nat_port: u16) -> bool {
-    match method {
-        Some(Method::Dsr) => nat_port == 0,
-        Some(Method::Nat) => nat_port != 0,
-        Some(Method::Local) | None => false,
-    }
+pub(crate) fn client_node<F: Family>(scratch: &Scratch<F::Addr>) -> u32 {
+    maps::get(F::peer_addrs(), scratch.key.src_ref()).map_or(NODE_NONE, |node| node.number())
 }
 
-/// Where a frame comes from.
-enum Origin {
-    /// From the client, or a router on its way.
-    Client,
-    /// A peer balanced it already: it must not be balanced again.
-    ForwardedBy(u32),
+/// Let the local backend's listener take this connection: the kernel finds it by the VIP, or, where
+/// it listens on the backend's own address only, by sk_lookup. False: nothing listens.
+#[inline(always)]
+pub(crate) fn listen<C: Stages<F>, F: Family>(ctx: &C) -> u64 {
+    let Some(scratch) = F::scratch() else {
+        return 0;
+    };
+    let Some(service) = maps::find(F::services(), &scratch.service_key) else {
+        return 0;
+    };
+    if F::socket(ctx, &scratch.key, service.local_port()) != SocketMatch::None {
+        return 1;
+    }
+    let Some(backend) = select::backend::<F>(service.local_backend(), service) else {
+        return 0;
+    };
+    let (addr, port) = (backend.addr(), backend.port());
+    u64::from(F::find_listener(
+        ctx,
+        &scratch.key,
+        addr,
+        port,
+        service.id(),
+    ))
+}
+
+/// Control bits of a segment that is answered with RST only if it is not one itself.
+#[inline(always)]
+pub(crate) const fn is_reset(flags: u8) -> bool {
+    flags & TcpHeader::RST != 0
 }

@@ -1,11 +1,11 @@
 //! tc egress: the VIP's port for replies of local backends, and the outgoing half of the fence.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::BPF_F_MARK_MANGLED_0, programs::TcContext};
 use lb_common::{
     abi::ServiceKey,
     headers::{
-        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthHeader, IPPROTO_TCP, Ipv6Header,
-        NdPacket, TcpHeader,
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP, TcpHeader,
+        UdpHeader,
     },
     reason::Reason,
 };
@@ -15,22 +15,11 @@ use crate::{
     fence, maps, packet, parse,
 };
 
-/// Bytes that the programs look at: Ethernet with two tags, IPv6, and of TCP and ND the longer.
-const HEADERS: u32 = (EthHeader::LEN + 8 + Ipv6Header::LEN + NdPacket::LEN) as u32;
-
 /// What becomes of a frame that leaves.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> Reason {
-    // Headers may lie in the non-linear part of a socket buffer.
-    if packet::length(ctx) < u64::from(HEADERS) && u64::from(ctx.len()) > packet::length(ctx) {
-        let wanted = if ctx.len() < HEADERS {
-            ctx.len()
-        } else {
-            HEADERS
-        };
-        if ctx.pull_data(wanted).is_err() {
-            return Reason::Truncated;
-        }
+    if packet::pull_headers(ctx).is_err() {
+        return Reason::Truncated;
     }
     let Ok(ethernet) = parse::ethernet(ctx) else {
         return Reason::EgressOther;
@@ -44,21 +33,28 @@ pub(crate) fn egress(ctx: &TcContext) -> Reason {
     }
 }
 
-/// A segment from VIP:backend port gets the service's port. `bpf_l4_csum_replace` handles
+/// A packet from VIP:backend port gets the service's port. `bpf_l4_csum_replace` handles
 /// checksums that are left to the hardware and segments that are not cut yet.
 #[inline(always)]
 fn reply<F: Family>(ctx: &TcContext, l3: usize) -> Reason {
-    let Some((src, sport, l4)) = source::<F>(ctx, l3) else {
+    let Some((src, sport, proto, l4)) = source::<F>(ctx, l3) else {
         return Reason::EgressOther;
     };
-    let key = ServiceKey::new(src, sport, IPPROTO_TCP);
-    let Some(port) = maps::get(F::reply_ports(), &key) else {
+    let Some(port) = maps::get(F::reply_ports(), &ServiceKey::new(src, sport, proto)) else {
         return Reason::EgressOther;
     };
+    if port.port() == sport {
+        return Reason::EgressOther;
+    }
     let old = sport.to_be();
     let new = port.port().to_be();
+    let (at, flags) = if proto == IPPROTO_UDP {
+        (UdpHeader::CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
+    } else {
+        (TcpHeader::CHECKSUM, 0)
+    };
     let replaced = ctx
-        .l4_csum_replace(l4 + TcpHeader::CHECKSUM, u64::from(old), u64::from(new), 2)
+        .l4_csum_replace(l4 + at, u64::from(old), u64::from(new), 2 | flags)
         .and_then(|()| ctx.store(l4 + TcpHeader::SPORT, &new, 0));
     match replaced {
         Ok(()) => Reason::ReplyTranslated,
@@ -67,16 +63,17 @@ fn reply<F: Family>(ctx: &TcContext, l3: usize) -> Reason {
     }
 }
 
-/// Source address and port of an outgoing TCP segment, and where its header starts.
+/// Source address and port of an outgoing TCP or UDP packet, its protocol, and where its header
+/// starts.
 ///
 /// The length is not compared with the frame: a GSO frame's IP length may be anything.
 #[inline(always)]
-fn source<F: Family>(ctx: &TcContext, l3: usize) -> Option<(F::Addr, u16, usize)> {
+fn source<F: Family>(ctx: &TcContext, l3: usize) -> Option<(F::Addr, u16, u8, usize)> {
     let ip = F::locate(ctx, l3).ok()?;
-    if ip.proto != IPPROTO_TCP || ip.fragment {
+    if (ip.proto != IPPROTO_TCP && ip.proto != IPPROTO_UDP) || ip.fragment {
         return None;
     }
     let src: F::Addr = packet::load(ctx, l3 + F::ADDRESSES)?;
     let ports: [u8; 2] = packet::load(ctx, ip.l4 + TcpHeader::SPORT)?;
-    Some((src, u16::from_be_bytes(ports), ip.l4))
+    Some((src, u16::from_be_bytes(ports), ip.proto, ip.l4))
 }

@@ -1,25 +1,28 @@
 //! What differs between IPv4 and IPv6: header layout, maps, and the address checks. The
 //! pipeline is written once over [`Family`] and monomorphised.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap};
 use lb_common::{
     abi::{
         Address, Backend, ConnectOrigin, Flow, FlowKey, MAX_BACKENDS, MAX_CONNECTS, MAX_FLOWS,
-        MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_VIPS, NatReturn, Node, ReplyPort, Service,
-        ServiceKey, Vip,
+        MAX_HALF_FLOWS, MAX_HALF_RETURNS, MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_VIPS,
+        NatReturn, Node, ReplyPort, Service, ServiceKey, Vip,
+        events::{FAMILY_V4, FAMILY_V6},
+        sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
     },
-    checksum,
+    checksum::{self, Delta},
     hash::HashWords,
     headers::{
-        IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, Ipv4Header,
-        Ipv6Extension, Ipv6Header, Wire,
+        IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP,
+        Ipv4Header, Ipv6Extension, Ipv6Header, Wire,
     },
     reason::Reason,
 };
 
 use crate::{
-    maps::{self, Scratch, SocketMatch},
+    maps::{self, Chunk, Scratch, SocketMatch},
     packet::{self, Context, SockAddr},
+    stages,
 };
 
 /// An IP packet up to its upper-layer header.
@@ -40,11 +43,31 @@ impl Ip {
     /// Length of the upper-layer header and data, if the frame holds all of it.
     #[inline(always)]
     pub(crate) fn upper_len<C: Context>(&self, ctx: &C) -> Result<usize, Reason> {
-        if ctx.data() + self.end > ctx.data_end() || self.end < self.l4 {
+        if self.end < self.l4 || !packet::holds(ctx, self.end) {
             return Err(Reason::Truncated);
         }
         Ok(self.end - self.l4)
     }
+}
+
+/// TTL of packets that a program makes (RFC 9293 section 3.5.2 leaves it open; Linux's default).
+const ANSWER_TTL: u8 = 64;
+
+/// Where a packet ends whose length field says `length` bytes after `start`. Of an aggregate that is
+/// too long for the field (BIG TCP) the field is 0.
+#[inline(always)]
+fn end<C: Context>(ctx: &C, start: usize, length: usize) -> usize {
+    const LONGEST: usize = 65_535;
+    if length == 0 && ctx.length() > LONGEST {
+        return ctx.length();
+    }
+    start + length
+}
+
+/// What protocol (TCP) and length add to the sum of a pseudo-header, in native order.
+#[inline(always)]
+fn tail_sum(length: u32) -> u64 {
+    u64::from(length.to_be()) + u64::from(u32::from(IPPROTO_TCP).to_be())
 }
 
 /// An IP version.
@@ -55,6 +78,8 @@ pub(crate) trait Family: 'static {
     /// Offset of source and destination address in the IP header.
     const ADDRESSES: usize;
 
+    /// See [`crate::select::stage`].
+    fn select(node: u32, backend: u32) -> u64;
     /// This CPU's working memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
     /// Check the IP header at `l3` and find the upper layer. The lengths are left to
@@ -70,13 +95,47 @@ pub(crate) trait Family: 'static {
         old: [&Self::Addr; 2],
         new: [&Self::Addr; 2],
     ) -> bool;
-    /// RFC 1624 update of a checksum (host order) for a changed address.
-    fn update_checksum(checksum: u16, old: &Self::Addr, new: &Self::Addr) -> u16;
+    /// What a changed address adds to a checksum.
+    fn delta(old: &Self::Addr, new: &Self::Addr) -> Delta;
+    /// Bytes of the IP header without options or extension headers.
+    const HEADER_LEN: usize;
+    /// [`lb_common::abi::events::FAMILY_V4`] or the other one.
+    const NUMBER: u8;
+    /// Write an IP header for an answer of `length` bytes of `proto` from `src` to `dst`; false if
+    /// there is no room.
+    fn write_header<C: Context>(
+        ctx: &C,
+        l3: usize,
+        length: u16,
+        proto: u8,
+        src: &Self::Addr,
+        dst: &Self::Addr,
+    ) -> bool;
+    /// Bits of an address.
+    const ADDRESS_BITS: u32;
+    /// Sum of the TCP pseudo-header for `length` bytes, in native order.
+    fn pseudo_sum(src: &Self::Addr, dst: &Self::Addr, length: u32) -> u64;
+    /// Whether the IP header's own checksum, where there is one, is right.
+    fn header_intact<C: Context>(ctx: &C, l3: usize, l4: usize, chunk: &mut Chunk) -> bool;
+    /// Take one off the TTL (hop limit) and fix the header's checksum; false if it ran out.
+    fn hop<C: Context>(ctx: &C, l3: usize) -> bool;
+    /// The address as the trace writes it.
+    fn record(addr: &Self::Addr) -> [u8; 16];
+    /// The address of a source whose rate is limited: IPv6 by its /64.
+    fn limited(addr: &Self::Addr) -> Self::Addr;
 
     /// The destination of a hooked `connect()`.
     fn hooked(addr: &SockAddr) -> Self::Addr;
     /// Replace the destination of a hooked `connect()` or the result of `getpeername()`.
     fn set_hooked(addr: &SockAddr, to: Self::Addr);
+    /// See [`maps::find_listener4`].
+    fn find_listener<C: Context>(
+        ctx: &C,
+        flow: &FlowKey<Self::Addr>,
+        addr: Self::Addr,
+        port: u16,
+        slot: u32,
+    ) -> bool;
     /// The kernel's socket for a flow to port `dport` of this node.
     fn socket<C: Context>(ctx: &C, flow: &FlowKey<Self::Addr>, dport: u16) -> SocketMatch;
     /// Whether the hooked socket's namespace listens for this flow.
@@ -88,6 +147,20 @@ pub(crate) trait Family: 'static {
     fn backends() -> &'static Array<Backend<Self::Addr>, { MAX_BACKENDS as usize }>;
     /// Conntrack.
     fn flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow, { MAX_FLOWS as usize }>;
+    /// Conntrack of flows that no ACK was seen of.
+    fn half_flows() -> &'static LruHashMap<FlowKey<Self::Addr>, Flow, { MAX_HALF_FLOWS as usize }>;
+    /// nat return paths of those.
+    fn half_returns() -> &'static LruHashMap<
+        FlowKey<Self::Addr>,
+        NatReturn<Self::Addr>,
+        { MAX_HALF_RETURNS as usize },
+    >;
+    /// Rules about sources.
+    fn sources()
+    -> &'static LpmTrie<SourceKey<Self::Addr>, SourceRule, { MAX_SOURCE_RULES as usize }>;
+    /// Rates of sources.
+    fn source_rates()
+    -> &'static LruHashMap<SourceKey<Self::Addr>, SourceRate, { MAX_SOURCE_RATES as usize }>;
     /// nat return paths.
     fn returns()
     -> &'static LruHashMap<FlowKey<Self::Addr>, NatReturn<Self::Addr>, { MAX_NAT_RETURNS as usize }>;
@@ -107,7 +180,26 @@ pub(crate) trait Family: 'static {
 /// The maps of a family: the one place that names them.
 macro_rules! family_maps {
     ($addr:ty, $services:ident, $backends:ident, $flows:ident, $returns:ident, $nat_sources:ident,
-     $vips:ident, $peer_addrs:ident, $reply_ports:ident, $connects:ident) => {
+     $vips:ident, $peer_addrs:ident, $reply_ports:ident, $connects:ident, $half_flows:ident,
+     $half_returns:ident, $sources:ident, $source_rates:ident) => {
+        #[inline(always)]
+        fn half_flows() -> &'static LruHashMap<FlowKey<$addr>, Flow, { MAX_HALF_FLOWS as usize }> {
+            &maps::$half_flows
+        }
+        #[inline(always)]
+        fn half_returns()
+        -> &'static LruHashMap<FlowKey<$addr>, NatReturn<$addr>, { MAX_HALF_RETURNS as usize }> {
+            &maps::$half_returns
+        }
+        #[inline(always)]
+        fn sources() -> &'static LpmTrie<SourceKey<$addr>, SourceRule, { MAX_SOURCE_RULES as usize }> {
+            &maps::$sources
+        }
+        #[inline(always)]
+        fn source_rates()
+        -> &'static LruHashMap<SourceKey<$addr>, SourceRate, { MAX_SOURCE_RATES as usize }> {
+            &maps::$source_rates
+        }
         #[inline(always)]
         fn services() -> &'static HashMap<ServiceKey<$addr>, Service, { MAX_SERVICES as usize }> {
             &maps::$services
@@ -156,6 +248,11 @@ impl Family for V4 {
     const ADDRESSES: usize = Ipv4Header::ADDRESSES;
 
     #[inline(always)]
+    fn select(node: u32, backend: u32) -> u64 {
+        stages::select4(node, backend)
+    }
+
+    #[inline(always)]
     fn scratch() -> Option<&'static mut Scratch<[u8; 4]>> {
         maps::scratch4()
     }
@@ -170,7 +267,7 @@ impl Family for V4 {
         Ok(Ip {
             proto: ip.protocol,
             l4: l3 + header_len,
-            end: l3 + usize::from(ip.total_length()),
+            end: end(ctx, l3, usize::from(ip.total_length())),
             fragment: ip.is_fragment(),
         })
     }
@@ -199,8 +296,89 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn update_checksum(checksum: u16, old: &[u8; 4], new: &[u8; 4]) -> u16 {
-        checksum::update_bytes(checksum, old, new)
+    fn delta(old: &[u8; 4], new: &[u8; 4]) -> Delta {
+        Delta::bytes(old, new)
+    }
+
+    const ADDRESS_BITS: u32 = 32;
+
+    #[inline(always)]
+    fn pseudo_sum(src: &[u8; 4], dst: &[u8; 4], length: u32) -> u64 {
+        u64::from(u32::from_ne_bytes(*src)) + u64::from(u32::from_ne_bytes(*dst)) + tail_sum(length)
+    }
+
+    const HEADER_LEN: usize = Ipv4Header::LEN;
+    const NUMBER: u8 = FAMILY_V4;
+
+    #[inline(always)]
+    fn write_header<C: Context>(
+        ctx: &C,
+        l3: usize,
+        length: u16,
+        proto: u8,
+        src: &[u8; 4],
+        dst: &[u8; 4],
+    ) -> bool {
+        let mut header = Ipv4Header {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: (Ipv4Header::LEN as u16 + length).to_be_bytes(),
+            id: [0; 2],
+            fragment: Ipv4Header::DONT_FRAGMENT,
+            ttl: ANSWER_TTL,
+            protocol: proto,
+            checksum: [0; 2],
+            src: *src,
+            dst: *dst,
+        };
+        header.checksum = header.computed_checksum();
+        packet::store(ctx, l3, header)
+    }
+
+    #[inline(always)]
+    fn header_intact<C: Context>(ctx: &C, l3: usize, l4: usize, chunk: &mut Chunk) -> bool {
+        // 20..=60 bytes, a multiple of 4.
+        let length = l4.wrapping_sub(l3) & 0x3c;
+        maps::add_part(ctx, l3, chunk, length, 0)
+            .is_some_and(|sum| checksum::fold32(u64::from(sum)) == u16::MAX)
+    }
+
+    #[inline(always)]
+    fn hop<C: Context>(ctx: &C, l3: usize) -> bool {
+        let Some([ttl, proto]) = packet::load::<C, [u8; 2]>(ctx, l3 + Ipv4Header::TTL) else {
+            return false;
+        };
+        if ttl <= 1 {
+            return false;
+        }
+        let at = l3 + Ipv4Header::CHECKSUM;
+        let Some(sum) = packet::load::<C, [u8; 2]>(ctx, at) else {
+            return false;
+        };
+        let old = u16::from_be_bytes([ttl, proto]);
+        let sum = Delta::word(old, old - 0x100).apply(sum);
+        packet::store(ctx, l3 + Ipv4Header::TTL, ttl - 1) && packet::store(ctx, at, sum)
+    }
+
+    #[inline(always)]
+    fn record(addr: &[u8; 4]) -> [u8; 16] {
+        maps::from_words([u32::from_ne_bytes(*addr), 0, 0, 0])
+    }
+
+    #[inline(always)]
+    fn limited(addr: &[u8; 4]) -> [u8; 4] {
+        *addr
+    }
+
+    #[inline(always)]
+    fn find_listener<C: Context>(
+        ctx: &C,
+        flow: &FlowKey<[u8; 4]>,
+        addr: [u8; 4],
+        port: u16,
+        slot: u32,
+    ) -> bool {
+        maps::find_listener4(ctx, flow, addr, port, slot)
     }
 
     #[inline(always)]
@@ -233,13 +411,19 @@ impl Family for V4 {
         VIPS4,
         PEER_ADDRS4,
         REPLY_PORTS4,
-        CONNECTS4
+        CONNECTS4,
+        HALF_FLOWS4,
+        HALF_RETURNS4,
+        SOURCES4,
+        SOURCE_RATES4
     );
 }
 
 /// IPv6.
 pub(crate) struct V6;
 
+/// Bits 1 and 2 of a fragment header's offset field are reserved (RFC 8200 section 4.5).
+const FRAGMENT_RESERVED: u16 = 0b110;
 /// Extension headers that are walked before the upper layer.
 const MAX_EXTENSIONS: usize = 4;
 /// Total length of extension headers that are walked, in bytes.
@@ -249,6 +433,11 @@ impl Family for V6 {
     type Addr = [u8; 16];
 
     const ADDRESSES: usize = Ipv6Header::ADDRESSES;
+
+    #[inline(always)]
+    fn select(node: u32, backend: u32) -> u64 {
+        stages::select6(node, backend)
+    }
 
     #[inline(always)]
     fn scratch() -> Option<&'static mut Scratch<[u8; 16]>> {
@@ -274,8 +463,11 @@ impl Family for V6 {
             let extension: Ipv6Extension =
                 packet::load(ctx, l3 + Ipv6Header::LEN + skipped).ok_or(Reason::Truncated)?;
             if proto == IPPROTO_FRAGMENT {
-                // Its second byte is reserved: the fragment header has a fixed length.
-                fragment = true;
+                // Its second byte is reserved: the fragment header has a fixed length. An atomic
+                // fragment is a whole packet (RFC 6946).
+                let offset: [u8; 2] = packet::load(ctx, l3 + Ipv6Header::LEN + skipped + 2)
+                    .ok_or(Reason::Truncated)?;
+                fragment |= u16::from_be_bytes(offset) & !FRAGMENT_RESERVED != 0;
                 skipped += 8;
             } else {
                 skipped += extension.header_len();
@@ -294,7 +486,7 @@ impl Family for V6 {
         Ok(Ip {
             proto,
             l4: l3 + Ipv6Header::LEN + skipped,
-            end: l3 + Ipv6Header::LEN + usize::from(ip.payload_length()),
+            end: end(ctx, l3 + Ipv6Header::LEN, usize::from(ip.payload_length())),
             fragment,
         })
     }
@@ -320,8 +512,73 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn update_checksum(checksum: u16, old: &[u8; 16], new: &[u8; 16]) -> u16 {
-        checksum::update_bytes(checksum, old, new)
+    fn delta(old: &[u8; 16], new: &[u8; 16]) -> Delta {
+        Delta::bytes(old, new)
+    }
+
+    const ADDRESS_BITS: u32 = 128;
+
+    #[inline(always)]
+    fn pseudo_sum(src: &[u8; 16], dst: &[u8; 16], length: u32) -> u64 {
+        let mut sum = tail_sum(length);
+        for word in maps::words(*src).into_iter().chain(maps::words(*dst)) {
+            sum += u64::from(word);
+        }
+        sum
+    }
+
+    const HEADER_LEN: usize = Ipv6Header::LEN;
+    const NUMBER: u8 = FAMILY_V6;
+
+    #[inline(always)]
+    fn write_header<C: Context>(
+        ctx: &C,
+        l3: usize,
+        length: u16,
+        proto: u8,
+        src: &[u8; 16],
+        dst: &[u8; 16],
+    ) -> bool {
+        let [high, low] = length.to_be_bytes();
+        packet::store(ctx, l3, [0x60, 0, 0, 0, high, low, proto, ANSWER_TTL])
+            && packet::store_addresses(ctx, l3 + Ipv6Header::ADDRESSES, src, dst)
+    }
+
+    /// IPv6 has no header checksum.
+    #[inline(always)]
+    fn header_intact<C: Context>(_ctx: &C, _l3: usize, _l4: usize, _chunk: &mut Chunk) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn hop<C: Context>(ctx: &C, l3: usize) -> bool {
+        let at = l3 + Ipv6Header::HOP_LIMIT;
+        match packet::load::<C, u8>(ctx, at) {
+            Some(limit) if limit > 1 => packet::store(ctx, at, limit - 1),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn record(addr: &[u8; 16]) -> [u8; 16] {
+        *addr
+    }
+
+    #[inline(always)]
+    fn limited(addr: &[u8; 16]) -> [u8; 16] {
+        let [a, b, _, _] = maps::words(*addr);
+        maps::from_words([a, b, 0, 0])
+    }
+
+    #[inline(always)]
+    fn find_listener<C: Context>(
+        ctx: &C,
+        flow: &FlowKey<[u8; 16]>,
+        addr: [u8; 16],
+        port: u16,
+        slot: u32,
+    ) -> bool {
+        maps::find_listener6(ctx, flow, addr, port, slot)
     }
 
     #[inline(always)]
@@ -354,7 +611,11 @@ impl Family for V6 {
         VIPS6,
         PEER_ADDRS6,
         REPLY_PORTS6,
-        CONNECTS6
+        CONNECTS6,
+        HALF_FLOWS6,
+        HALF_RETURNS6,
+        SOURCES6,
+        SOURCE_RATES6
     );
 }
 

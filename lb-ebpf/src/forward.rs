@@ -4,37 +4,22 @@
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect};
 use lb_common::{
     abi::{Address, Backend, Mac, same_mac},
-    checksum,
-    headers::{EthAddresses, TcpHeader},
+    checksum::Delta,
+    headers::{EthAddresses, EthHeader, TcpHeader},
     reason::Reason,
 };
 
 use crate::{
+    decision::Decision,
     maps,
     packet::{self, Context},
-    parse::{self, Tcp},
+    parse::{self, Transport},
 };
 
-/// A reason, with the interface for those that redirect (0 for the others).
-#[derive(Clone, Copy)]
-pub(crate) struct Decision {
-    /// Why.
-    pub(crate) reason: Reason,
-    /// Where to, for [`lb_common::reason::Verdict::Redirect`].
-    pub(crate) ifindex: u32,
-}
-
-impl From<Reason> for Decision {
-    #[inline(always)]
-    fn from(reason: Reason) -> Self {
-        Self { reason, ifindex: 0 }
-    }
-}
-
-/// Send the frame out of another interface; the return value is the XDP action.
+/// Send the frame out of interface `ifindex`; the return value is the program's.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> u32 {
-    // SAFETY: the helper has no preconditions; an unknown interface becomes XDP_ABORTED.
+    // SAFETY: the helper has no preconditions; an unknown interface drops the frame.
     let action = unsafe { bpf_redirect(ifindex, 0) };
     u32::try_from(action).unwrap_or(xdp_action::XDP_ABORTED)
 }
@@ -42,17 +27,30 @@ pub(crate) fn redirect(ifindex: u32) -> u32 {
 /// local: to this node's own stack. The backend's port replaces the VIP's where they differ;
 /// ports are not part of the pseudo-header, so one 16-bit checksum update is all.
 #[inline(always)]
-pub(crate) fn local<C: Context>(ctx: &C, tcp: &Tcp, port: u16, reason: Reason) -> Decision {
-    let vip_port = tcp.dport;
-    if port != vip_port {
-        let sum = checksum::update16(tcp.checksum, vip_port, port);
-        if !packet::store(ctx, tcp.l4 + TcpHeader::DPORT, port.to_be_bytes())
-            || !packet::store(ctx, tcp.l4 + TcpHeader::CHECKSUM, sum.to_be_bytes())
-        {
-            return Reason::Truncated.into();
-        }
+pub(crate) fn local<C: Context>(
+    ctx: &C,
+    transport: &Transport,
+    port: u16,
+    reason: Reason,
+) -> Reason {
+    let vip_port = transport.dport;
+    if port == vip_port {
+        return reason;
     }
-    reason.into()
+    let body = Delta::word(vip_port, port);
+    let translated = packet::store(ctx, transport.l4 + TcpHeader::DPORT, port.to_be_bytes())
+        && ctx.fix_checksum(
+            transport.checksum_at(),
+            transport.checksum,
+            Delta::ZERO,
+            body,
+            transport.udp,
+        );
+    if translated {
+        reason
+    } else {
+        Reason::Truncated
+    }
 }
 
 /// Whether the frame leaves through the interface that it came in by, or through another.
@@ -64,37 +62,43 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// The reason for this way out.
+    /// The decision for this way out.
     #[inline(always)]
     pub(crate) fn decide(self, same: Reason, other: Reason) -> Decision {
-        Decision {
-            reason: if self.ifindex == 0 { same } else { other },
-            ifindex: self.ifindex,
+        if self.ifindex == 0 {
+            same.into()
+        } else {
+            Decision::new(other, self.ifindex)
         }
     }
 }
 
-/// Put next hop `mac` behind interface `ifindex` into the Ethernet header.
+/// Put next hop `mac` behind `hop` (interface, VLAN tags) into the Ethernet header of a frame that
+/// has `tags` now.
 #[inline(always)]
 pub(crate) fn rewrite_ethernet<C: Context>(
     ctx: &C,
-    ifindex: u32,
+    tags: u32,
+    (ifindex, new_tags): (u32, u32),
     mac: Mac,
 ) -> Result<Exit, Reason> {
-    let exit = if ifindex == ctx.ifindex() {
+    let exit = if ifindex == ctx.ifindex() && tags == new_tags {
         // The frame was addressed to our own MAC on this interface.
         Exit {
             src: parse::macs(ctx)?.dst,
             ifindex: 0,
         }
     } else {
-        let src = maps::uplink_mac(ifindex).ok_or(Reason::Unresolved)?;
+        let src = maps::uplink_mac(ifindex, new_tags).ok_or(Reason::Unresolved)?;
         Exit { src, ifindex }
     };
     let addresses = EthAddresses {
         dst: mac,
         src: exit.src,
     };
+    if tags != new_tags && !retag(ctx, tags, new_tags) {
+        return Err(Reason::VlanMismatch);
+    }
     if packet::store(ctx, 0, addresses) {
         Ok(exit)
     } else {
@@ -102,23 +106,54 @@ pub(crate) fn rewrite_ethernet<C: Context>(
     }
 }
 
-/// dsr: to the backend's node, addresses and ports untouched. Never back to where the frame
-/// came from.
+/// Change the VLAN id of a frame with one tag to that of another single tag. More would change the
+/// frame's length.
 #[inline(always)]
-pub(crate) fn dsr<C: Context, A: Address>(ctx: &C, backend: &Backend<A>) -> Decision {
-    match try_dsr(ctx, backend) {
+fn retag<C: Context>(ctx: &C, tags: u32, new_tags: u32) -> bool {
+    const VID: u32 = 0xfff;
+    let single = |tags: u32| tags != 0 && tags <= VID;
+    if !single(tags) || !single(new_tags) || ctx.taken_tag() != 0 {
+        return false;
+    }
+    let Some(tci) = packet::load::<C, [u8; 2]>(ctx, EthHeader::LEN) else {
+        return false;
+    };
+    let priority = u16::from_be_bytes(tci) & !(VID as u16);
+    packet::store(
+        ctx,
+        EthHeader::LEN,
+        (priority | new_tags as u16).to_be_bytes(),
+    )
+}
+
+/// dsr: to the backend's node, addresses and ports untouched. Never back to where the frame
+/// came from. `stateless`: without an entry.
+#[inline(always)]
+pub(crate) fn dsr<C: Context, A: Address>(
+    ctx: &C,
+    tags: u32,
+    stateless: bool,
+    backend: &Backend<A>,
+) -> Decision {
+    match try_dsr(ctx, tags, backend) {
+        Ok(exit) if stateless => exit.decide(Reason::DsrStateless, Reason::DsrStatelessRedirect),
         Ok(exit) => exit.decide(Reason::Dsr, Reason::DsrRedirect),
         Err(reason) => reason.into(),
     }
 }
 
 #[inline(always)]
-fn try_dsr<C: Context, A: Address>(ctx: &C, backend: &Backend<A>) -> Result<Exit, Reason> {
+fn try_dsr<C: Context, A: Address>(
+    ctx: &C,
+    tags: u32,
+    backend: &Backend<A>,
+) -> Result<Exit, Reason> {
     if backend.ifindex() == 0 {
         return Err(Reason::Unresolved);
     }
     if same_mac(&backend.mac(), &parse::macs(ctx)?.src) {
         return Err(Reason::NoOtherBackend);
     }
-    rewrite_ethernet(ctx, backend.ifindex(), backend.mac())
+    let hop = (backend.ifindex(), backend.tags());
+    rewrite_ethernet(ctx, tags, hop, backend.mac())
 }

@@ -2,24 +2,26 @@
 
 use lb_common::{
     abi::{Address as _, FlowKey, ServiceKey, same_mac},
-    headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP},
+    headers::{
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
+    },
     reason::Reason,
 };
 
 use crate::{
     conntrack::Request,
+    decision::{Decision, Outcome, Returned},
     family::{Family, V4, V6},
     fence,
-    forward::Decision,
     maps::{self, Scratch},
-    nat,
-    packet::{self, Context},
-    parse::{self, Ethernet, Tcp},
+    packet,
+    parse::{self, Ethernet},
+    stages::Stages,
 };
 
 /// What becomes of a frame that came in.
 #[inline(always)]
-pub(crate) fn ingress<C: Context>(ctx: &C) -> Decision {
+pub(crate) fn ingress<C: Stages<V4> + Stages<V6>>(ctx: &C) -> Decision {
     let ethernet = match parse::ethernet(ctx) {
         Ok(ethernet) => ethernet,
         Err(reason) => return reason.into(),
@@ -34,30 +36,58 @@ pub(crate) fn ingress<C: Context>(ctx: &C) -> Decision {
 }
 
 #[inline(always)]
-fn ip<C: Context, F: Family>(ctx: &C, ethernet: Ethernet) -> Decision {
-    match try_ip::<C, F>(ctx, ethernet.l3) {
+fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet) -> Decision {
+    let Some(scratch) = F::scratch() else {
+        return Reason::Inconsistent.into();
+    };
+    let l3 = scratch.forget::<0x1f>(ethernet.l3);
+    let tags = scratch.forget::<0xffff_ffff>(ethernet.tags as usize) as u32;
+    // Only packets to a VIP are checked closely: the others are the kernel's, whatever they are.
+    let Some([src, dst]) = packet::load::<C, [F::Addr; 2]>(ctx, l3 + F::ADDRESSES) else {
+        return Reason::Truncated.into();
+    };
+    scratch.key = FlowKey::new(src, 0, dst, 0, 0);
+    let Some(vip) = maps::find(F::vips(), scratch.key.dst_ref()) else {
+        return Reason::NotVip.into();
+    };
+    let traced = vip.is_traced() || maps::dry_run();
+    let decision = match to_vip::<C, F>(ctx, l3, tags, traced, scratch) {
         Ok(decision) => decision,
         Err(reason) => reason.into(),
+    };
+    if traced {
+        // Whoever reads the trace is told; nothing follows for the packet.
+        let _ = ctx.trace(decision);
     }
+    decision
 }
 
 #[inline(always)]
-fn try_ip<C: Context, F: Family>(ctx: &C, l3: usize) -> Result<Decision, Reason> {
-    let scratch = F::scratch().ok_or(Reason::Inconsistent)?;
-    let l3 = scratch.forget::<0x1f>(l3);
-    // Only packets to a VIP are checked closely: the others are the kernel's, whatever they are.
-    let [src, dst]: [F::Addr; 2] = packet::load(ctx, l3 + F::ADDRESSES).ok_or(Reason::Truncated)?;
-    scratch.key = FlowKey::new(src, 0, dst, 0, 0);
-    maps::get(F::vips(), scratch.key.dst_ref()).ok_or(Reason::NotVip)?;
-    let own = maps::uplink_mac(ctx.ifindex()).ok_or(Reason::NotOurMac)?;
+fn to_vip<C: Stages<F>, F: Family>(
+    ctx: &C,
+    l3: usize,
+    tags: u32,
+    traced: bool,
+    scratch: &mut Scratch<F::Addr>,
+) -> Result<Decision, Reason> {
+    if traced {
+        scratch.begin();
+    }
+    let Some(own) = maps::uplink_mac(ctx.ifindex(), tags) else {
+        return Err(if tags == 0 {
+            Reason::NotOurMac
+        } else {
+            Reason::NotOurVlan
+        });
+    };
     if !same_mac(&own, &parse::macs(ctx)?.dst) {
         return Err(Reason::NotOurMac);
     }
     let mut ip = F::locate(ctx, l3)?;
     ip.l4 = scratch.forget::<0x1ff>(ip.l4);
-    ip.end = scratch.forget::<0x1_ffff>(ip.end);
+    ip.end = scratch.forget::<0xf_ffff>(ip.end);
     match ip.proto {
-        IPPROTO_TCP => {}
+        IPPROTO_TCP | IPPROTO_UDP => {}
         // Echo, errors and neighbour discovery are the kernel's, like every other protocol.
         IPPROTO_ICMPV6 => return Err(Reason::Neighbour),
         _ => return Err(Reason::NotBalanced),
@@ -69,37 +99,35 @@ fn try_ip<C: Context, F: Family>(ctx: &C, l3: usize) -> Result<Decision, Reason>
     {
         return Err(Reason::BadSource);
     }
-    let tcp = parse::tcp(ctx, &ip)?;
-    scratch.key.set_transport(tcp.sport, tcp.dport, ip.proto);
-    scratch.service_key = ServiceKey::new(scratch.key.dst(), tcp.dport, ip.proto);
-    Ok(match maps::get(F::services(), &scratch.service_key) {
-        Some(service) => Request::<C, F> {
-            ctx,
-            l3,
-            tcp,
-            service,
-            scratch,
-        }
-        .decide(),
-        None => no_service::<C, F>(ctx, l3, &tcp, scratch),
-    })
-}
-
-/// To a VIP, but to no service: a nat backend's reply, a request that a local backend must not
-/// see, or something of the kernel's (ssh to the VIP).
-#[inline(always)]
-fn no_service<C: Context, F: Family>(
-    ctx: &C,
-    l3: usize,
-    tcp: &Tcp,
-    scratch: &mut Scratch<F::Addr>,
-) -> Decision {
-    if let Some(decision) = nat::reply::<C, F>(ctx, l3, tcp, scratch) {
-        return decision;
+    let transport = if ip.proto == IPPROTO_TCP {
+        parse::tcp(ctx, &ip)?
+    } else {
+        parse::udp(ctx, &ip)?
+    };
+    scratch
+        .key
+        .set_transport(transport.sport, transport.dport, ip.proto);
+    scratch.service_key = ServiceKey::new(scratch.key.dst(), transport.dport, ip.proto);
+    let service = maps::find(F::services(), &scratch.service_key);
+    let Some(service) = service else {
+        scratch.save(l3, ip.end, tags, &transport);
+        return Ok(match Outcome::decode(ctx.unserved()) {
+            Returned::Reset(reason, backend) => Decision::decode(ctx.reset(reason, backend)),
+            Returned::Done(decision) => decision,
+            Returned::Forward(_) => Reason::Inconsistent.into(),
+        });
+    };
+    if traced {
+        scratch.save(l3, ip.end, tags, &transport);
     }
-    scratch.service_key = ServiceKey::new(scratch.key.dst(), tcp.dport, scratch.key.proto());
-    if maps::get(F::reply_ports(), &scratch.service_key).is_some() {
-        return Reason::BackendPort.into();
-    }
-    Reason::NotBalanced.into()
+    let mut request = Request::<C, F> {
+        ctx,
+        l3,
+        end: ip.end,
+        tags,
+        transport,
+        service,
+        scratch,
+    };
+    Ok(request.decide().of_service(service.id()))
 }

@@ -8,10 +8,11 @@
 #![feature(asm_experimental_arch)]
 // The macros of the programs make an undocumented function around each documented one, and take
 // contexts by value.
-#![allow(missing_docs, clippy::needless_pass_by_value, dead_code)]
+#![allow(missing_docs, clippy::needless_pass_by_value)]
 
 mod connect;
 mod conntrack;
+mod decision;
 mod egress;
 mod family;
 mod fence;
@@ -19,9 +20,13 @@ mod forward;
 mod ingress;
 mod maps;
 mod nat;
+mod newflow;
 mod packet;
 mod parse;
+mod respond;
 mod select;
+mod stages;
+mod trace;
 
 use aya_ebpf::{
     bindings::{tcx_action_base, xdp_action},
@@ -30,19 +35,47 @@ use aya_ebpf::{
 };
 use lb_common::reason::Verdict;
 
-use crate::family::V4;
+use crate::{decision::Decision, family::V4, packet::Context as _};
 
-/// Forwards what is addressed to a VIP: attached to each uplink.
-#[xdp]
+/// Forwards what is addressed to a VIP: attached to each uplink where the driver runs XDP.
+#[xdp(frags)]
 pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
+    let length = ctx.length();
     let decision = ingress::ingress(&ctx);
-    maps::count(0, decision.reason, packet::length(&ctx), false);
-    match decision.reason.verdict() {
+    count(decision, length);
+    match decision.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Tx => xdp_action::XDP_TX,
-        Verdict::Redirect => forward::redirect(decision.ifindex),
+        Verdict::Redirect => forward::redirect(decision.ifindex()),
     }
+}
+
+/// The same pipeline on a socket buffer: attached to each uplink where XDP would be slow.
+#[classifier]
+pub(crate) fn tc_ingress(ctx: TcContext) -> i32 {
+    let length = ctx.length();
+    if packet::pull_headers(&ctx).is_err() {
+        return tcx_action_base::TCX_NEXT;
+    }
+    let decision = ingress::ingress(&ctx);
+    count(decision, length);
+    match decision.verdict() {
+        Verdict::Pass => tcx_action_base::TCX_NEXT,
+        Verdict::Drop => tcx_action_base::TCX_DROP,
+        Verdict::Tx => forward::redirect(ctx.ifindex()).cast_signed(),
+        Verdict::Redirect => forward::redirect(decision.ifindex()).cast_signed(),
+    }
+}
+
+#[inline(always)]
+fn count(decision: Decision, length: usize) {
+    maps::count(
+        decision.service(),
+        decision.reason(),
+        length as u64,
+        decision.is_new_connection(),
+    );
 }
 
 /// Passes everything. `XDP_TX` and `XDP_REDIRECT` to one end of a veth pair deliver only if the
@@ -57,7 +90,7 @@ pub(crate) fn xdp_stub(_ctx: XdpContext) -> u32 {
 #[classifier]
 pub(crate) fn tc_egress(ctx: TcContext) -> i32 {
     let reason = egress::egress(&ctx);
-    maps::count(0, reason, u64::from(ctx.len()), false);
+    maps::count(0, reason.index(), u64::from(ctx.len()), false);
     match reason.verdict() {
         Verdict::Pass => tcx_action_base::TCX_NEXT,
         // Egress has no reason that sends a packet elsewhere.

@@ -4,7 +4,7 @@
 //! Map names end in 4 or 6 where a map exists once per family. What each holds is said in
 //! lb-common's `abi`; docs/MAP-ABI.md has the overview.
 
-use core::ptr::NonNull;
+use core::{mem::MaybeUninit, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{
@@ -12,29 +12,33 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
     },
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key as LpmKey,
+    },
     helpers::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
-        bpf_ktime_get_coarse_ns, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release,
-        bpf_skc_lookup_tcp,
+        bpf_csum_diff, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
+        bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_update_elem, bpf_set_retval,
+        bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Backend, BackendCounters, Budget, ConnectOrigin, Counters, Flow, FlowKey, Lease,
+        Address, Backend, BackendCounters, Budget, ConnectOrigin, Counters, Flow, FlowKey, Lease,
         MAX_BACKENDS, MAX_CONNECTS, MAX_FLOWS, MAX_HALF_FLOWS, MAX_HALF_RETURNS, MAX_LEASES,
         MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_UPLINKS, MAX_VIPS, Mac, MacKey, MaglevTable,
         NODE_NONE, NatReturn, Node, NodeConfig, REASON_SLOTS, ReplyPort, Service, ServiceKey,
         Suspect, Uplink, UplinkKey, Vip,
-        events::{EVENTS_BYTES, Event, TRACE_BYTES, TraceEvent, TraceFilter},
-        reason_index,
+        events::{EVENTS_BYTES, Event, Stage, TRACE_BYTES, TraceEvent, TraceFilter},
         sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
     },
-    reason::Reason,
+    conntrack::Segment,
 };
 
-use crate::packet::{Context, SockAddr};
+use crate::{
+    packet::{CHUNK, Context, SockAddr},
+    parse::Transport,
+};
 
 type A4 = [u8; 4];
 type A6 = [u8; 16];
@@ -138,9 +142,9 @@ static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
 #[btf_map(name = "trace")]
 static TRACE: Array<TraceFilter, 1> = Array::new();
 #[btf_map(name = "events")]
-static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "trace_events")]
-static TRACE_EVENTS: RingBuf<TraceEvent, { TRACE_BYTES as usize }> = RingBuf::new();
+static TRACE_EVENTS: RingBuf<(), { TRACE_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "listeners")]
 static LISTENERS: SockMap<{ MAX_SERVICES as usize }> = SockMap::new();
 #[btf_map(name = "backend_stats")]
@@ -149,25 +153,124 @@ static BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }> = 
 static REASON_STATS: PerCpuArray<Counters, { (MAX_SERVICES * REASON_SLOTS) as usize }> =
     PerCpuArray::new();
 
+/// What the stages know of a packet, beside its flow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    /// Offset of the IP header.
+    pub(crate) l3: u32,
+    /// Offset of the upper-layer header.
+    pub(crate) l4: u32,
+    /// Offset of the packet's end by its IP header.
+    pub(crate) end: u32,
+    /// VLAN tags, see [`UplinkKey`].
+    pub(crate) tags: u32,
+    /// SEG.SEQ.
+    pub(crate) seq: u32,
+    /// SEG.ACK.
+    pub(crate) ack: u32,
+    /// SEG.LEN in bytes.
+    pub(crate) len: u32,
+    /// The backend that was chosen; 0: none.
+    pub(crate) backend: u32,
+    /// Upper-layer checksum as in the frame.
+    pub(crate) checksum: [u8; 2],
+    /// TCP control bits.
+    pub(crate) flags: u8,
+    /// Number of the [`Stage`] that decided.
+    pub(crate) stage: u8,
+}
+
+impl Facts {
+    const EMPTY: Self = Self {
+        l3: 0,
+        l4: 0,
+        end: 0,
+        tags: 0,
+        seq: 0,
+        ack: 0,
+        len: 0,
+        backend: 0,
+        checksum: [0; 2],
+        flags: 0,
+        stage: Stage::Parse as u8,
+    };
+
+    /// The TCP segment.
+    #[inline(always)]
+    pub(crate) const fn segment(&self) -> Segment {
+        Segment {
+            seq: self.seq,
+            ack: self.ack,
+            len: self.len,
+            flags: self.flags,
+        }
+    }
+}
+
+/// A part of a packet, aligned for words.
+#[repr(C, align(8))]
+pub(crate) struct Chunk(pub(crate) [u8; CHUNK]);
+
 /// Working memory of one run of the ingress pipeline: keys and values that are too large for
-/// the 512 bytes of stack. Not shared with user space.
+/// the 512 bytes of stack, and what stages hand to each other. Not shared with user space.
 #[repr(C)]
 pub(crate) struct Scratch<A> {
     /// The flow as on the wire.
     pub(crate) key: FlowKey<A>,
+    /// The flow as it goes out; its protocol is 0 as long as nothing is translated.
+    pub(crate) out: FlowKey<A>,
     /// The flow as a nat backend's replies carry it.
     pub(crate) back: FlowKey<A>,
     /// The flow that has a nat port now.
     pub(crate) holder: FlowKey<A>,
     /// A service to look up.
     pub(crate) service_key: ServiceKey<A>,
+    /// A source to look up.
+    pub(crate) source: LpmKey<SourceKey<A>>,
     /// A return entry to write.
     pub(crate) entry: NatReturn<A>,
+    /// A flow entry to write.
+    pub(crate) flow: Flow,
+    /// What is known of the packet.
+    pub(crate) facts: Facts,
+    /// A record to send.
+    pub(crate) record: MaybeUninit<TraceEvent>,
+    /// A part of the packet.
+    pub(crate) chunk: Chunk,
     /// See [`Scratch::forget`].
     cell: u32,
 }
 
-impl<A> Scratch<A> {
+impl<A: Address> Scratch<A> {
+    /// Nothing is known of the packet but its addresses.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        self.facts = Facts::EMPTY;
+        self.out.set_transport(0, 0, 0);
+    }
+
+    /// Write down what is known of the packet, for the stages that follow.
+    #[inline(always)]
+    pub(crate) fn save(&mut self, l3: usize, end: usize, tags: u32, transport: &Transport) {
+        let facts = &mut self.facts;
+        facts.l3 = l3 as u32;
+        facts.l4 = transport.l4 as u32;
+        facts.end = end as u32;
+        facts.tags = tags;
+        facts.seq = transport.segment.seq;
+        facts.ack = transport.segment.ack;
+        facts.len = transport.segment.len;
+        facts.flags = transport.segment.flags;
+        facts.checksum = transport.checksum;
+    }
+
+    /// Note where the decision is made.
+    #[inline(always)]
+    pub(crate) fn stage(&mut self, stage: Stage) {
+        self.facts.stage = stage as u8;
+    }
+
     /// The same value, of which the verifier knows only that it is at most `MASK`: paths that
     /// differ in nothing but an offset (VLAN tags, IP options, extension headers) become one
     /// from here on, instead of being verified to the end one by one.
@@ -180,6 +283,18 @@ impl<A> Scratch<A> {
             cell.read_volatile() as usize & MASK
         }
     }
+}
+
+/// 1 in a copy of the programs that explains what would happen: it changes no map, counts nothing
+/// and traces everything. The verifier knows the value and removes what does not apply.
+#[unsafe(no_mangle)]
+static DRY_RUN: u32 = 0;
+
+/// Whether nothing may be changed.
+#[inline(always)]
+pub(crate) fn dry_run() -> bool {
+    // SAFETY: a static; volatile, because the loader may have set another value.
+    unsafe { (&raw const DRY_RUN).read_volatile() != 0 }
 }
 
 #[btf_map(name = "scratch4")]
@@ -208,46 +323,67 @@ pub(crate) fn scratch6() -> Option<&'static mut Scratch<A6>> {
         .map(|scratch| unsafe { &mut *scratch })
 }
 
-/// A map lookup that copies the value.
+/// A map lookup.
 ///
 /// May race with an update by the controller, which replaces whole elements of hash maps (the
-/// copy is old or new) and overwrites array elements in place: a copied [`Backend`] may then be
+/// element is old or new) and overwrites array elements in place: a [`Backend`] may then be
 /// half old and half new, which sends at most the packets of that microsecond to the old next
 /// hop; TCP repeats them.
 #[inline(always)]
+pub(crate) fn find<K, V, const N: usize>(map: &HashMap<K, V, N>, key: &K) -> Option<&'static V> {
+    // SAFETY: elements stay readable until the program ends (RCU); the race is described above.
+    unsafe { map.get(key).map(|value| &*core::ptr::from_ref(value)) }
+}
+
+/// [`find`] that copies the value.
+#[inline(always)]
 pub(crate) fn get<K, V: Copy, const N: usize>(map: &HashMap<K, V, N>, key: &K) -> Option<V> {
-    // SAFETY: the value is copied at once; the race is described above.
+    // SAFETY: as in `find`; the value is copied at once.
     unsafe { map.get(key) }.copied()
 }
 
 /// [`get`] for LRU maps.
 #[inline(always)]
 pub(crate) fn get_lru<K, V: Copy, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) -> Option<V> {
-    // SAFETY: as in `get`.
+    // SAFETY: as in `find`.
     unsafe { map.get(key) }.copied()
 }
 
-/// Run `change` on the value of `key` in place.
+/// [`find`] for LRU maps.
+#[inline(always)]
+pub(crate) fn find_lru<K, V, const N: usize>(
+    map: &LruHashMap<K, V, N>,
+    key: &K,
+) -> Option<&'static V> {
+    // SAFETY: as in `find`; an evicted element may be recycled while it is read, which sends one
+    // packet astray.
+    unsafe { map.get(key).map(|value| &*core::ptr::from_ref(value)) }
+}
+
+/// Run `change` on the value of `key` in place (on a copy of it in a dry run).
 ///
 /// Two CPUs may do so at once (a flow's packets on two queues): fields are single words, so a
 /// reader sees an old or a new one; `cl_ack`/`cl_next` may miss one step forward and catch up
 /// with the next segment. An evicted entry may be recycled meanwhile: the change is then lost
 /// or, in the worst case, moves another flow's sequence numbers once.
 #[inline(always)]
-pub(crate) fn update_lru<K, V, R, const N: usize>(
+pub(crate) fn update_lru<K, V: Copy, R, const N: usize>(
     map: &LruHashMap<K, V, N>,
     key: &K,
     change: impl FnOnce(&mut V) -> R,
 ) -> Option<R> {
     // SAFETY: the pointer is valid until the program ends (RCU); races as described above.
-    map.get_ptr_mut(key)
-        .map(|value| change(unsafe { &mut *value }))
+    let value = unsafe { &mut *map.get_ptr_mut(key)? };
+    let mut copy = MaybeUninit::uninit();
+    // One call for both cases: two would make a function of the closure, which the verifier then
+    // checks along every path.
+    Some(change(if dry_run() { copy.write(*value) } else { value }))
 }
 
 /// Insert or replace.
 #[inline(always)]
 pub(crate) fn put_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K, value: &V) -> bool {
-    map.insert(key, value, u64::from(BPF_ANY)).is_ok()
+    dry_run() || map.insert(key, value, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Insert; false if the key exists or there is no memory.
@@ -257,14 +393,128 @@ pub(crate) fn put_new_lru<K, V, const N: usize>(
     key: &K,
     value: &V,
 ) -> bool {
+    if dry_run() {
+        return map.get_ptr(key).is_none();
+    }
     map.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// Remove a key that may not be there.
 #[inline(always)]
 pub(crate) fn remove_lru<K, V, const N: usize>(map: &LruHashMap<K, V, N>, key: &K) {
+    if dry_run() {
+        return;
+    }
     // Absent is what was wanted.
     let _ = map.remove(key);
+}
+
+/// What the longest prefix says that fits `key`.
+#[inline(always)]
+pub(crate) fn rule<A, const N: usize>(
+    map: &LpmTrie<SourceKey<A>, SourceRule, N>,
+    key: &LpmKey<SourceKey<A>>,
+) -> Option<SourceRule> {
+    map.get(key).copied()
+}
+
+/// Whether this CPU may make one more entry in second `now`: for a new flow, or an adopted one.
+#[inline(always)]
+pub(crate) fn take_budget(now: u32, adopted: bool) -> bool {
+    if dry_run() {
+        return true;
+    }
+    let (Some(node), Some(budget)) = (NODE.get(0), BUDGET.get_ptr_mut(0)) else {
+        return false;
+    };
+    // SAFETY: the element of this CPU, used by the ingress programs only.
+    let budget = unsafe { &mut *budget };
+    if adopted {
+        budget.take_adoption(now, node.adoption_limit())
+    } else {
+        budget.take_new_flow(now, node.new_flow_limit())
+    }
+}
+
+/// Whether a backend refused a connection lately.
+#[inline(always)]
+pub(crate) fn is_suspect(backend: u32, now: u32) -> bool {
+    SUSPECTS
+        .get(backend)
+        .is_some_and(|suspect| suspect.is_suspect(now))
+}
+
+/// A backend refused a connection: count it, keep new flows away from it, and tell the controller
+/// (once, not for each of the connections that meet the same refusal).
+#[inline(always)]
+pub(crate) fn refused(service: u32, backend: u32, now: u32) {
+    if dry_run() {
+        return;
+    }
+    count_backend(backend, BackendCounters::refusal);
+    let Some(suspect) = SUSPECTS.get_ptr_mut(backend) else {
+        return;
+    };
+    // SAFETY: a single word of an array element; two CPUs write the same.
+    let suspect = unsafe { &mut *suspect };
+    if suspect.is_suspect(now) {
+        return;
+    }
+    *suspect = Suspect::since(now);
+    // A full ring buffer means that nobody listens: checks find out by themselves.
+    let _ = EVENTS.output_untyped::<Event>(Event::refused(service, backend), 0);
+}
+
+/// One's complement sum of `seed` and the `length` bytes (1 to [`CHUNK`]) at `offset` of the frame,
+/// by way of `chunk`; sums are in native order. `None` if they are not there.
+#[inline(always)]
+pub(crate) fn add_part<C: Context>(
+    ctx: &C,
+    offset: usize,
+    chunk: &mut Chunk,
+    length: usize,
+    seed: u32,
+) -> Option<u32> {
+    // The helper sums words: what is missing in the last one is zero.
+    let rounded = (length + 3) & 0x3fc;
+    let last = rounded.wrapping_sub(4) & 0x1fc;
+    let words = chunk.0.as_mut_ptr();
+    // SAFETY: `last` is a multiple of 4 below CHUNK, and the chunk is aligned.
+    unsafe { words.add(last).cast::<u32>().write_volatile(0) };
+    if length == 0 || length > CHUNK || rounded > CHUNK || !ctx.copy(offset, &mut chunk.0, length) {
+        return None;
+    }
+    // SAFETY: the helper reads at most CHUNK bytes, a multiple of 4.
+    let sum =
+        unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.cast(), rounded as u32, seed) };
+    Some(sum as u32)
+}
+
+/// The filter of the trace.
+#[inline(always)]
+pub(crate) fn trace_filter() -> Option<&'static TraceFilter> {
+    TRACE.get(0)
+}
+
+/// Hand a record to whoever traces.
+#[inline(always)]
+pub(crate) fn send_record(record: &TraceEvent) {
+    // A full buffer loses the record: whoever reads it is too slow.
+    let _ = TRACE_EVENTS.output_untyped::<TraceEvent>(record, 0);
+}
+
+/// Keep the listener at `slot` of `listeners`.
+#[inline(always)]
+fn keep_listener(slot: u32, sock: &Sock) {
+    if dry_run() {
+        return;
+    }
+    let map = (&raw const LISTENERS).cast_mut().cast();
+    let slot = &raw const slot;
+    let sock = sock.0.as_ptr().cast();
+    // SAFETY: a sockmap takes a referenced socket as its value. A listener that it refuses (MPTCP)
+    // is not there then, and the client is told.
+    unsafe { bpf_map_update_elem(map, slot.cast_mut().cast(), sock, u64::from(BPF_ANY)) };
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
@@ -294,17 +544,23 @@ pub(crate) fn peer_of_mac(mac: Mac) -> u32 {
     get(&PEER_MACS, &MacKey::new(mac)).map_or(NODE_NONE, |node| node.number())
 }
 
-/// The MAC of uplink `ifindex`.
+/// The MAC of the uplink that is VLAN `tags` of interface `ifindex`.
 #[inline(always)]
-pub(crate) fn uplink_mac(ifindex: u32) -> Option<Mac> {
-    get(&UPLINKS, &UplinkKey::new(ifindex, 0)).map(|uplink| uplink.mac())
+pub(crate) fn uplink_mac(ifindex: u32, tags: u32) -> Option<Mac> {
+    get(&UPLINKS, &UplinkKey::new(ifindex, tags)).map(|uplink| uplink.mac())
 }
 
-/// Seconds of the coarse monotonic clock: a timer tick old at most, and cheap.
+/// Nanoseconds of the coarse monotonic clock: a timer tick old at most, and cheap.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Seconds of the coarse monotonic clock.
 #[inline(always)]
 pub(crate) fn now_seconds() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+    (now_ns() / 1_000_000_000) as u32
 }
 
 /// A random number.
@@ -314,11 +570,14 @@ pub(crate) fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// Count a packet (or `connect()`) of `bytes` bytes, of service id `service` (0: none), under
-/// `reason`, and the new connection that it begins if it does.
+/// Count a packet (or `connect()`) of `bytes` bytes, of service id `service` (0: none), under the
+/// reason with number `reason`, and the new connection that it begins if it does.
 #[inline(always)]
-pub(crate) fn count(service: u32, reason: Reason, bytes: u64, connection: bool) {
-    if let Some(counters) = REASON_STATS.get_ptr_mut(reason_index(service, reason)) {
+pub(crate) fn count(service: u32, reason: u32, bytes: u64, connection: bool) {
+    if dry_run() {
+        return;
+    }
+    if let Some(counters) = REASON_STATS.get_ptr_mut(service * REASON_SLOTS + reason) {
         // SAFETY: the element of this CPU; programs do not preempt one another on a CPU except
         // by interrupt (tc egress from a timer, say), which can lose one count.
         let counters = unsafe { &mut *counters };
@@ -332,6 +591,9 @@ pub(crate) fn count(service: u32, reason: Reason, bytes: u64, connection: bool) 
 /// Count something of backend id `backend`.
 #[inline(always)]
 pub(crate) fn count_backend(backend: u32, change: impl FnOnce(&mut BackendCounters)) {
+    if dry_run() {
+        return;
+    }
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend) {
         // SAFETY: as in `count`.
         change(unsafe { &mut *counters });
@@ -450,6 +712,69 @@ pub(crate) fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> So
         )
     };
     classify(NonNull::new(sock).map(Sock))
+}
+
+/// Let packets for a service's VIP reach the listener at `addr`:`port` of this node, by keeping it
+/// in `listeners`; false if there is none.
+#[inline(always)]
+pub(crate) fn find_listener4<C: Context>(
+    ctx: &C,
+    flow: &FlowKey<A4>,
+    addr: A4,
+    port: u16,
+    slot: u32,
+) -> bool {
+    let mut tuple = tuple4(flow, port);
+    tuple.daddr = u32::from_ne_bytes(addr);
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_sk_lookup_tcp(
+            ctx.raw(),
+            tuple,
+            size_of::<Tuple4>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    keep(NonNull::new(sock).map(Sock), slot)
+}
+
+/// [`find_listener4`] for IPv6.
+#[inline(always)]
+pub(crate) fn find_listener6<C: Context>(
+    ctx: &C,
+    flow: &FlowKey<A6>,
+    addr: A6,
+    port: u16,
+    slot: u32,
+) -> bool {
+    let mut tuple = tuple6(flow, port);
+    tuple.daddr = words(addr);
+    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    // SAFETY: the tuple is initialised and of the size said.
+    let sock = unsafe {
+        bpf_sk_lookup_tcp(
+            ctx.raw(),
+            tuple,
+            size_of::<Tuple6>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    keep(NonNull::new(sock).map(Sock), slot)
+}
+
+#[inline(always)]
+fn keep(sock: Option<Sock>, slot: u32) -> bool {
+    let Some(sock) = sock else {
+        return false;
+    };
+    if sock.state() != TCP_LISTEN {
+        return false;
+    }
+    keep_listener(slot, &sock);
+    true
 }
 
 /// Whether the hooked socket's network namespace has a listener for this IPv4 flow.

@@ -1,20 +1,25 @@
 //! nat: full address and port translation for backends whose node runs no xvip. The source
 //! becomes VIP:allocated port, so that replies come back to the owner.
 
+use aya_ebpf::btf_maps::LruHashMap;
 use lb_common::{
-    abi::{Backend, FlowKey, Mac, NatReturn, ServiceKey, path_tag},
-    checksum, hash,
-    headers::TcpHeader,
+    abi::{Address, Backend, Flow, FlowKey, NatReturn, ServiceKey, events::Stage, path_tag},
+    checksum::Delta,
+    conntrack::{FlowState, Segment},
+    hash,
+    headers::{IPPROTO_UDP, TcpHeader, UdpHeader},
     reason::Reason,
 };
 
 use crate::{
-    conntrack::Request,
+    conntrack::{Request, is_reset},
+    decision::{Decision, Outcome, Target},
     family::Family,
-    forward::{Decision, rewrite_ethernet},
+    forward::rewrite_ethernet,
     maps::{self, Scratch},
     packet::{self, Context},
-    parse::{self, Tcp},
+    parse,
+    stages::Stages,
 };
 
 /// Source ports tried for a new flow: the client's own, then by hash.
@@ -34,146 +39,276 @@ fn candidate<F: Family>(key: &FlowKey<F::Addr>, attempt: u32) -> u16 {
     FIRST_PORT + ((spread >> 8) % (65_536 - FIRST_PORT as u32)) as u16
 }
 
-/// Allocate a source port and write both entries: the return entry first and only if it is
-/// free, then the flow's own. The port is the result.
+/// The flow as the backend's replies carry it, into `scratch.back`.
 #[inline(always)]
-pub(crate) fn commit<C: Context, F: Family>(
-    request: &mut Request<'_, C, F>,
+fn set_back<F: Family>(scratch: &mut Scratch<F::Addr>, backend: &Backend<F::Addr>, nat_port: u16) {
+    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
+    scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, nat_port, proto);
+}
+
+/// The return entry of the flow, into `scratch.entry`; the tag of its path is the result.
+#[inline(always)]
+fn set_entry<C: Context, F: Family>(
+    ctx: &C,
+    scratch: &mut Scratch<F::Addr>,
+    id: u32,
+) -> Result<u16, Reason> {
+    let from = parse::macs(ctx)?.src;
+    let (ifindex, tags) = (ctx.ifindex(), scratch.facts.tags);
+    let (client, sport, dport) = (scratch.key.src(), scratch.key.sport(), scratch.key.dport());
+    scratch.entry = NatReturn::new(client, sport, dport, id, ifindex, from).tagged(tags);
+    Ok(path_tag(ifindex, tags, from))
+}
+
+/// Allocate a source port for the flow `scratch.flow` to backend id `id`, and write both entries: the
+/// return entry first, and only where it is free. The result is an [`Outcome`].
+#[inline(always)]
+pub(crate) fn commit<C: Context, F: Family>(ctx: &C, id: u32) -> u64 {
+    let (Some(scratch), Some(backend)) = (F::scratch(), F::backends().get(id)) else {
+        return Outcome::from(Reason::Inconsistent).encode();
+    };
+    match try_commit::<C, F>(ctx, scratch, id, backend) {
+        Ok(outcome) => outcome.encode(),
+        Err(reason) => Outcome::from(reason).encode(),
+    }
+}
+
+#[inline(always)]
+fn try_commit<C: Context, F: Family>(
+    ctx: &C,
+    scratch: &mut Scratch<F::Addr>,
     id: u32,
     backend: &Backend<F::Addr>,
-) -> Result<u16, Reason> {
-    let from = parse::macs(request.ctx)?.src;
-    let ifindex = request.ctx.ifindex();
-    let scratch = &mut *request.scratch;
-    let (client, sport) = (scratch.key.src(), scratch.key.sport());
-    let (vip, dport, proto) = (scratch.key.dst(), scratch.key.dport(), scratch.key.proto());
-    scratch.entry = NatReturn::new(client, sport, dport, id, ifindex, from);
+) -> Result<Outcome, Reason> {
+    let udp = scratch.key.proto() == IPPROTO_UDP;
+    let new = udp || scratch.facts.segment().is_syn();
+    let silent = udp
+        || maps::find(F::services(), &scratch.service_key).is_none_or(|service| service.silent());
+    let path = set_entry::<C, F>(ctx, scratch, id)?;
+    let Some(nat_port) = allocate::<F>(scratch, backend) else {
+        return if silent {
+            Err(Reason::NatPortsExhausted)
+        } else {
+            Ok(Outcome::Reset(Reason::NatPortsReset, id))
+        };
+    };
+    scratch.flow.translate(nat_port, path);
+    if !maps::put_lru(F::half_flows(), &scratch.key, &scratch.flow) {
+        return Err(Reason::ConntrackFailed);
+    }
+    Ok(Outcome::Forward(Target {
+        backend: id,
+        nat_port,
+        new,
+        stateless: false,
+    }))
+}
+
+/// A source port whose return entry is the flow's own now.
+#[inline(always)]
+fn allocate<F: Family>(scratch: &mut Scratch<F::Addr>, backend: &Backend<F::Addr>) -> Option<u16> {
+    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
     for attempt in 0..TRIES {
         let port = candidate::<F>(&scratch.key, attempt);
         scratch.service_key = ServiceKey::new(vip, port, proto);
-        if maps::get(F::services(), &scratch.service_key).is_some() {
+        if maps::find(F::services(), &scratch.service_key).is_some() {
             continue;
         }
-        scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, port, proto);
-        if claim::<F>(scratch, ifindex, from) {
-            let flow = request.flow(id, port, path_tag(ifindex, 0, from));
-            // Two CPUs with the same flow's SYN choose the same port: the last write wins and
-            // is the same.
-            return if maps::put_lru(F::flows(), &request.scratch.key, &flow) {
-                Ok(port)
-            } else {
-                Err(Reason::ConntrackFailed)
-            };
+        set_back::<F>(scratch, backend, port);
+        if claim::<F>(scratch) {
+            return Some(port);
         }
     }
-    Err(Reason::NatPortsExhausted)
+    None
 }
 
-/// Write the return entry if it is free or already this flow's own.
+/// Who has a return entry.
+enum Owner {
+    Nobody,
+    /// The flow itself, from an earlier attempt.
+    Own,
+    /// The flow in `scratch.holder`.
+    Other,
+}
+
+/// Who has the return entry `scratch.back` in `map`. One that is the flow's own gets its present
+/// path.
 #[inline(always)]
-fn claim<F: Family>(scratch: &mut Scratch<F::Addr>, ifindex: u32, from: Mac) -> bool {
-    if maps::put_new_lru(F::returns(), &scratch.back, &scratch.entry) {
+fn owner<F: Family, const N: usize>(
+    map: &LruHashMap<FlowKey<F::Addr>, NatReturn<F::Addr>, N>,
+    scratch: &mut Scratch<F::Addr>,
+) -> Owner {
+    let (key, holder, entry) = (&scratch.key, &mut scratch.holder, &scratch.entry);
+    maps::update_lru(map, &scratch.back, |found| {
+        if found.belongs_to(key.src_ref(), key.sport(), key.dport()) {
+            found.set_path(entry.ifindex(), entry.tags(), entry.mac());
+            return Owner::Own;
+        }
+        let (client, sport, dport) = (found.client(), found.client_port(), found.vip_port());
+        *holder = FlowKey::new(client, sport, key.dst(), dport, key.proto());
+        Owner::Other
+    })
+    .unwrap_or(Owner::Nobody)
+}
+
+/// Write the return entry if it is free, already this flow's own, or one of a flow that is over.
+#[inline(always)]
+fn claim<F: Family>(scratch: &mut Scratch<F::Addr>) -> bool {
+    match owner::<F, _>(F::returns(), scratch) {
+        Owner::Own => return true,
+        Owner::Other => {
+            if holds::<F>(scratch) {
+                return false;
+            }
+            maps::remove_lru(F::returns(), &scratch.back);
+        }
+        Owner::Nobody => {}
+    }
+    if maps::put_new_lru(F::half_returns(), &scratch.back, &scratch.entry) {
         return true;
     }
-    let own = maps::update_lru(F::returns(), &scratch.back, |found| {
-        let own = found.belongs_to(
-            scratch.key.src_ref(),
-            scratch.key.sport(),
-            scratch.key.dport(),
-        );
-        if own {
-            found.set_path(ifindex, 0, from);
-        } else {
-            let (client, vip) = (found.client(), scratch.key.dst());
-            let (sport, dport) = (found.client_port(), found.vip_port());
-            scratch.holder = FlowKey::new(client, sport, vip, dport, scratch.key.proto());
+    match owner::<F, _>(F::half_returns(), scratch) {
+        Owner::Own => true,
+        Owner::Other => {
+            !holds::<F>(scratch) && maps::put_lru(F::half_returns(), &scratch.back, &scratch.entry)
         }
-        own
-    });
-    match own {
-        Some(true) => true,
-        Some(false) => take_over::<F>(scratch),
         // Evicted meanwhile: the next port.
-        None => false,
+        Owner::Nobody => false,
     }
 }
 
-/// Take the port of another flow, `scratch.holder`, if that one is over: return entries do not
-/// end by themselves, and with one backend there are no more than 64,512 ports.
+/// Whether the flow `scratch.holder` needs the port of `scratch.back`: return entries do not end by
+/// themselves, and with one backend there are no more than 64,512 ports. One that is over is
+/// removed, so that what its client may still send does not end up in the new flow.
 ///
 /// A holder whose own entry is missing was evicted (or is being made on another CPU right now,
 /// which costs that client one more SYN).
 #[inline(always)]
-fn take_over<F: Family>(scratch: &Scratch<F::Addr>) -> bool {
+fn holds<F: Family>(scratch: &Scratch<F::Addr>) -> bool {
+    needs_port(F::flows(), scratch) || needs_port(F::half_flows(), scratch)
+}
+
+/// [`holds`], by the entries in `map`.
+#[inline(always)]
+fn needs_port<A: Address, const N: usize>(
+    map: &LruHashMap<FlowKey<A>, Flow, N>,
+    scratch: &Scratch<A>,
+) -> bool {
     let port = scratch.back.dport();
     let now = maps::now_seconds();
-    let held = maps::update_lru(F::flows(), &scratch.holder, |flow| {
+    let needs = maps::update_lru(map, &scratch.holder, |flow| {
         (flow.nat_port() == port).then(|| !flow.is_over(now))
     });
-    match held.flatten() {
-        Some(true) => return false,
-        // What its client may still send shall not end up in the new flow.
-        Some(false) => maps::remove_lru(F::flows(), &scratch.holder),
+    match needs.flatten() {
+        Some(true) => true,
+        Some(false) => {
+            maps::remove_lru(map, &scratch.holder);
+            false
+        }
         // No entry, or one that uses another port by now.
-        None => {}
+        None => false,
     }
-    maps::put_lru(F::returns(), &scratch.back, &scratch.entry)
 }
 
-/// If the flow now comes from elsewhere than `path` says, its replies follow it there.
+/// Make the half-open flow's return entry an established one; false if it has been evicted and its
+/// port given away since.
 #[inline(always)]
-pub(crate) fn follow_path<C: Context, F: Family>(
-    request: &mut Request<'_, C, F>,
-    nat_port: u16,
+pub(crate) fn promote<C: Context, F: Family>(
+    ctx: &C,
+    scratch: &mut Scratch<F::Addr>,
     backend: &Backend<F::Addr>,
-    path: u16,
-) {
-    let Ok(macs) = parse::macs(request.ctx) else {
-        return;
+    nat_port: u16,
+) -> bool {
+    let id = scratch.flow.backend();
+    let Ok(path) = set_entry::<C, F>(ctx, scratch, id) else {
+        return false;
     };
-    let ifindex = request.ctx.ifindex();
-    let tag = path_tag(ifindex, 0, macs.src);
-    if tag == path {
-        return;
+    set_back::<F>(scratch, backend, nat_port);
+    match owner::<F, _>(F::half_returns(), scratch) {
+        Owner::Own => {
+            if !maps::put_new_lru(F::returns(), &scratch.back, &scratch.entry)
+                && !matches!(owner::<F, _>(F::returns(), scratch), Owner::Own)
+            {
+                return false;
+            }
+            maps::remove_lru(F::half_returns(), &scratch.back);
+        }
+        Owner::Other => return false,
+        Owner::Nobody => {
+            if !matches!(owner::<F, _>(F::returns(), scratch), Owner::Own) {
+                return false;
+            }
+        }
     }
-    let scratch = &mut *request.scratch;
-    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
-    scratch.back = FlowKey::new(backend.addr(), backend.port(), vip, nat_port, proto);
-    maps::update_lru(F::returns(), &scratch.back, |entry| {
-        entry.set_path(ifindex, 0, macs.src);
-    });
-    maps::update_lru(F::flows(), &scratch.key, |entry| entry.set_path(tag));
+    scratch.flow.translate(nat_port, path);
+    true
 }
 
-/// Rewrite addresses, ports and checksums to flow `to`. The TCP checksum is updated by the
+/// Whether the flow still comes from where its entry says.
+#[inline(always)]
+pub(crate) fn same_path<C: Stages<F>, F: Family>(request: &Request<'_, C, F>, path: u16) -> bool {
+    let Ok(macs) = parse::macs(request.ctx) else {
+        return true;
+    };
+    path_tag(request.ctx.ifindex(), request.tags, macs.src) == path
+}
+
+/// The flow with key `scratch.key` and nat port `nat_port` now comes from elsewhere: its replies
+/// follow it there.
+#[inline(always)]
+pub(crate) fn follow_path<C: Stages<F>, F: Family>(ctx: &C, nat_port: u32, backend: u32) -> u64 {
+    let (Some(scratch), Ok(macs)) = (F::scratch(), parse::macs(ctx)) else {
+        return 0;
+    };
+    let Some(backend) = F::backends().get(backend) else {
+        return 0;
+    };
+    let (ifindex, tags) = (ctx.ifindex(), scratch.facts.tags);
+    set_back::<F>(scratch, backend, nat_port as u16);
+    maps::update_lru(F::returns(), &scratch.back, |entry| {
+        entry.set_path(ifindex, tags, macs.src);
+    });
+    let tag = path_tag(ifindex, tags, macs.src);
+    maps::update_lru(F::flows(), &scratch.key, |entry| entry.set_path(tag));
+    0
+}
+
+/// Rewrite addresses, ports and checksums to flow `to`. The upper-layer checksum is updated by the
 /// difference (RFC 1624): one that was wrong stays wrong.
 #[inline(always)]
 fn translate<C: Context, F: Family>(
     ctx: &C,
     l3: usize,
-    tcp: &Tcp,
+    l4: usize,
+    checksum: [u8; 2],
     from: &FlowKey<F::Addr>,
     to: &FlowKey<F::Addr>,
 ) -> bool {
-    let sum = F::update_checksum(tcp.checksum, from.src_ref(), to.src_ref());
-    let sum = F::update_checksum(sum, from.dst_ref(), to.dst_ref());
-    let sum = checksum::update16(sum, from.sport(), to.sport());
-    let sum = checksum::update16(sum, from.dport(), to.dport());
+    let udp = from.proto() == IPPROTO_UDP;
+    let addresses =
+        F::delta(from.src_ref(), to.src_ref()).plus(F::delta(from.dst_ref(), to.dst_ref()));
+    let ports = Delta::word(from.sport(), to.sport()).plus(Delta::word(from.dport(), to.dport()));
     let [s0, s1] = to.sport().to_be_bytes();
     let [d0, d1] = to.dport().to_be_bytes();
+    let at = l4
+        + if udp {
+            UdpHeader::CHECKSUM
+        } else {
+            TcpHeader::CHECKSUM
+        };
     F::fix_header_checksum(
         ctx,
         l3,
         [from.src_ref(), from.dst_ref()],
         [to.src_ref(), to.dst_ref()],
-    ) && packet::store(ctx, l3 + F::ADDRESSES, [to.src(), to.dst()])
-        && packet::store(ctx, tcp.l4 + TcpHeader::SPORT, [s0, s1, d0, d1])
-        && packet::store(ctx, tcp.l4 + TcpHeader::CHECKSUM, sum.to_be_bytes())
+    ) && packet::store_addresses(ctx, l3 + F::ADDRESSES, to.src_ref(), to.dst_ref())
+        && packet::store(ctx, l4 + TcpHeader::SPORT, [s0, s1, d0, d1])
+        && ctx.fix_checksum(at, checksum, addresses, ports, udp)
 }
 
 /// Client to backend.
 #[inline(always)]
-pub(crate) fn forward<C: Context, F: Family>(
+pub(crate) fn forward<C: Stages<F>, F: Family>(
     request: &mut Request<'_, C, F>,
     nat_port: u16,
     backend: &Backend<F::Addr>,
@@ -182,48 +317,128 @@ pub(crate) fn forward<C: Context, F: Family>(
         return Reason::Unresolved.into();
     }
     let scratch = &mut *request.scratch;
-    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
-    scratch.back = FlowKey::new(vip, nat_port, backend.addr(), backend.port(), proto);
+    let proto = scratch.key.proto();
+    scratch
+        .out
+        .set_addresses(scratch.key.dst_ref(), backend.addr_ref());
+    scratch.out.set_transport(nat_port, backend.port(), proto);
+    let transport = &request.transport;
     if !translate::<C, F>(
         request.ctx,
         request.l3,
-        &request.tcp,
+        transport.l4,
+        transport.checksum,
         &scratch.key,
-        &scratch.back,
+        &scratch.out,
     ) {
         return Reason::Truncated.into();
     }
-    match rewrite_ethernet(request.ctx, backend.ifindex(), backend.mac()) {
+    let hop = (backend.ifindex(), backend.tags());
+    match rewrite_ethernet(request.ctx, request.tags, hop, backend.mac()) {
         Ok(exit) => exit.decide(Reason::Nat, Reason::NatRedirect),
         Err(reason) => reason.into(),
     }
 }
 
-/// Backend to client: a segment to VIP:port that is no service. `None` if it is not a reply.
+/// To a VIP, but to no service: a nat backend's reply, a request that a local backend must not
+/// see, or something of the kernel's (ssh to the VIP). The result is an [`Outcome`].
 #[inline(always)]
-pub(crate) fn reply<C: Context, F: Family>(
-    ctx: &C,
-    l3: usize,
-    tcp: &Tcp,
-    scratch: &mut Scratch<F::Addr>,
-) -> Option<Decision> {
-    let (src, vip, proto) = (scratch.key.src(), scratch.key.dst(), scratch.key.proto());
-    let found = maps::update_lru(F::returns(), &scratch.key, |entry| {
-        let (client, port) = (entry.client(), entry.client_port());
-        scratch.back = FlowKey::new(vip, entry.vip_port(), client, port, proto);
-        (entry.ifindex(), entry.mac())
-    });
-    let Some((ifindex, mac)) = found else {
-        // A nat backend's segment must not reach this node's stack, which would reset it.
-        scratch.service_key = ServiceKey::new(src, tcp.sport, proto);
-        return maps::get(F::nat_sources(), &scratch.service_key)
-            .map(|_| Reason::NatUnknownReply.into());
+pub(crate) fn unserved<C: Stages<F>, F: Family>(ctx: &C) -> u64 {
+    let Some(scratch) = F::scratch() else {
+        return Outcome::from(Reason::Inconsistent).encode();
     };
-    if !translate::<C, F>(ctx, l3, tcp, &scratch.key, &scratch.back) {
+    scratch.stage(Stage::Reply);
+    if let Some(decision) = reply::<C, F>(ctx, scratch) {
+        return Outcome::Done(decision).encode();
+    }
+    not_a_reply::<F>(scratch).encode()
+}
+
+#[inline(always)]
+fn not_a_reply<F: Family>(scratch: &mut Scratch<F::Addr>) -> Outcome {
+    let (src, sport, proto) = (scratch.key.src(), scratch.key.sport(), scratch.key.proto());
+    // A nat backend's segment must not reach this node's stack, which would reset it.
+    scratch.service_key = ServiceKey::new(src, sport, proto);
+    if maps::find(F::nat_sources(), &scratch.service_key).is_some() {
+        return Reason::NatUnknownReply.into();
+    }
+    scratch.service_key = ServiceKey::new(scratch.key.dst(), scratch.key.dport(), proto);
+    if maps::find(F::reply_ports(), &scratch.service_key).is_none() {
+        return Reason::NotBalanced.into();
+    }
+    if proto == IPPROTO_UDP {
+        return Reason::BackendPort.into();
+    }
+    Outcome::Reset(Reason::BackendPortReset, 0)
+}
+
+/// Backend to client. `None` if it is not a reply.
+#[inline(always)]
+fn reply<C: Stages<F>, F: Family>(ctx: &C, scratch: &mut Scratch<F::Addr>) -> Option<Decision> {
+    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
+    let found = maps::find_lru(F::returns(), &scratch.key);
+    let half = found.is_none();
+    let entry = match found {
+        Some(entry) => entry,
+        None => maps::find_lru(F::half_returns(), &scratch.key)?,
+    };
+    scratch
+        .out
+        .set_addresses(scratch.key.dst_ref(), entry.client_ref());
+    scratch
+        .out
+        .set_transport(entry.vip_port(), entry.client_port(), proto);
+    scratch.facts.backend = entry.backend();
+    scratch.service_key = ServiceKey::new(vip, entry.vip_port(), proto);
+    let service = maps::find(F::services(), &scratch.service_key).map_or(0, |service| service.id());
+    if proto != IPPROTO_UDP {
+        learn::<F>(scratch, service, entry.backend(), half);
+    }
+    let (l3, l4) = (
+        scratch.facts.l3 as usize & 0x1f,
+        scratch.facts.l4 as usize & 0x1ff,
+    );
+    if !translate::<C, F>(
+        ctx,
+        l3,
+        l4,
+        scratch.facts.checksum,
+        &scratch.key,
+        &scratch.out,
+    ) {
         return Some(Reason::Truncated.into());
     }
-    Some(match rewrite_ethernet(ctx, ifindex, mac) {
+    let hop = (entry.ifindex(), entry.tags());
+    let decision = match rewrite_ethernet(ctx, scratch.facts.tags, hop, entry.mac()) {
         Ok(exit) => exit.decide(Reason::NatReply, Reason::NatReplyRedirect),
         Err(reason) => reason.into(),
-    })
+    };
+    Some(decision.of_service(service))
+}
+
+/// What a backend's segment says about its flow: a handshake that is answered, a request that is
+/// refused, a connection that is reset.
+#[inline(always)]
+fn learn<F: Family>(scratch: &mut Scratch<F::Addr>, service: u32, backend: u32, half: bool) {
+    let segment: Segment = scratch.facts.segment();
+    if !segment.has(TcpHeader::SYN) && !is_reset(segment.flags) {
+        return;
+    }
+    // The client's flow, from the reply that it gets.
+    scratch.holder = crate::decision::reversed(&scratch.out);
+    if !is_reset(segment.flags) {
+        maps::update_lru(F::half_flows(), &scratch.holder, |flow| flow.set_answered());
+        return;
+    }
+    if !half {
+        maps::update_lru(F::flows(), &scratch.holder, |flow| flow.close());
+    }
+    let refused = maps::update_lru(F::half_flows(), &scratch.holder, |flow| {
+        let refused = flow.state() == FlowState::Syn;
+        flow.close();
+        refused
+    });
+    if refused == Some(true) {
+        maps::refused(service, backend, maps::now_seconds());
+    }
 }

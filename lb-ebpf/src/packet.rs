@@ -5,10 +5,14 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_addr},
+    helpers::{
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_xdp_load_bytes,
+    },
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use lb_common::headers::Wire;
+use lb_common::{abi::Address, checksum::Delta, headers::Wire};
 
 /// A program's view of the frame, implemented by XDP and tc contexts.
 pub(crate) trait Context {
@@ -20,7 +24,25 @@ pub(crate) trait Context {
     fn ifindex(&self) -> u32;
     /// The context as kernel helpers take it.
     fn raw(&self) -> *mut c_void;
+    /// Length of the whole frame in bytes, also of what is not directly accessible.
+    fn length(&self) -> usize;
+    /// VLAN id of a tag that is not in the frame any more; 0: none.
+    fn taken_tag(&self) -> u16;
+    /// Cut the frame to `length` bytes; false if that is not possible.
+    fn trim(&self, length: usize) -> bool;
+    /// Copy the first `length` bytes at `offset` of the frame to `to`; false if they are not there.
+    fn copy(&self, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool;
+    /// Correct the upper-layer checksum at `at`, which is `old` now, for changes of the
+    /// pseudo-header and of the covered bytes; `udp`: where 0 says that there is none. False if it
+    /// is not there.
+    fn fix_checksum(&self, at: usize, old: [u8; 2], pseudo: Delta, body: Delta, udp: bool) -> bool;
+    /// Whether the checksum at `at`, which is `old` now, is left to the device: then it covers only
+    /// the pseudo-header, and the device adds the rest.
+    fn checksum_is_partial(&self, at: usize, old: [u8; 2]) -> bool;
 }
+
+/// Bytes that [`Context::copy`] copies at most: what `bpf_csum_diff` takes on all kernels.
+pub(crate) const CHUNK: usize = 512;
 
 impl Context for XdpContext {
     #[inline(always)]
@@ -42,6 +64,50 @@ impl Context for XdpContext {
     #[inline(always)]
     fn raw(&self) -> *mut c_void {
         self.as_ptr()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn taken_tag(&self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn trim(&self, length: usize) -> bool {
+        let delta = length as i32 - self.length() as i32;
+        // SAFETY: the program's own context; packet pointers are made anew for each access.
+        unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool {
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: callers pass at most CHUNK bytes, which the verifier checks.
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset as u32, to, length as u32) == 0 }
+    }
+
+    #[inline(always)]
+    fn fix_checksum(&self, at: usize, old: [u8; 2], pseudo: Delta, body: Delta, udp: bool) -> bool {
+        let mut new = u16::from_ne_bytes(pseudo.plus(body).apply(old));
+        if udp {
+            if u16::from_ne_bytes(old) == 0 {
+                return true;
+            }
+            if new == 0 {
+                new = u16::MAX;
+            }
+        }
+        store(self, at, new.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn checksum_is_partial(&self, _at: usize, _old: [u8; 2]) -> bool {
+        false
     }
 }
 
@@ -66,12 +132,78 @@ impl Context for TcContext {
     fn raw(&self) -> *mut c_void {
         self.as_ptr()
     }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.len() as usize
+    }
+
+    #[inline(always)]
+    fn taken_tag(&self) -> u16 {
+        // SAFETY: as in `ifindex`.
+        let (present, tci) = unsafe { ((*self.skb.skb).vlan_present, (*self.skb.skb).vlan_tci) };
+        if present == 0 { 0 } else { tci as u16 & 0xfff }
+    }
+
+    #[inline(always)]
+    fn trim(&self, length: usize) -> bool {
+        // SAFETY: as in `ifindex`; packet pointers are made anew for each access.
+        unsafe { bpf_skb_change_tail(self.skb.skb, length as u32, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool {
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: callers pass at most CHUNK bytes, which the verifier checks.
+        unsafe { bpf_skb_load_bytes(self.raw(), offset as u32, to, length as u32) == 0 }
+    }
+
+    /// The helper knows whether the checksum is left to the device (it then covers the
+    /// pseudo-header only), and keeps a sum that the device has computed over the packet right.
+    #[inline(always)]
+    fn fix_checksum(
+        &self,
+        at: usize,
+        _old: [u8; 2],
+        pseudo: Delta,
+        body: Delta,
+        udp: bool,
+    ) -> bool {
+        let flags = if udp { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let of_header = u64::from(flags | BPF_F_PSEUDO_HDR);
+        (pseudo.is_zero()
+            || self
+                .l4_csum_replace(at, 0, u64::from(pseudo.wsum()), of_header)
+                .is_ok())
+            && self
+                .l4_csum_replace(at, 0, u64::from(body.wsum()), u64::from(flags))
+                .is_ok()
+    }
+
+    /// No field of the context says so. The helper leaves such a checksum alone when bytes change
+    /// that the device will add: so a change that is not one of the sum's shows it.
+    #[inline(always)]
+    fn checksum_is_partial(&self, at: usize, old: [u8; 2]) -> bool {
+        const PROBE: u64 = 1;
+        if self.l4_csum_replace(at, 0, PROBE, 0).is_err() {
+            return false;
+        }
+        let unchanged = load::<Self, [u8; 2]>(self, at)
+            .is_some_and(|now| u16::from_ne_bytes(now) == u16::from_ne_bytes(old));
+        unchanged || !store(self, at, old)
+    }
 }
 
-/// Directly accessible length of the frame in bytes.
+/// Length of the directly accessible part of the frame in bytes.
 #[inline(always)]
-pub(crate) fn length<C: Context>(ctx: &C) -> u64 {
-    (ctx.data_end() - ctx.data()) as u64
+pub(crate) fn linear<C: Context>(ctx: &C) -> usize {
+    ctx.data_end() - ctx.data()
+}
+
+/// Whether the frame has at least `length` bytes.
+#[inline(always)]
+pub(crate) fn holds<C: Context>(ctx: &C, length: usize) -> bool {
+    ctx.data() + length <= ctx.data_end() || length <= ctx.length()
 }
 
 /// The only bounds check: a pointer to a `T` at `offset`, if all of it lies in the frame.
@@ -115,6 +247,29 @@ pub(crate) fn store<C: Context, T: Wire>(ctx: &C, offset: usize, value: T) -> bo
         },
         None => false,
     }
+}
+
+/// Copy the addresses `src` and `dst` to `offset`, byte by byte: all at once they would not fit the
+/// registers, and go by way of the stack. False if they do not both lie in the frame.
+#[inline(always)]
+pub(crate) fn store_addresses<C: Context, A: Address + Wire>(
+    ctx: &C,
+    offset: usize,
+    src: &A,
+    dst: &A,
+) -> bool {
+    let Some(to) = pointer::<C, [A; 2]>(ctx, offset) else {
+        return false;
+    };
+    let to = to.cast::<u8>();
+    for (from, start) in [(src, 0), (dst, size_of::<A>())] {
+        let from = core::ptr::from_ref(from).cast::<u8>();
+        for at in 0..size_of::<A>() {
+            // SAFETY: as in `store`, and an address is an array of that many bytes.
+            unsafe { to.add(start + at).write_volatile(from.add(at).read()) };
+        }
+    }
+    true
 }
 
 /// The socket address that a cgroup hook looks at: fields in network order.
@@ -202,4 +357,22 @@ impl SockAddr {
         // SAFETY: the kernel called the program with a valid context.
         unsafe { &*self.0 }
     }
+}
+
+/// Bytes that the programs look at: Ethernet with two tags, IPv4 with options or IPv6 with some
+/// extension headers, TCP.
+const HEADERS: usize = 14 + 8 + 60 + 20 + 32;
+
+/// Make the headers of a socket buffer directly accessible: they may lie in its non-linear part.
+#[inline(always)]
+pub(crate) fn pull_headers(ctx: &TcContext) -> Result<(), ()> {
+    if linear(ctx) >= HEADERS || ctx.length() <= linear(ctx) {
+        return Ok(());
+    }
+    let wanted = if ctx.length() < HEADERS {
+        ctx.length()
+    } else {
+        HEADERS
+    };
+    ctx.pull_data(wanted as u32).map_err(drop)
 }

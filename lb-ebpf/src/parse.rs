@@ -1,8 +1,10 @@
-//! Parse: Ethernet with up to two VLAN tags, and the TCP header of a packet to a VIP.
+//! Parse: Ethernet with up to two VLAN tags, and the TCP or UDP header of a packet to a VIP.
 
 use lb_common::{
     conntrack::Segment,
-    headers::{ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthAddresses, EthHeader, TcpHeader, VlanTag},
+    headers::{
+        ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthAddresses, EthHeader, TcpHeader, UdpHeader, VlanTag,
+    },
     reason::Reason,
 };
 
@@ -18,6 +20,8 @@ pub(crate) struct Ethernet {
     pub(crate) ethertype: u16,
     /// Offset of the payload.
     pub(crate) l3: usize,
+    /// VLAN tags, see [`lb_common::abi::UplinkKey`].
+    pub(crate) tags: u32,
 }
 
 /// Parse the Ethernet header and at most two VLAN tags.
@@ -26,6 +30,7 @@ pub(crate) fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
     let header: EthHeader = packet::load(ctx, 0).ok_or(Reason::Truncated)?;
     let mut ethertype = header.ethertype();
     let mut l3 = EthHeader::LEN;
+    let mut tags = u32::from(ctx.taken_tag());
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
@@ -33,8 +38,15 @@ pub(crate) fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
         let tag: VlanTag = packet::load(ctx, l3).ok_or(Reason::Truncated)?;
         ethertype = tag.ethertype();
         l3 += VlanTag::LEN;
+        // A tag with VLAN id 0 carries a priority only.
+        let vid = u32::from(tag.vid());
+        tags |= if tags == 0 { vid } else { vid << 16 };
     }
-    Ok(Ethernet { ethertype, l3 })
+    Ok(Ethernet {
+        ethertype,
+        l3,
+        tags,
+    })
 }
 
 /// The frame's MACs.
@@ -43,24 +55,39 @@ pub(crate) fn macs<C: Context>(ctx: &C) -> Result<EthAddresses, Reason> {
     packet::load(ctx, 0).ok_or(Reason::Truncated)
 }
 
-/// A TCP segment.
+/// What the transport header says.
 #[derive(Clone, Copy)]
-pub(crate) struct Tcp {
+pub(crate) struct Transport {
+    /// UDP, not TCP.
+    pub(crate) udp: bool,
     /// Source port, host order.
     pub(crate) sport: u16,
     /// Destination port, host order.
     pub(crate) dport: u16,
-    /// What conntrack looks at.
+    /// What conntrack looks at (TCP; all zero for UDP).
     pub(crate) segment: Segment,
-    /// Offset of the TCP header.
+    /// Offset of the header.
     pub(crate) l4: usize,
-    /// TCP checksum, host order.
-    pub(crate) checksum: u16,
+    /// Checksum as in the frame.
+    pub(crate) checksum: [u8; 2],
+}
+
+impl Transport {
+    /// Offset of the checksum in the frame.
+    #[inline(always)]
+    pub(crate) const fn checksum_at(&self) -> usize {
+        let at = if self.udp {
+            UdpHeader::CHECKSUM
+        } else {
+            TcpHeader::CHECKSUM
+        };
+        self.l4 + at
+    }
 }
 
 /// Parse the TCP header of `ip`, which is no fragment.
 #[inline(always)]
-pub(crate) fn tcp<C: Context>(ctx: &C, ip: &Ip) -> Result<Tcp, Reason> {
+pub(crate) fn tcp<C: Context>(ctx: &C, ip: &Ip) -> Result<Transport, Reason> {
     let upper_len = ip.upper_len(ctx)?;
     if upper_len < TcpHeader::LEN {
         return Err(Reason::Truncated);
@@ -79,11 +106,40 @@ pub(crate) fn tcp<C: Context>(ctx: &C, ip: &Ip) -> Result<Tcp, Reason> {
     if !segment.flags_valid() {
         return Err(Reason::BadTcpFlags);
     }
-    Ok(Tcp {
+    Ok(Transport {
+        udp: false,
         sport: header.sport(),
         dport: header.dport(),
         segment,
         l4: ip.l4,
-        checksum: u16::from_be_bytes(header.checksum),
+        checksum: header.checksum,
+    })
+}
+
+/// Parse the UDP header of `ip`, which is no fragment.
+#[inline(always)]
+pub(crate) fn udp<C: Context>(ctx: &C, ip: &Ip) -> Result<Transport, Reason> {
+    let upper_len = ip.upper_len(ctx)?;
+    if upper_len < UdpHeader::LEN {
+        return Err(Reason::Truncated);
+    }
+    let header: UdpHeader = packet::load(ctx, ip.l4).ok_or(Reason::Truncated)?;
+    let length = usize::from(header.length());
+    // An aggregate of datagrams (GSO) has the length of all of them in the IP header only.
+    if length < UdpHeader::LEN || length > upper_len {
+        return Err(Reason::BadUdpHeader);
+    }
+    Ok(Transport {
+        udp: true,
+        sport: header.sport(),
+        dport: header.dport(),
+        segment: Segment {
+            seq: 0,
+            ack: 0,
+            len: 0,
+            flags: 0,
+        },
+        l4: ip.l4,
+        checksum: header.checksum,
     })
 }

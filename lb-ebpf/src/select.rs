@@ -1,18 +1,34 @@
 //! Select: the backend of a new (or adopted) flow, by Maglev.
 
 use lb_common::{
-    abi::{Backend, BackendState, NODE_NONE, Service},
+    abi::{Backend, BackendState, Method, NODE_NONE, Service},
     hash,
     reason::Reason,
 };
 
 use crate::{family::Family, maps};
 
-/// Slots tried when a backend's node is excluded. With three backends of equal weight all of
-/// them miss once in 43 million flows.
-const TRIES: u32 = 16;
+/// Slots tried when a backend is not to be used. What they miss the service's fallback finds.
+const TRIES: u32 = 8;
 /// Added to the hash for each try: 2^32 divided by the golden ratio visits slots far apart.
 const STEP: u32 = 0x9e37_79b9;
+
+/// Who must not be selected.
+#[derive(Clone, Copy)]
+pub(crate) struct Avoid {
+    /// Where the packet came from: that node's kernel would take it for a martian or send it back.
+    pub(crate) node: u32,
+    /// A backend that has just failed this flow; 0: none.
+    pub(crate) backend: u32,
+}
+
+impl Avoid {
+    /// Nobody.
+    pub(crate) const NOBODY: Self = Self {
+        node: NODE_NONE,
+        backend: 0,
+    };
+}
 
 /// The backend with id `id`, unless it is unused or belongs to another service: then the
 /// controller is in the middle of a change. Not a copy: a program reads the few fields it needs.
@@ -22,28 +38,106 @@ pub(crate) fn backend<F: Family>(id: u32, service: &Service) -> Option<&'static 
     (backend.service() == service.id()).then_some(backend)
 }
 
-/// The backend for a flow with hash `flow_hash`, never one on node `excluded` (where the
-/// packet came from: its kernel would take the packet for a martian or send it back).
+/// Whether an entry with this nat port was made for a backend of this method, which the
+/// controller may have changed since. Local TCP flows have no entry.
+#[inline(always)]
+pub(crate) fn fits(method: Option<Method>, nat_port: u16, udp: bool) -> bool {
+    match method {
+        Some(Method::Dsr) => nat_port == 0,
+        Some(Method::Nat) => nat_port != 0,
+        Some(Method::Local) => udp,
+        None => false,
+    }
+}
+
+/// Backend id `id`, if it can be used at all.
+#[inline(always)]
+fn usable<F: Family>(
+    service: &Service,
+    id: u32,
+    avoid: Avoid,
+) -> Option<&'static Backend<F::Addr>> {
+    let candidate = backend::<F>(id, service)?;
+    let avoided = (avoid.node != NODE_NONE && candidate.node() == avoid.node)
+        || (avoid.backend != 0 && id == avoid.backend);
+    // DOWN: the table is about to be replaced.
+    (!avoided && candidate.state() != BackendState::Down).then_some(candidate)
+}
+
+/// [`select`] for the flow in the scratch memory, as a stage: the backend's id, or 2^32 and the number
+/// of the reason why there is none.
+#[inline(always)]
+pub(crate) fn stage<F: Family>(node: u32, backend: u32) -> u64 {
+    const NONE: u64 = 1 << 32;
+    let none = |reason: Reason| NONE | u64::from(reason.index());
+    let Some(scratch) = F::scratch() else {
+        return none(Reason::Inconsistent);
+    };
+    let Some(service) = maps::find(F::services(), &scratch.service_key) else {
+        return none(Reason::Inconsistent);
+    };
+    let flow_hash = hash::flow_hash(scratch.key.src_ref(), scratch.key.sport());
+    let avoid = Avoid { node, backend };
+    match select::<F>(service, flow_hash, avoid, maps::now_seconds()) {
+        Ok((id, _)) => u64::from(id),
+        Err(reason) => none(reason),
+    }
+}
+
+/// What [`stage`] returned: a backend's id, or why there is none.
+#[inline(always)]
+pub(crate) fn selected(value: u64) -> Result<u32, Reason> {
+    if value >> 32 == 0 {
+        return Ok(value as u32);
+    }
+    Err(if value as u32 == Reason::NoBackend.index() {
+        Reason::NoBackend
+    } else if value as u32 == Reason::NoOtherBackend.index() {
+        Reason::NoOtherBackend
+    } else {
+        Reason::Inconsistent
+    })
+}
+
+/// The backend for a flow with hash `flow_hash`: never one to `avoid`, and one that refused a
+/// connection lately only if there is no other.
 #[inline(always)]
 pub(crate) fn select<F: Family>(
     service: &Service,
     flow_hash: u32,
-    excluded: u32,
+    avoid: Avoid,
+    now: u32,
 ) -> Result<(u32, &'static Backend<F::Addr>), Reason> {
     if !service.usable() {
         return Err(Reason::NoBackend);
     }
+    let mut suspect = 0;
     for attempt in 0..TRIES {
         let slot = hash::slot(flow_hash.wrapping_add(attempt.wrapping_mul(STEP)));
         let id = maps::maglev(service.table(), slot);
-        let candidate = backend::<F>(id, service).ok_or(Reason::Inconsistent)?;
-        if excluded == NODE_NONE || candidate.node() != excluded {
-            return match candidate.state() {
-                BackendState::Up | BackendState::Draining => Ok((id, candidate)),
-                // The table is about to be replaced.
-                BackendState::Down => Err(Reason::BackendDown),
-            };
+        if let Some(candidate) = usable::<F>(service, id, avoid) {
+            if !maps::is_suspect(id, now) {
+                return Ok((id, candidate));
+            }
+            suspect = id;
         }
     }
-    Err(Reason::NoOtherBackend)
+    let [first, second] = service.fallback();
+    let mut last = suspect;
+    for id in [u32::from(first), u32::from(second)] {
+        if id != 0
+            && let Some(candidate) = usable::<F>(service, id, avoid)
+        {
+            if !maps::is_suspect(id, now) {
+                return Ok((id, candidate));
+            }
+            last = id;
+        }
+    }
+    if last == 0 {
+        return Err(Reason::NoOtherBackend);
+    }
+    backend::<F>(last, service)
+        .map(|candidate| (last, candidate))
+        .ok_or(Reason::Inconsistent)
 }

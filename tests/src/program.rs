@@ -17,6 +17,7 @@ use lb_common::{
 /// Names of the object's programs.
 pub const PROGRAMS: &[&str] = &[
     "xdp_ingress",
+    "tc_ingress",
     "xdp_stub",
     "tc_egress",
     "connect4",

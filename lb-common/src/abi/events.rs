@@ -153,7 +153,8 @@ pub struct TraceEvent {
     pub src: [u8; 16],
     /// Destination as it came in.
     pub dst: [u8; 16],
-    /// Source as it goes out; zero if the packet goes nowhere.
+    /// Source as it goes out; meaningless, like the destination, while both new ports are 0: then
+    /// nothing was translated.
     pub new_src: [u8; 16],
     /// Destination as it goes out.
     pub new_dst: [u8; 16],
@@ -192,7 +193,9 @@ pub struct TraceEvent {
     /// Number of the [`Stage`].
     pub stage: u8,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad0: u16,
+    /// Zero.
+    pub pad1: u32,
 }
 
 const _: () = assert!(size_of::<Event>() == 16 && align_of::<Event>() == 4);

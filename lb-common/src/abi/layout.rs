@@ -156,7 +156,7 @@ structs! {
     NatReturn<A> { client, ifindex, backend, tags, client_port, vip_port, mac, pad }
     Node { node }
     NodeConfig { netns_cookie, abi_version, new_flow_limit, adoption_limit, pad }
-    ReplyPort { port, pad }
+    ReplyPort { port, service }
     Service {
         id, table, local_backend, source_rate, source_burst, fallback, local_port, flags,
         idle_seconds, pad
