@@ -80,6 +80,8 @@ pub(crate) trait Family: 'static {
 
     /// See [`crate::select::stage`].
     fn select(node: u32, backend: u32) -> u64;
+    /// See [`crate::nat::claim_port`].
+    fn claim(backend: u32, port: u32) -> u64;
     /// This CPU's working memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
     /// Check the IP header at `l3` and find the upper layer. The lengths are left to
@@ -250,6 +252,11 @@ impl Family for V4 {
     #[inline(always)]
     fn select(node: u32, backend: u32) -> u64 {
         stages::select4(node, backend)
+    }
+
+    #[inline(always)]
+    fn claim(backend: u32, port: u32) -> u64 {
+        stages::claim_port4(backend, port)
     }
 
     #[inline(always)]
@@ -437,6 +444,11 @@ impl Family for V6 {
     #[inline(always)]
     fn select(node: u32, backend: u32) -> u64 {
         stages::select6(node, backend)
+    }
+
+    #[inline(always)]
+    fn claim(backend: u32, port: u32) -> u64 {
+        stages::claim_port6(backend, port)
     }
 
     #[inline(always)]

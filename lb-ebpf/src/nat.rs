@@ -64,10 +64,10 @@ fn set_entry<C: Context, F: Family>(
 /// return entry first, and only where it is free. The result is an [`Outcome`].
 #[inline(always)]
 pub(crate) fn commit<C: Context, F: Family>(ctx: &C, id: u32) -> u64 {
-    let (Some(scratch), Some(backend)) = (F::scratch(), F::backends().get(id)) else {
+    let Some(scratch) = F::scratch() else {
         return Outcome::from(Reason::Inconsistent).encode();
     };
-    match try_commit::<C, F>(ctx, scratch, id, backend) {
+    match try_commit::<C, F>(ctx, scratch, id) {
         Ok(outcome) => outcome.encode(),
         Err(reason) => Outcome::from(reason).encode(),
     }
@@ -78,14 +78,13 @@ fn try_commit<C: Context, F: Family>(
     ctx: &C,
     scratch: &mut Scratch<F::Addr>,
     id: u32,
-    backend: &Backend<F::Addr>,
 ) -> Result<Outcome, Reason> {
     let udp = scratch.key.proto() == IPPROTO_UDP;
     let new = udp || scratch.facts.segment().is_syn();
     let silent = udp
         || maps::find(F::services(), &scratch.service_key).is_none_or(|service| service.silent());
     let path = set_entry::<C, F>(ctx, scratch, id)?;
-    let Some(nat_port) = allocate::<F>(scratch, backend) else {
+    let Some(nat_port) = allocate::<F>(scratch, id) else {
         return if silent {
             Err(Reason::NatPortsExhausted)
         } else {
@@ -106,20 +105,31 @@ fn try_commit<C: Context, F: Family>(
 
 /// A source port whose return entry is the flow's own now.
 #[inline(always)]
-fn allocate<F: Family>(scratch: &mut Scratch<F::Addr>, backend: &Backend<F::Addr>) -> Option<u16> {
-    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
+fn allocate<F: Family>(scratch: &mut Scratch<F::Addr>, backend: u32) -> Option<u16> {
     for attempt in 0..TRIES {
         let port = candidate::<F>(&scratch.key, attempt);
-        scratch.service_key = ServiceKey::new(vip, port, proto);
-        if maps::find(F::services(), &scratch.service_key).is_some() {
-            continue;
-        }
-        set_back::<F>(scratch, backend, port);
-        if claim::<F>(scratch) {
+        if F::claim(backend, u32::from(port)) != 0 {
             return Some(port);
         }
     }
     None
+}
+
+/// Try to make `port` the source port of the flow in the scratch memory towards backend id
+/// `backend`; 0: it belongs to another one. A stage of its own: the verifier checks it once, not for
+/// each port that is tried.
+#[inline(always)]
+pub(crate) fn claim_port<F: Family>(backend: u32, port: u32) -> u64 {
+    let (Some(scratch), Some(backend)) = (F::scratch(), F::backends().get(backend)) else {
+        return 0;
+    };
+    let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
+    scratch.service_key = ServiceKey::new(vip, port as u16, proto);
+    if maps::find(F::services(), &scratch.service_key).is_some() {
+        return 0;
+    }
+    set_back::<F>(scratch, backend, port as u16);
+    u64::from(claim::<F>(scratch))
 }
 
 /// Who has a return entry.

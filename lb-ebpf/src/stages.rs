@@ -30,6 +30,8 @@ pub(crate) trait Stages<F>: Context {
     fn unserved(&self) -> u64;
     /// See [`respond::reset`].
     fn reset(&self, reason: u32, backend: u32) -> u64;
+    /// See [`respond::sum_part`].
+    fn sum_part(&self, at: u32, length: u32, seed: u32) -> u64;
     /// See [`nat::follow_path`].
     fn follow_path(&self, nat_port: u32, backend: u32) -> u64;
     /// See [`trace::trace`].
@@ -50,10 +52,24 @@ pub(crate) extern "C" fn select6(node: u32, backend: u32) -> u64 {
     select::stage::<V6>(node, backend)
 }
 
+/// See [`nat::claim_port`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_port4(backend: u32, port: u32) -> u64 {
+    nat::claim_port::<V4>(backend, port)
+}
+
+/// See [`nat::claim_port`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_port6(backend: u32, port: u32) -> u64 {
+    nat::claim_port::<V6>(backend, port)
+}
+
 /// A global function for each stage of a context and family, and the trait that calls them.
 macro_rules! stages {
     ($context:ident, $raw:ty, $family:ident:
-     $half_open:ident $new_flow:ident $nat_commit:ident $listen:ident $unserved:ident $reset:ident $follow_path:ident $trace:ident) => {
+     $half_open:ident $new_flow:ident $nat_commit:ident $listen:ident $unserved:ident $reset:ident $sum_part:ident $follow_path:ident $trace:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub(crate) extern "C" fn $half_open(ctx: *mut $raw, excluded: u32) -> u64 {
@@ -88,6 +104,12 @@ macro_rules! stages {
         #[inline(never)]
         pub(crate) extern "C" fn $reset(ctx: *mut $raw, reason: u32, backend: u32) -> u64 {
             respond::reset::<$context, $family>(&$context::new(ctx), reason, backend)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub(crate) extern "C" fn $sum_part(ctx: *mut $raw, at: u32, length: u32, seed: u32) -> u64 {
+            respond::sum_part::<$context, $family>(&$context::new(ctx), at, length, seed)
         }
 
         #[unsafe(no_mangle)]
@@ -134,6 +156,11 @@ macro_rules! stages {
             }
 
             #[inline(always)]
+            fn sum_part(&self, at: u32, length: u32, seed: u32) -> u64 {
+                $sum_part(self.raw().cast(), at, length, seed)
+            }
+
+            #[inline(always)]
             fn follow_path(&self, nat_port: u32, backend: u32) -> u64 {
                 $follow_path(self.raw().cast(), nat_port, backend)
             }
@@ -146,7 +173,7 @@ macro_rules! stages {
     };
 }
 
-stages!(XdpContext, xdp_md, V4: xdp_half_open4 xdp_new_flow4 xdp_nat_commit4 xdp_listen4 xdp_unserved4 xdp_reset4 xdp_follow_path4 xdp_trace4);
-stages!(XdpContext, xdp_md, V6: xdp_half_open6 xdp_new_flow6 xdp_nat_commit6 xdp_listen6 xdp_unserved6 xdp_reset6 xdp_follow_path6 xdp_trace6);
-stages!(TcContext, __sk_buff, V4: tc_half_open4 tc_new_flow4 tc_nat_commit4 tc_listen4 tc_unserved4 tc_reset4 tc_follow_path4 tc_trace4);
-stages!(TcContext, __sk_buff, V6: tc_half_open6 tc_new_flow6 tc_nat_commit6 tc_listen6 tc_unserved6 tc_reset6 tc_follow_path6 tc_trace6);
+stages!(XdpContext, xdp_md, V4: xdp_half_open4 xdp_new_flow4 xdp_nat_commit4 xdp_listen4 xdp_unserved4 xdp_reset4 xdp_sum_part4 xdp_follow_path4 xdp_trace4);
+stages!(XdpContext, xdp_md, V6: xdp_half_open6 xdp_new_flow6 xdp_nat_commit6 xdp_listen6 xdp_unserved6 xdp_reset6 xdp_sum_part6 xdp_follow_path6 xdp_trace6);
+stages!(TcContext, __sk_buff, V4: tc_half_open4 tc_new_flow4 tc_nat_commit4 tc_listen4 tc_unserved4 tc_reset4 tc_sum_part4 tc_follow_path4 tc_trace4);
+stages!(TcContext, __sk_buff, V6: tc_half_open6 tc_new_flow6 tc_nat_commit6 tc_listen6 tc_unserved6 tc_reset6 tc_sum_part6 tc_follow_path6 tc_trace6);
