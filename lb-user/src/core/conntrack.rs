@@ -73,7 +73,7 @@ pub fn over(flow: &Flow, backends: &Backends, now: u32) -> Option<Cause> {
     if flow.is_over(now) {
         return Some(match flow.state() {
             FlowState::Syn => Cause::HalfOpen,
-            FlowState::Established => Cause::Idle,
+            FlowState::Established | FlowState::Udp => Cause::Idle,
             FlowState::Fin | FlowState::Closed => Cause::Ended,
         });
     }

@@ -216,12 +216,11 @@ impl Builder {
             match method {
                 Method::Local => {
                     local = (backend_id, backend_port);
-                    if backend_port != port {
-                        let key = ServiceKey::new(vip, backend_port, protocol);
-                        A::tables(tables)
-                            .reply_ports
-                            .insert(key, ReplyPort::new(port));
-                    }
+                    let key = ServiceKey::new(vip, backend_port, protocol);
+                    // Service ids are below MAX_SERVICES.
+                    let slot = u16::try_from(id).unwrap_or(0);
+                    let reply = ReplyPort::new(port).of_service(slot);
+                    A::tables(tables).reply_ports.insert(key, reply);
                 }
                 Method::Nat => {
                     let key = ServiceKey::new(bytes, backend_port, protocol);

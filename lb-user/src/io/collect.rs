@@ -303,6 +303,7 @@ pub const fn state_word(state: FlowState) -> &'static str {
         FlowState::Established => "established",
         FlowState::Fin => "fin",
         FlowState::Closed => "closed",
+        FlowState::Udp => "udp",
     }
 }
 

@@ -451,22 +451,23 @@ fn slots_follow_weights() {
 
 // --- The other tables ---------------------------------------------------------------------------
 
-/// Replies need their port written back only where VIP port and backend port differ, and only on
-/// the node that hosts the backend.
+/// Replies get the VIP's port, and requests find their listener, on the node that hosts the backend
+/// and nowhere else.
 #[test]
-fn reply_ports_where_ports_differ() {
+fn reply_ports_where_the_backend_is() {
     let reply_key = ServiceKey::new([10, 0, 2, 100], 6443, IPPROTO_TCP);
     let mut world = World::master10(APISERVER);
     let desired = world.converge();
-    let expected = BTreeMap::from([(reply_key, ReplyPort::new(1644))]);
-    assert_eq!(desired.tables.v4.reply_ports, expected);
     let service = world.service();
+    let slot = u16::try_from(service.id()).unwrap();
+    let expected = BTreeMap::from([(reply_key, ReplyPort::new(1644).of_service(slot))]);
+    assert_eq!(desired.tables.v4.reply_ports, expected);
     assert_eq!(service.local_port(), 6443);
     assert_eq!(service.local_backend(), desired.services[0].backends[0].id);
 
     let same = APISERVER.replace("port = 1644", "port = 6443");
     let desired = World::master10(&same).converge();
-    assert!(desired.tables.v4.reply_ports.is_empty());
+    assert_eq!(desired.tables.v4.reply_ports[&reply_key].port(), 6443);
 
     let elsewhere = fixture::config(13, APISERVER);
     let desired = World::new(elsewhere, fixture::network(13, &[])).converge();
@@ -582,7 +583,7 @@ fn both_families_are_built_alike() {
     assert!(v4.backends.iter().all(|b| b.id != id));
     assert_ne!(v4.id, v6.id);
     let key = ServiceKey::new([10, 0, 2, 100], 6443, IPPROTO_TCP);
-    assert_eq!(world.tables.v4.reply_ports[&key], ReplyPort::new(1644));
+    assert_eq!(world.tables.v4.reply_ports[&key].port(), 1644);
     assert_eq!(world.tables.v6.reply_ports.len(), 1);
     assert_eq!(world.tables.node, Some(NodeConfig::new(COOKIE)));
     assert!(

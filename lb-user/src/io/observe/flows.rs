@@ -108,6 +108,7 @@ fn state(flow: &Flow, epoch: Option<u16>) -> FlowState {
         conntrack::FlowState::Syn => FlowState::Syn,
         conntrack::FlowState::Established => FlowState::Established,
         conntrack::FlowState::Fin => FlowState::Fin,
+        conntrack::FlowState::Udp => FlowState::Udp,
     }
 }
 

@@ -368,7 +368,8 @@ mod tests {
             proto: IPPROTO_TCP,
             family: FAMILY_V4,
             stage: Stage::Select as u8,
-            pad: [0; 6],
+            pad0: 0,
+            pad1: 0,
         }
     }
 
