@@ -22,9 +22,10 @@ use super::{
     maglev::{self, Member},
     network::{Network, Port},
     tables::{FamilyTables, SourcePrefix, Tables},
+    time::Timestamp,
 };
 use crate::config::model::{
-    BackendConfig, Config, Forwarding, OnNoBackend, ServiceConfig, SourcesConfig,
+    BackendConfig, Config, Forwarding, OnBackendDown, OnNoBackend, ServiceConfig, SourcesConfig,
 };
 
 /// Numbers of peers in the data plane begin here, in configuration order.
@@ -40,8 +41,36 @@ pub struct Facts<'a> {
     pub uplinks: &'a Uplinks,
     /// State of each backend of each service, in configuration order.
     pub health: &'a [Vec<BackendState>],
+    /// Index in `leases` of each VRRP instance, in configuration order.
+    pub leases: Vec<u32>,
+    /// Backends that are no longer configured, whose flows are being ended.
+    pub retiring: &'a [Retiring],
     /// Cookie of the network namespace.
     pub netns_cookie: u64,
+}
+
+/// A backend that was taken out of a service. For a while it stays in the tables, DOWN: its flows
+/// are reset instead of left to nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retiring {
+    /// Its service.
+    pub service: ServiceIdentity,
+    /// What it was.
+    pub backend: BackendConfig,
+    /// When it goes.
+    pub until: Timestamp,
+}
+
+/// What makes a service the same one as before: VIP, port and protocol number.
+pub type ServiceIdentity = (IpAddr, u16, u8);
+
+/// The identity of a service.
+pub fn identity(service: &ServiceConfig) -> ServiceIdentity {
+    (
+        service.address,
+        service.port.get(),
+        service.protocol.number(),
+    )
 }
 
 /// What became of a backend in the tables.
@@ -95,42 +124,58 @@ pub struct Desired {
 #[derive(Default)]
 pub struct Builder {
     cache: BTreeMap<u32, (Vec<Member>, Arc<MaglevTable>)>,
-    /// Ids of services by VIP, port and protocol number.
-    services: Ids<(IpAddr, u16, u8)>,
+    services: Ids<ServiceIdentity>,
     /// Ids of backends by their service's id and their address.
     backends: Ids<(u32, SocketAddr)>,
 }
 
 /// Ids that were given. What is in the tables of an earlier run keeps its id, since entries of
 /// established flows refer to it; later nothing that is in the tables changes an id.
+///
+/// Who is not asked for while tables are made has lost its id. Free ones are given in turn, so that
+/// one is used again as late as possible: counters and flows refer to it.
 struct Ids<K> {
     given: BTreeMap<K, u32>,
+    asked: BTreeSet<K>,
+    /// Given last.
+    last: u32,
 }
 
 impl<K> Default for Ids<K> {
     fn default() -> Self {
         Self {
             given: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            last: 0,
         }
     }
 }
 
-impl<K: Ord> Ids<K> {
+impl<K: Ord + Clone> Ids<K> {
+    /// Forget who was not asked for since the last call.
+    fn forget_others(&mut self) {
+        let asked = std::mem::take(&mut self.asked);
+        self.given.retain(|key, _| asked.contains(key));
+    }
+
     /// The id of `key`: the one given before; else `known` from the tables, if it is a valid one
     /// that nobody else has; else the lowest that is below `limit` and not `taken`.
     fn id(&mut self, key: K, known: Option<u32>, limit: u32, taken: impl Fn(u32) -> bool) -> u32 {
+        self.asked.insert(key.clone());
         if let Some(&id) = self.given.get(&key) {
             return id;
         }
         let is_given = |id: &u32| self.given.values().any(|given| given == id);
         let known = known.filter(|id| (1..limit).contains(id) && !is_given(id));
-        let free = || (1..limit).find(|id| !is_given(id) && !taken(*id));
+        let in_turn = (self.last.saturating_add(1)..limit).chain(1..limit);
+        let free = || in_turn.clone().find(|id| !is_given(id) && !taken(*id));
         // The configuration is checked to fit, and what is left over in the tables gives way. 0
         // would be the reserved id, which selects nothing.
         let id = known
             .or_else(free)
             .or_else(|| (1..limit).find(|id| !is_given(id)))
             .unwrap_or(0);
+        self.last = id;
         self.given.insert(key, id);
         id
     }
@@ -163,6 +208,11 @@ impl Builder {
         }
         epochs::retire(&mut tables.v4, &observed.v4);
         epochs::retire(&mut tables.v6, &observed.v6);
+        self.services.forget_others();
+        self.backends.forget_others();
+        let used = services.iter().map(|service| service.id);
+        let used: BTreeSet<u32> = used.collect();
+        self.cache.retain(|service, _| used.contains(service));
         Desired { tables, services }
     }
 
@@ -179,17 +229,17 @@ impl Builder {
         let key = ServiceKey::new(vip, port, protocol);
         let known = observed.services.get(&key);
         let taken = |id| has_service(build.observed, id);
-        let id = self.services.id(
-            (service.address, port, protocol),
-            known.map(Service::id),
-            MAX_SERVICES,
-            taken,
-        );
+        let own = known.map(Service::id);
+        let id = self
+            .services
+            .id(identity(service), own, MAX_SERVICES, taken);
         let mut local = (0, 0);
         let mut members = Vec::new();
         let mut placements = Vec::new();
         let pool = build.pool();
-        for (position, config) in service.backends.iter().enumerate() {
+        let configured = service.backends.len();
+        let backends = service.backends.iter().chain(build.retiring());
+        for (position, config) in backends.enumerate() {
             let state = build.state(position);
             let (address, backend_port) = (config.address.ip(), config.address.port());
             let Some(bytes) = A::from_ip(address) else {
@@ -212,15 +262,23 @@ impl Builder {
                 backend = backend.via(port.ifindex, mac).tagged(port.tags);
             }
             let before = observed.backends.get(&backend_id);
-            backend = epochs::follow(backend, before, service.on_backend_down);
+            backend = epochs::follow(backend, before, build.on_down(position));
             match method {
                 Method::Local => {
-                    local = (backend_id, backend_port);
                     let key = ServiceKey::new(vip, backend_port, protocol);
                     // Service ids are below MAX_SERVICES.
                     let slot = u16::try_from(id).unwrap_or(0);
                     let reply = ReplyPort::new(port).of_service(slot);
-                    A::tables(tables).reply_ports.insert(key, reply);
+                    let reply_ports = &mut A::tables(tables).reply_ports;
+                    if position < configured || local == (0, 0) {
+                        local = (backend_id, backend_port);
+                    }
+                    if position < configured {
+                        reply_ports.insert(key, reply);
+                    } else {
+                        // The port may be another service's by now.
+                        reply_ports.entry(key).or_insert(reply);
+                    }
                 }
                 Method::Nat => {
                     let key = ServiceKey::new(bytes, backend_port, protocol);
@@ -246,6 +304,7 @@ impl Builder {
                 slots: 0,
             });
         }
+        placements.truncate(configured);
         let (index, table) = self.table(id, members, known, build.observed);
         // One pass: a pass for each backend would take longer than a short advert interval.
         let mut shares = BTreeMap::new();
@@ -344,6 +403,26 @@ struct ServiceBuild<'a> {
 }
 
 impl ServiceBuild<'_> {
+    /// Backends that were taken out of this service, and not put back.
+    fn retiring(&self) -> impl Iterator<Item = &BackendConfig> {
+        let is_own = |retiring: &&Retiring| {
+            let is_back = |backend: &BackendConfig| backend.address == retiring.backend.address;
+            retiring.service == identity(self.service) && !self.service.backends.iter().any(is_back)
+        };
+        let retiring = self.facts.retiring.iter().filter(is_own);
+        retiring.map(|retiring| &retiring.backend)
+    }
+
+    /// What becomes of a backend's flows when it is DOWN. Whoever is retiring has none.
+    fn on_down(&self, backend: usize) -> OnBackendDown {
+        if backend < self.service.backends.len() {
+            self.service.on_backend_down
+        } else {
+            OnBackendDown::Reset
+        }
+    }
+
+    /// DOWN for those that are retiring, too.
     fn state(&self, backend: usize) -> BackendState {
         self.states
             .get(backend)
@@ -560,9 +639,9 @@ fn vips(facts: &Facts<'_>, tables: &mut Tables) {
             IpAddr::V6(ip) => tables.v6.vips.entry(ip.octets()).or_insert(Vip::new(lease)),
         };
     };
-    for (position, instance) in facts.config.vrrp.iter().enumerate() {
+    for (instance, lease) in facts.config.vrrp.iter().zip(&facts.leases) {
         for net in &instance.addresses {
-            insert(net.addr(), lease_index(position));
+            insert(net.addr(), *lease);
         }
     }
     for service in &facts.config.services {
@@ -570,21 +649,24 @@ fn vips(facts: &Facts<'_>, tables: &mut Tables) {
     }
 }
 
-/// Index in `leases` of the VRRP instance at `position` of the configuration.
-pub fn lease_index(position: usize) -> u32 {
-    u32::try_from(position).map_or(u32::MAX, |position| position.saturating_add(1))
+/// Index in `leases` of the VRRP instance with this slot.
+pub fn lease_index(slot: usize) -> u32 {
+    u32::try_from(slot).map_or(u32::MAX, |slot| slot.saturating_add(1))
 }
 
-/// VIPs that this node's stack must accept packets for: those of services with a backend here.
+/// VIPs that this node's stack must accept packets for: those of services with a backend here, or
+/// with flows to one that are being ended.
 pub fn loopback_vips(facts: &Facts<'_>) -> BTreeSet<IpAddr> {
     facts
         .config
         .services
         .iter()
         .filter(|service| {
-            service
-                .backends
-                .iter()
+            let own = identity(service);
+            let retiring = facts.retiring.iter().filter(|old| old.service == own);
+            let backends = service.backends.iter();
+            backends
+                .chain(retiring.map(|old| &old.backend))
                 .any(|backend| is_local(facts, backend.address.ip()))
         })
         .map(|service| service.address)

@@ -64,6 +64,11 @@ address = "[fd00::11]:6443"
 
 /// The configuration of master `host` with `services`. Priorities fall: 200, 150, 100.
 pub(super) fn config(host: u8, services: &str) -> Config {
+    parse(&text(host, services))
+}
+
+/// The same as text.
+pub(super) fn text(host: u8, services: &str) -> String {
     let priority = 700 - 50 * u32::from(host);
     let mut text = format!(
         r#"
@@ -97,7 +102,7 @@ addresses = ["fd00::100/64"]
             "]\n",
         ]);
     }
-    parse(&(text + services))
+    text + services
 }
 
 /// Validate a configuration that needs no files.
@@ -172,6 +177,13 @@ pub(super) fn attached(plans: &[Plan]) -> Vec<Attachment> {
 /// Every uplink of `config` that is there, with its programs.
 pub(super) fn uplinks(config: &Config, network: &Network) -> Uplinks {
     Uplinks::new(&attached(&attach::plans(config, network)))
+}
+
+/// Leases of instances that were never reloaded.
+pub(super) fn leases(config: &Config) -> Vec<u32> {
+    (0..config.vrrp.len())
+        .map(super::desired::lease_index)
+        .collect()
 }
 
 /// How `to` is reached from master `host`: on the link, or by the router.

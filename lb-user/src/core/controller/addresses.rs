@@ -67,12 +67,17 @@ impl Controller {
         self.follow_uplinks();
         self.reconcile_addresses(now);
         self.announce_elsewhere(now);
+        self.resolve_all();
+        self.reconcile_tables();
+    }
+
+    /// Ask for the ways that are not asked for since the last reading.
+    pub(super) fn resolve_all(&mut self) {
         for address in desired::to_resolve(&self.facts()) {
             if self.resolving.insert(address) {
                 self.actions.push_back(Action::Resolve(address));
             }
         }
-        self.reconcile_tables();
     }
 
     /// Bring this node's addresses to what they shall be: VIPs of a former owner or of a crashed
@@ -127,6 +132,25 @@ impl Controller {
             self.remove_address(ifindex, net);
         }
         self.reconcile_addresses(now);
+    }
+
+    /// Remove the addresses that the instance at `position` has added and is not configured for any
+    /// more.
+    pub(super) fn give_up_old_vips(&mut self, position: usize) {
+        let (Some(role), Some(config)) =
+            (self.roles.get_mut(position), self.config.vrrp.get(position))
+        else {
+            return;
+        };
+        let wanted: BTreeSet<IpNet> = config.addresses.iter().map(as_added).collect();
+        let placed = std::mem::take(&mut role.placed);
+        let (kept, old): (BTreeSet<_>, BTreeSet<_>) = placed
+            .into_iter()
+            .partition(|(_, net)| wanted.contains(net));
+        role.placed = kept;
+        for (ifindex, net) in old {
+            self.remove_address(ifindex, net);
+        }
     }
 
     /// Tell the neighbours who has the addresses of the instance at `position`.

@@ -1,4 +1,7 @@
 //! What goes into the controller and what comes out of it.
+//!
+//! VRRP instances are named by their slots, see [`Controller::slot`](super::Controller::slot): a
+//! number that stays when the configuration changes.
 
 use std::{
     collections::BTreeSet,
@@ -22,9 +25,9 @@ use crate::core::{
 /// Something that happened.
 #[derive(Clone)]
 pub enum Input {
-    /// A VRRP message for the instance at this position was received.
+    /// A VRRP message for an instance was received.
     Vrrp {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
         /// Addresses and TTL.
         meta: RxMeta,
@@ -33,19 +36,19 @@ pub enum Input {
     },
     /// An advert left; `at` is the time just before.
     AdvertSent {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
         /// Just before it was sent.
         at: Timestamp,
     },
     /// An advert could not be sent.
     AdvertFailed {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
     },
     /// Adverts of an instance leave from this address.
     VrrpSource {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
         /// This node's own address.
         address: IpAddr,
@@ -97,12 +100,12 @@ pub enum Input {
     TablesFailed,
     /// The operator wants an instance to give up its addresses.
     StepDown {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
     },
     /// The operator lets an instance take part again.
     Resume {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
     },
     /// Somebody follows packets to these VIPs: mark them.
@@ -127,7 +130,7 @@ pub enum Input {
 pub enum Action {
     /// Send an advert; answered by [`Input::AdvertSent`] or [`Input::AdvertFailed`].
     SendAdvert {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
         /// What to send.
         advert: Advert,
@@ -204,7 +207,7 @@ pub enum Action {
     Attach(Vec<Plan>),
     /// The interface of a VRRP instance appeared, was replaced, or is gone: its socket with it.
     Listen {
-        /// Position in the configuration.
+        /// Slot of the instance.
         instance: usize,
         /// Index of the interface; `None`: it is gone.
         ifindex: Option<u32>,

@@ -11,6 +11,7 @@ mod followed;
 mod messages;
 mod reading;
 mod refusals;
+mod reload;
 #[cfg(test)]
 mod tests;
 mod uplinks;
@@ -24,11 +25,14 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
-pub use self::messages::{Action, Event, Input};
 use self::{followed::Followed, reading::Reading, uplinks::Attachments};
+pub use self::{
+    messages::{Action, Event, Input},
+    reload::Fixed,
+};
 use super::{
     attach::Attachment,
-    desired::{self, Builder, Desired, Facts, ServicePlacement},
+    desired::{self, Builder, Desired, Facts, Retiring, ServicePlacement},
     epochs,
     health::{HealthAction, Seen, ServiceHealth},
     network::Network,
@@ -36,7 +40,7 @@ use super::{
     time::Timestamp,
     vrrp::{self, Instance, RxMeta, VrrpAction},
 };
-use crate::config::model::Config;
+use crate::config::model::{Config, ServiceConfig, VrrpConfig};
 
 /// Validity of an owner's addresses: without a renewal the kernel removes them after this time.
 pub const VIP_LIFETIME: Duration = Duration::from_secs(3);
@@ -51,6 +55,8 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// One VRRP instance and what it has done to this node.
 struct Role {
+    /// See [`Controller::slot`].
+    slot: usize,
     instance: Instance,
     /// The addresses are to be on the interface.
     owns: bool,
@@ -66,6 +72,20 @@ struct Role {
 }
 
 impl Role {
+    /// One that begins `now`, as Backup unless it has priority 255.
+    fn new(slot: usize, config: &VrrpConfig, now: Timestamp) -> Self {
+        Self {
+            slot,
+            instance: Instance::new(config, now),
+            owns: false,
+            placed: BTreeSet::new(),
+            announced: None,
+            bad: BTreeMap::new(),
+            reported: 0,
+            listens_on: None,
+        }
+    }
+
     /// Whether the addresses may be on the interface. A lease that has ended counts as lost even
     /// before the instance has noticed: this controller may just have woken up.
     fn owns_at(&self, now: Timestamp) -> bool {
@@ -99,6 +119,10 @@ pub struct Controller {
     /// What the data plane holds; `None` until it is read, and after a failed write.
     tables: Option<Tables>,
     placements: Vec<ServicePlacement>,
+    /// Backends that are no longer configured.
+    retiring: Vec<Retiring>,
+    /// How often the configuration was replaced.
+    reloads: u32,
     /// Asked for since the last reading of links.
     resolving: BTreeSet<IpAddr>,
     followed: Followed,
@@ -124,15 +148,8 @@ impl Controller {
         let roles = config
             .vrrp
             .iter()
-            .map(|vrrp| Role {
-                instance: Instance::new(vrrp, now),
-                owns: false,
-                placed: BTreeSet::new(),
-                announced: None,
-                bad: BTreeMap::new(),
-                reported: 0,
-                listens_on: None,
-            })
+            .enumerate()
+            .map(|(slot, vrrp)| Role::new(slot, vrrp, now))
             .collect();
         let health: Vec<_> = config
             .services
@@ -156,6 +173,8 @@ impl Controller {
             builder: Builder::default(),
             tables: None,
             placements: Vec::new(),
+            retiring: Vec::new(),
+            reloads: 0,
             resolving: BTreeSet::new(),
             followed: Followed::default(),
             adopted: false,
@@ -269,6 +288,7 @@ impl Controller {
         if self.owns() && self.renew_at <= now {
             self.renew_vips(now);
         }
+        self.end_retirement(now);
         if self.audit_at <= now {
             self.audit_at = now + AUDIT_INTERVAL;
             self.reading_tables.audit(now, AUDIT_INTERVAL);
@@ -289,6 +309,7 @@ impl Controller {
             .chain(self.reading_tables.poll_timeout())
             .chain(self.reading_links.poll_timeout())
             .chain(self.owns().then_some(self.renew_at))
+            .chain(self.retiring.iter().map(|retiring| retiring.until))
             .fold(self.audit_at, Timestamp::min)
     }
 
@@ -326,6 +347,22 @@ impl Controller {
             .map(|role| (&role.instance, &role.bad))
     }
 
+    /// Slot of the VRRP instance at a position of the configuration. It stays when the configuration
+    /// changes, and so do the lease with index slot + 1 and the socket.
+    pub fn slot(&self, position: usize) -> Option<usize> {
+        self.roles.get(position).map(|role| role.slot)
+    }
+
+    /// Configuration of the VRRP instance with this slot.
+    pub fn vrrp_config(&self, slot: usize) -> Option<&VrrpConfig> {
+        self.config.vrrp.get(self.position(slot)?)
+    }
+
+    /// Position in the configuration of the VRRP instance with this slot.
+    fn position(&self, slot: usize) -> Option<usize> {
+        self.roles.iter().position(|role| role.slot == slot)
+    }
+
     /// A backend's state.
     pub fn backend(&self, service: usize, backend: usize) -> Option<&BackendView> {
         self.views.get(service)?.get(backend)
@@ -359,14 +396,14 @@ impl Controller {
 
     // --- VRRP ---------------------------------------------------------------------------------
 
-    fn with_instance(&mut self, position: usize, act: impl FnOnce(&mut Instance)) {
-        if let Some(role) = self.roles.get_mut(position) {
+    fn with_instance(&mut self, slot: usize, act: impl FnOnce(&mut Instance)) {
+        if let Some(role) = self.roles.iter_mut().find(|role| role.slot == slot) {
             act(&mut role.instance);
         }
     }
 
-    fn hear(&mut self, now: Timestamp, position: usize, meta: RxMeta, message: &[u8]) {
-        let Some(role) = self.roles.get_mut(position) else {
+    fn hear(&mut self, now: Timestamp, slot: usize, meta: RxMeta, message: &[u8]) {
+        let Some(role) = self.roles.iter_mut().find(|role| role.slot == slot) else {
             return;
         };
         match vrrp::packet::parse(message, &meta) {
@@ -389,6 +426,9 @@ impl Controller {
     }
 
     fn collect_vrrp(&mut self, now: Timestamp, position: usize) {
+        let Some(slot) = self.slot(position) else {
+            return;
+        };
         while let Some(action) = self
             .roles
             .get_mut(position)
@@ -397,13 +437,13 @@ impl Controller {
             match action {
                 VrrpAction::SendAdvert { advert, not_after } => {
                     self.actions.push_back(Action::SendAdvert {
-                        instance: position,
+                        instance: slot,
                         advert,
                         not_after,
                     });
                 }
                 VrrpAction::SetLease { deadline } => self.actions.push_back(Action::SetLease {
-                    lease: desired::lease_index(position),
+                    lease: desired::lease_index(slot),
                     deadline,
                 }),
                 VrrpAction::BecomeActive => {
@@ -591,6 +631,8 @@ impl Controller {
             network: &self.network,
             uplinks: &self.attachments.uplinks,
             health: &health,
+            leases: leases(&self.roles),
+            retiring: &self.retiring,
             netns_cookie: self.netns_cookie,
         };
         let Desired {
@@ -628,6 +670,8 @@ impl Controller {
             network: &self.network,
             uplinks: &self.attachments.uplinks,
             health: &[],
+            leases: leases(&self.roles),
+            retiring: &self.retiring,
             netns_cookie: self.netns_cookie,
         }
     }
@@ -655,23 +699,30 @@ fn owns_vip(config: &Config, roles: &[Role], network: &Network, vip: IpAddr) -> 
     }
 }
 
+/// Index in `leases` of each role.
+fn leases(roles: &[Role]) -> Vec<u32> {
+    let leases = roles.iter().map(|role| desired::lease_index(role.slot));
+    leases.collect()
+}
+
 fn views(config: &Config, health: &[ServiceHealth], now: Timestamp) -> Vec<Vec<BackendView>> {
-    config
-        .services
-        .iter()
-        .zip(health)
-        .map(|(service, health)| {
-            (0..service.backends.len())
-                .map(|backend| BackendView {
-                    state: health.state(backend),
-                    since: now,
-                    reason: if health.is_unchecked() {
-                        "not checked: health.type is \"none\"".to_owned()
-                    } else {
-                        "not checked yet".to_owned()
-                    },
-                })
-                .collect()
-        })
+    let services = config.services.iter().zip(health);
+    services
+        .map(|(service, health)| new_views(service, health, now))
         .collect()
+}
+
+/// Backends that no check has seen.
+fn new_views(config: &ServiceConfig, health: &ServiceHealth, now: Timestamp) -> Vec<BackendView> {
+    let reason = if health.is_unchecked() {
+        "not checked: health.type is \"none\""
+    } else {
+        "not checked yet"
+    };
+    let view = |backend| BackendView {
+        state: health.state(backend),
+        since: now,
+        reason: reason.to_owned(),
+    };
+    (0..config.backends.len()).map(view).collect()
 }

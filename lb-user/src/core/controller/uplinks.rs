@@ -42,7 +42,7 @@ impl Controller {
             {
                 role.listens_on = ifindex;
                 self.actions.push_back(Action::Listen {
-                    instance: position,
+                    instance: role.slot,
                     ifindex,
                 });
             }

@@ -52,6 +52,7 @@ struct World {
     health: Vec<Vec<BackendState>>,
     builder: Builder,
     tables: Tables,
+    retiring: Vec<Retiring>,
 }
 
 impl World {
@@ -64,6 +65,7 @@ impl World {
             network,
             builder: Builder::default(),
             tables: Tables::default(),
+            retiring: vec![],
         }
     }
 
@@ -79,6 +81,8 @@ impl World {
             network: &self.network,
             uplinks: &self.uplinks,
             health: &self.health,
+            leases: fixture::leases(&self.config),
+            retiring: &self.retiring,
             netns_cookie: COOKIE,
         }
     }
@@ -90,6 +94,8 @@ impl World {
             network: &self.network,
             uplinks: &self.uplinks,
             health: &self.health,
+            leases: fixture::leases(&self.config),
+            retiring: &self.retiring,
             netns_cookie: COOKIE,
         };
         let desired = self.builder.build(&facts, &self.tables);

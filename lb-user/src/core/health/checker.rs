@@ -118,6 +118,38 @@ impl Checker {
         }
     }
 
+    /// The same backend under another configuration: state and results stay, unless it is asked
+    /// something else now (`anew`). What comes of a probe under way does not count, nor does any
+    /// other result with a serial number up to `serial`. The next probe starts at `latest` at the
+    /// latest, at once if one is under way or `anew`.
+    pub(super) fn carry(
+        &self,
+        serial: u64,
+        anew: bool,
+        (now, latest): (Timestamp, Timestamp),
+    ) -> Self {
+        let at = match &self.phase {
+            Phase::Waiting { at, .. } if !anew => (*at).min(latest),
+            Phase::Waiting { .. } | Phase::Flying(_) => now,
+        };
+        let mut carried = self.clone();
+        carried.serial = serial;
+        carried.phase = Phase::Waiting { at, repeat: false };
+        if anew {
+            carried.passes = Run(0);
+            carried.failures = Run(0);
+            carried.answers = Run(0);
+            carried.dead = None;
+            carried.held = false;
+        }
+        carried
+    }
+
+    /// The next probe has a serial number above `serial`.
+    pub(super) const fn number_from(&mut self, serial: u64) {
+        self.serial = serial;
+    }
+
     /// State of the backend.
     pub(super) const fn state(&self) -> BackendState {
         self.state

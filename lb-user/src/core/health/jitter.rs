@@ -14,6 +14,11 @@ impl Jitter {
         Self(seed)
     }
 
+    /// What the rest of the sequence begins from.
+    pub(super) const fn seed(&self) -> u64 {
+        self.0
+    }
+
     /// `duration` give or take up to 10 %.
     pub(super) fn vary(&mut self, duration: Duration) -> Duration {
         let low = duration.saturating_sub(duration / 10);

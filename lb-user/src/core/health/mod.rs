@@ -280,7 +280,33 @@ impl ServiceHealth {
         self.unchecked
     }
 
-    /// Takes over the state of `backend` that is known from before (a reload, a data plane that
+    /// Checks by `config` after checks by `old`. `origins` are the backends in their new order, each
+    /// with its place in these checks; `None`: it is new. What stays keeps its state. Results of
+    /// probes that were under way, and all others with a serial number up to `serial`, do not count.
+    #[must_use]
+    pub fn succeeded_by(
+        &self,
+        (old, config): (&HealthConfig, &HealthConfig),
+        origins: &[Option<usize>],
+        now: Timestamp,
+        serial: u64,
+    ) -> Self {
+        let mut next = Self::new(config, origins.len(), now, self.jitter.seed());
+        let anew = (&old.check, old.port) != (&config.check, config.port);
+        let latest = now + config.interval;
+        for (checker, origin) in next.checkers.iter_mut().zip(origins) {
+            match origin.and_then(|origin| self.checkers.get(origin)) {
+                Some(known) => *checker = known.carry(serial, anew, (now, latest)),
+                None => checker.number_from(serial),
+            }
+            if origin.is_some() && self.unchecked {
+                checker.adopt(BackendState::Up);
+            }
+        }
+        next
+    }
+
+    /// Takes over the state of `backend` that is known from before (a data plane that
     /// went on without its controller) instead of the start state. No action comes of it.
     pub fn adopt(&mut self, backend: usize, state: BackendState) {
         if let Some(checker) = self.checkers.get_mut(backend) {

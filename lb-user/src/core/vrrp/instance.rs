@@ -56,7 +56,7 @@ pub enum VrrpAction {
 }
 
 /// What the configuration says.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Settings {
     version: VrrpVersion,
     vrid: NonZeroU8,
@@ -233,6 +233,40 @@ impl Instance {
     /// adverts from others. Unknown, ties are lost.
     pub fn set_source_address(&mut self, source: IpAddr) {
         self.source = Some(source);
+    }
+
+    /// The configuration changed, but for interface, VRID and family. The state stays: an owner goes
+    /// on to own, and tells the others at once what is new.
+    pub fn reconfigure(&mut self, now: Timestamp, config: &VrrpConfig) {
+        let settings = Settings::from_config(config);
+        let priority = config.priority.get();
+        if settings == self.settings && priority == self.priority {
+            return;
+        }
+        let before = std::mem::replace(&mut self.settings, settings);
+        self.priority = priority;
+        if self.peer.is_none() {
+            self.active_interval = self.settings.interval;
+        }
+        let Phase::Active(active) = &mut self.phase else {
+            return;
+        };
+        active.adver_at = now;
+        let Some(owned) = &mut active.owned else {
+            return;
+        };
+        // Whoever hears the advert with a shorter interval waits no longer than that lets it.
+        let longest = now + timing::lease(self.settings.interval);
+        if longest < owned.deadline {
+            owned.deadline = longest;
+            self.actions.push_back(VrrpAction::SetLease {
+                deadline: Some(longest),
+            });
+        }
+        if before.addresses != self.settings.addresses {
+            owned.announcements = Announcements::start(now);
+            self.actions.push_back(VrrpAction::Announce);
+        }
     }
 
     /// A well-formed advert from `src` was received. Adverts that have queued up must be handed

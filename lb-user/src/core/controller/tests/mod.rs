@@ -7,4 +7,5 @@ mod histories;
 mod network;
 mod node;
 mod ownership;
+mod reload;
 mod tables;

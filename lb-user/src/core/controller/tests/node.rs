@@ -14,7 +14,7 @@ use lb_common::abi::{Backend, BackendState, Mac, MaglevTable, Service, ServiceKe
 use crate::{
     config::model::Config,
     core::{
-        controller::{Action, Controller, Event, Input, VIP_LIFETIME},
+        controller::{Action, Controller, Event, Fixed, Input, VIP_LIFETIME},
         desired::{Builder, Facts},
         fixture::{self, ETH0, LO},
         health::{Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes},
@@ -224,6 +224,18 @@ impl Node {
         self.wake();
     }
 
+    /// The operator has the controller go on with another configuration.
+    pub(super) fn reload(&mut self, config: Config) -> Result<Vec<String>, Vec<Fixed>> {
+        self.wake();
+        let now = self.now;
+        let result = self.controller_mut().reload(now, config.clone());
+        if result.is_ok() {
+            self.config = config;
+        }
+        self.wake();
+        result
+    }
+
     // --- Time ---------------------------------------------------------------------------------
 
     /// Let time pass for a node that is alone.
@@ -355,7 +367,8 @@ impl Node {
     /// Whether this node answers for the addresses of instance `position`: it has them, and its
     /// lease is valid.
     pub(super) fn owns(&self, position: usize) -> bool {
-        let lease = u32::try_from(position).unwrap() + 1;
+        let slot = self.controller.as_ref().and_then(|own| own.slot(position));
+        let lease = u32::try_from(slot.unwrap_or(position)).unwrap() + 1;
         let valid = self.leases.get(&lease).is_some_and(|end| *end > self.now);
         let address = self.config.vrrp[position].addresses[0].addr();
         let uplink = self.uplink();
@@ -398,6 +411,8 @@ impl Node {
             network: controller.network(),
             uplinks: &uplinks,
             health: &health,
+            leases: super::super::leases(&controller.roles),
+            retiring: &controller.retiring,
             netns_cookie: COOKIE,
         };
         let observed = self.in_force();
