@@ -20,10 +20,11 @@ use std::{
 use ipnet::IpNet;
 use lb_user::io::{
     announce::Announcer,
+    ethtool,
     mounts::{self, Bpffs},
     netlink::{
-        AddressInfo, AddressSpec, Lifetime, LinkInfo, NeighbourInfo, NeighbourState, NetEvent,
-        NetEvents, Netlink, Resolution,
+        AddressInfo, AddressSpec, Lifetime, LinkInfo, LinkType, NeighbourInfo, NeighbourState,
+        NetEvent, NetEvents, Netlink, Resolution,
     },
     netns,
     packet_socket::PacketError,
@@ -414,6 +415,35 @@ fn a_socket_stays_in_its_namespace() {
     let names = there.run(|| netlink.links().unwrap());
     assert_eq!(names.len(), 1);
     assert_eq!(names[0].name, "lo");
+}
+
+/// A bridge is told from other links.
+#[test]
+fn bridges_are_told_from_other_links() {
+    let namespace = Namespace::new();
+    namespace.ip("link add br0 type bridge");
+    namespace.ip("link add v0 type veth peer name v1");
+    let links = namespace.run(|| Netlink::open().unwrap().links().unwrap());
+    let kind = |name: &str| links.iter().find(|link| link.name == name).unwrap().kind;
+    assert_eq!(kind("br0"), LinkType::Bridge);
+    assert_eq!(kind("v0"), LinkType::Other);
+    assert_eq!(kind("lo"), LinkType::Other);
+}
+
+/// Whether an interface keeps VLAN tags from XDP programs is what its feature says.
+#[test]
+fn stripped_vlan_tags_are_told() {
+    let namespace = Namespace::new();
+    namespace.ip("link add v0 type veth peer name v1");
+    for (state, expected) in [("off", false), ("on", true)] {
+        let told = namespace.run(|| {
+            let mut ethtool = Command::new("ethtool");
+            let set = ethtool.args(["-K", "v0", "rxvlan", state]).output();
+            assert!(set.unwrap().status.success());
+            ethtool::strips_vlan_tags("v0").unwrap()
+        });
+        assert_eq!(told, expected, "rxvlan {state}");
+    }
 }
 
 /// A port that leaves its bridge is no link that is gone; a deleted link is.

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
+    bpf::{self, BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
     clock,
     collect::Collector,
     mounts,
@@ -885,6 +885,7 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
             pins.directory().display()
         ));
     }
+    bpf::remove_filters(&pins);
     let mut netlink = Netlink::open()?;
     let managed: Vec<IpAddr> = config
         .vrrp

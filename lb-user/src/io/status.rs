@@ -80,7 +80,11 @@ fn data_plane_status(
         abi_version: ABI_VERSION,
         attach: uplinks.map(|name| uplink(controller, name)).collect(),
         cgroup: facts.cgroup.as_ref().map(|path| path.display().to_string()),
-        warnings: data_plane.warnings.clone(),
+        warnings: [
+            data_plane.warnings.as_slice(),
+            data_plane.attach_warnings.as_slice(),
+        ]
+        .concat(),
     }
 }
 

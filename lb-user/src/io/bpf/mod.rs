@@ -28,7 +28,7 @@ pub use self::{
     error::BpfError,
     maps::{CountMaps, Counts, Maps},
     pins::Pins,
-    uplinks::Outcome,
+    uplinks::{Outcome, remove_filters},
 };
 use crate::core::attach::Plan;
 
@@ -85,6 +85,8 @@ pub struct DataPlane {
     pub counters: Arc<CountMaps>,
     /// What an operator should know, in words.
     pub warnings: Vec<String>,
+    /// The same of the attachments, as it was at the last look.
+    pub attach_warnings: Vec<String>,
     attacher: Attacher,
 }
 
@@ -106,14 +108,25 @@ impl DataPlane {
             maps,
             counters,
             warnings,
+            attach_warnings: Vec::new(),
             attacher: Attacher::new(object, pins.clone()),
         })
+    }
+
+    /// Do without tcx links, as kernels before Linux 6.6 have to: for tests.
+    #[must_use]
+    pub fn without_tcx(mut self) -> Self {
+        self.attacher.avoid_tcx();
+        self
     }
 
     /// Have the uplinks' programs attached as planned and nowhere else, and repaired where somebody
     /// else changed that. Flows go on: a program of an earlier run is replaced atomically.
     pub fn attach(&mut self, plans: &[Plan]) -> Outcome {
-        self.attacher.carry_out(plans)
+        let mut outcome = self.attacher.carry_out(plans);
+        let known = std::mem::replace(&mut self.attach_warnings, outcome.warnings.clone());
+        outcome.warnings.retain(|warning| !known.contains(warning));
+        outcome
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Outcome {
     pub attached: Vec<Attachment>,
     /// What somebody else had changed, in words.
     pub repaired: Vec<String>,
-    /// What else an operator should know now, in words.
+    /// What else an operator should know now, and did not at the last look, in words.
     pub warnings: Vec<String>,
     /// What did not work; empty: everything is attached.
     pub failures: Vec<BpfError>,
@@ -48,6 +48,17 @@ struct Held {
     link: OwnedFd,
     program: u32,
 }
+
+/// Programs that stood before ours at every look until now.
+#[derive(Default)]
+struct Rivals {
+    names: Vec<String>,
+    looks: u32,
+}
+
+/// Looks after which a rival is left where it insists on standing: loading the program again and
+/// again keeps the controller from its work.
+const PATIENCE: u32 = 5;
 
 /// A carrier whose mode was found.
 struct Settled {
@@ -64,10 +75,12 @@ pub(super) struct Attacher {
     held: BTreeMap<String, Held>,
     /// By the carrier's index.
     settled: BTreeMap<u32, Settled>,
-    /// Who stood before a program when that was said last, by the name of its pin.
-    overtaken: BTreeMap<String, Vec<String>>,
+    /// Who stands before a program at every look, by the name of its pin.
+    overtaken: BTreeMap<String, Rivals>,
     /// Filters of clsact, by interface name.
     filters: BTreeSet<(String, Side)>,
+    /// Those of earlier runs are among them.
+    knows_filters: bool,
     /// The kernel has no tcx links.
     lacks_tcx: bool,
     handle: u16,
@@ -84,9 +97,15 @@ impl Attacher {
             settled: BTreeMap::new(),
             overtaken: BTreeMap::new(),
             filters: BTreeSet::new(),
+            knows_filters: false,
             lacks_tcx: false,
             outcome: Outcome::default(),
         }
+    }
+
+    /// See [`super::DataPlane::without_tcx`].
+    pub(super) const fn avoid_tcx(&mut self) {
+        self.lacks_tcx = true;
     }
 
     /// See [`super::DataPlane::attach`].
@@ -107,7 +126,11 @@ impl Attacher {
                 let places = plan.places.iter();
                 filters.extend(places.map(|place| (place.interface.clone(), Side::Ingress)));
             }
-            links.extend(mode.map(|mode| links_of(plan, mode)).into_iter().flatten());
+            // Where nothing new works, what an earlier run left goes on.
+            let modes = mode.map_or(vec![Mode::Native, Mode::Tc, Mode::Generic], |mode| {
+                vec![mode]
+            });
+            links.extend(modes.iter().flat_map(|mode| links_of(plan, *mode)));
         }
         self.settled
             .retain(|carrier, _| plans.iter().any(|plan| plan.carrier == *carrier));
@@ -194,6 +217,7 @@ impl Attacher {
         if self.is_held(&link, plan.carrier, what)? {
             return Ok(());
         }
+        self.drop_elsewhere(&link, plan.carrier);
         if xdp::adopt(&mut self.object, &self.pins, &link)? {
             debug!(link, "replaced the program of an earlier run");
         } else {
@@ -239,6 +263,7 @@ impl Attacher {
         let link = side.link_name(place.ifindex);
         let what = || format!("the program {} of {}", side.name(), place.interface);
         if !self.is_held(&link, place.ifindex, what)? {
+            self.drop_elsewhere(&link, place.ifindex);
             if !tc::adopt(&mut self.object, &self.pins, side, &link)? {
                 remove_file(&self.pins.link(&link))?;
                 match tc::attach_first(&mut self.object, side, &place.interface) {
@@ -274,18 +299,33 @@ impl Attacher {
             self.overtaken.remove(link);
             return Ok(());
         }
+        let rivals = self.overtaken.entry(link.to_owned()).or_default();
+        let known = rivals.names == before;
+        rivals.looks = if known {
+            rivals.looks.saturating_add(1)
+        } else {
+            1
+        };
+        rivals.names.clone_from(&before);
+        let strangers = before.join(", ");
+        let (interface, name) = (&place.interface, side.name());
+        if rivals.looks > PATIENCE {
+            let warning = format!(
+                "{interface}: {strangers} insists on standing before {name} and is left there: what \
+                 it accepts or redirects xvip does not see"
+            );
+            self.outcome.warnings.push(warning);
+            return Ok(());
+        }
         tc::renew(&mut self.object, side)?;
         let new = tc::attach_first(&mut self.object, side, &place.interface)?;
         self.end(link);
         tc::pin_link(new, &self.pins, link)?;
         let program = tc::program_id(&mut self.object, side);
         self.hold(link, program)?;
-        let strangers = before.join(", ");
-        if self.overtaken.insert(link.to_owned(), before.clone()) != Some(before) {
+        if !known {
             self.outcome.repaired.push(format!(
-                "the order of tc programs on {} ({strangers} stood before {})",
-                place.interface,
-                side.name()
+                "the order of tc programs on {interface} ({strangers} stood before {name})"
             ));
         }
         Ok(())
@@ -322,6 +362,18 @@ impl Attacher {
                 .push(format!("{}, whose pin was removed", what()));
         }
         Ok(true)
+    }
+
+    /// End a link of this name that is attached to another interface: a name that changed its
+    /// interface in the middle of an attachment, or an index that was used again.
+    fn drop_elsewhere(&mut self, link: &str, ifindex: u32) {
+        let Ok(open) = syscall::open_pin(&self.pins.link(link)) else {
+            return;
+        };
+        let state = syscall::link_state(open.as_fd());
+        if state.is_ok_and(|now| now.ifindex != ifindex) {
+            self.end(link);
+        }
     }
 
     fn hold(&mut self, link: &str, program: Option<u32>) -> Result<(), BpfError> {
@@ -370,6 +422,10 @@ impl Attacher {
         }
         self.held.retain(|link, _| links.contains(link));
         self.overtaken.retain(|link, _| links.contains(link));
+        if self.lacks_tcx && !self.knows_filters {
+            self.knows_filters = true;
+            self.filters.extend(filter_places());
+        }
         let stale: Vec<_> = self.filters.difference(filters).cloned().collect();
         for (interface, side) in stale {
             let handle = self.handle;
@@ -377,6 +433,35 @@ impl Attacher {
             self.filters.remove(&(interface, side));
         }
     }
+}
+
+/// Remove the clsact filters of an instance from all interfaces. They outlive their controller, and no
+/// pin tells of them.
+pub fn remove_filters(pins: &Pins) {
+    let handle = handle_of(pins);
+    for (interface, side) in filter_places() {
+        Filter { side, handle }.detach(&interface);
+    }
+}
+
+/// Where a clsact filter may be.
+fn filter_places() -> BTreeSet<(String, Side)> {
+    let interfaces = nix::net::if_::if_nameindex();
+    let names: Vec<String> = match &interfaces {
+        Ok(all) => all
+            .iter()
+            .filter_map(|one| Some(one.name().to_str().ok()?.to_owned()))
+            .collect(),
+        Err(error) => {
+            warn!(%error, "cannot list interfaces");
+            Vec::new()
+        }
+    };
+    let sides = [Side::Ingress, Side::Egress];
+    let places = names
+        .iter()
+        .flat_map(|name| sides.map(|side| (name.clone(), side)));
+    places.collect()
 }
 
 /// Names of the pins of a carrier's ingress links in `mode`.
