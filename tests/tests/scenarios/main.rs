@@ -6,6 +6,7 @@
 mod attach;
 mod backends;
 mod closing;
+mod clsact;
 mod floods;
 mod hairpin;
 mod loops;
