@@ -53,6 +53,9 @@ pub struct Load {
     /// Bytes of content to fetch and check with each.
     #[arg(long, default_value_t = 1000)]
     pub bytes: usize,
+    /// Bytes of content to send with each; the server checks them.
+    #[arg(long, default_value_t = 0)]
+    pub upload: usize,
     /// Without TLS.
     #[arg(long)]
     pub plain: bool,
@@ -72,6 +75,7 @@ impl Load {
             requests: 1000,
             concurrency: NonZeroUsize::MIN.saturating_add(19),
             bytes: 1000,
+            upload: 0,
             plain: false,
             timeout_ms: 5000,
             source_ports: None,
@@ -360,11 +364,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let request = format!(
-        "GET /bytes?n={} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        load.bytes, load.target
+        "POST /bytes?n={} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        load.bytes, load.target, load.upload
     );
+    let request = [request.into_bytes(), content(load.upload)].concat();
     let broken = |error: std::io::Error| Failure::Broken(error.to_string());
-    stream.write_all(request.as_bytes()).await.map_err(broken)?;
+    stream.write_all(&request).await.map_err(broken)?;
+    // TLS may hold the end of it back.
+    stream.flush().await.map_err(broken)?;
     let mut received = Vec::new();
     stream.read_to_end(&mut received).await.map_err(broken)?;
     check(&received, load.bytes)

@@ -493,6 +493,7 @@ fn requests_by(mut command: std::process::Command, load: &Load) -> Result<Report
         .args(["--requests", &load.requests.to_string()])
         .args(["--concurrency", &load.concurrency.to_string()])
         .args(["--bytes", &load.bytes.to_string()])
+        .args(["--upload", &load.upload.to_string()])
         .args(["--timeout-ms", &load.timeout_ms.to_string()]);
     if load.plain {
         command.arg("--plain");

@@ -6,7 +6,7 @@
 //! | `/healthz`, `/livez`, `/readyz` | `ok`, or another status after SIGUSR1 or `/control` |
 //! | `/version` | JSON like the apiserver's |
 //! | `/whoami` | JSON: node, client's address and port, own address and port |
-//! | `/bytes?n=1000` | that many bytes of [`content`] |
+//! | `/bytes?n=1000` | that many bytes of [`content`]; what is sent with the request must be content, too |
 //! | `/watch` | one line of JSON per second, chunked, without end |
 //! | `/control?status=500&delay_ms=0` | sets what the health paths answer, and how late |
 //!
@@ -269,7 +269,7 @@ where
     let who = Arc::new(who);
     let service = service_fn(|request| {
         let (who, state) = (who.clone(), state.clone());
-        async move { Ok::<_, Infallible>(answer(&request, &who, &state).await) }
+        async move { Ok::<_, Infallible>(answer(request, &who, &state).await) }
     });
     http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -279,19 +279,24 @@ where
 
 type AnyBody = UnsyncBoxBody<Bytes, Infallible>;
 
-async fn answer(request: &Request<Incoming>, who: &WhoAmI, state: &State) -> Response<AnyBody> {
+async fn answer(request: Request<Incoming>, who: &WhoAmI, state: &State) -> Response<AnyBody> {
+    let (request, body) = request.into_parts();
     let query = |name: &str| {
-        let pairs = request.uri().query()?.split('&');
+        let pairs = request.uri.query()?.split('&');
         pairs
             .filter_map(|pair| pair.split_once('='))
             .find_map(|(key, value)| (key == name).then(|| value.parse::<u64>().ok())?)
     };
-    let mut response = match request.uri().path() {
+    let mut response = match request.uri.path() {
         "/healthz" | "/livez" | "/readyz" => health(state).await,
         "/version" => json(&serde_json::json!({
             "major": "1", "minor": "36", "gitVersion": "v1.36.0-xvip-standin", "platform": "linux",
         })),
         "/whoami" => json(who),
+        "/bytes" if !is_content(body).await => text(
+            StatusCode::BAD_REQUEST,
+            "not the content that was to be sent\n",
+        ),
         "/bytes" => bytes(query("n").unwrap_or(0)),
         "/watch" => Response::new(Watch::new(&who.node).boxed_unsync()),
         "/control" => {
@@ -332,6 +337,15 @@ async fn health(state: &State) -> Response<AnyBody> {
             "not ready"
         },
     )
+}
+
+/// Whether a client sent [`content`], of whatever length.
+async fn is_content(body: Incoming) -> bool {
+    let Ok(body) = body.collect().await else {
+        return false;
+    };
+    let sent = body.to_bytes();
+    sent == content(sent.len())
 }
 
 fn bytes(length: u64) -> Response<AnyBody> {
