@@ -184,6 +184,12 @@ impl Ipv4Header {
         u16::from_be_bytes(self.total_length)
     }
 
+    /// This is a fragment, and not the first one: it has no transport header.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x1fff != 0
+    }
+
     /// More fragments follow, or this is not the first one.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
@@ -460,6 +466,43 @@ impl NdPacket {
     pub const ADVERTISEMENT: u8 = 136;
 }
 
+/// ICMP (RFC 792) and `ICMPv6` (RFC 4443): what all messages begin with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct IcmpHeader {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum, big-endian.
+    pub checksum: [u8; 2],
+    /// Depends on the type: an identifier, an MTU.
+    pub rest: [u8; 4],
+}
+
+impl IcmpHeader {
+    /// Length in bytes. What an error quotes begins behind it.
+    pub const LEN: usize = 8;
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 2;
+
+    /// Whether messages of this IPv4 type are errors that are about a packet and go to its sender:
+    /// unreachable (also: too big), time exceeded, parameter problem. Redirects are not: they are for
+    /// this node's own routing (RFC 1122 section 3.2.2.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_error_v4(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    /// The same for IPv6: RFC 4443 section 2.1 keeps the types below 128 for errors; four exist.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_error_v6(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+}
+
 /// Marks types that any bytes of the right length are valid for and whose alignment is 1.
 ///
 /// # Safety
@@ -490,6 +533,7 @@ wire!(
     UdpHeader: UdpHeader::LEN,
     ArpPacket: ArpPacket::LEN,
     NdPacket: NdPacket::LEN,
+    IcmpHeader: IcmpHeader::LEN,
 );
 
 // SAFETY: one byte.

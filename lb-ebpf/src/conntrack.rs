@@ -16,6 +16,7 @@ use crate::{
     maps::{self, Scratch, SocketMatch},
     nat,
     newflow::{COMMIT, SELECT},
+    packet::Context,
     parse::{self, Transport},
     select,
     stages::Stages,
@@ -118,7 +119,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
     pub(crate) fn decide(&mut self) -> Decision {
         let service = self.service;
         let local = service.local_backend();
-        let origin = self.origin();
+        let origin = origin::<C, F>(self.ctx, self.scratch.key.src_ref());
         if origin != NODE_NONE && local != 0 {
             return self.from_peer();
         }
@@ -237,27 +238,27 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
         });
         decision.new_connection(target.new)
     }
+}
 
-    /// Number of the peer that forwarded the frame: its MAC, but not its address as the source.
-    /// [`NODE_NONE`]: it comes from the client, or a router on its way.
-    #[inline(always)]
-    fn origin(&self) -> u32 {
-        let Ok(macs) = parse::macs(self.ctx) else {
-            return NODE_NONE;
-        };
-        let peer = maps::peer_of_mac(macs.src);
-        if peer == NODE_NONE || peer == client_node::<F>(self.scratch) {
-            NODE_NONE
-        } else {
-            peer
-        }
+/// Number of the peer that forwarded the frame from `source`: its MAC, but not its address.
+/// [`NODE_NONE`]: it comes from the client, or a router on its way.
+#[inline(always)]
+pub(crate) fn origin<C: Context, F: Family>(ctx: &C, source: &F::Addr) -> u32 {
+    let Ok(macs) = parse::macs(ctx) else {
+        return NODE_NONE;
+    };
+    let peer = maps::peer_of_mac(macs.src);
+    if peer == NODE_NONE || peer == node_of::<F>(source) {
+        NODE_NONE
+    } else {
+        peer
     }
 }
 
-/// Node of a client that is itself an xvip node.
+/// Number of the xvip node with this address.
 #[inline(always)]
-pub(crate) fn client_node<F: Family>(scratch: &Scratch<F::Addr>) -> u32 {
-    maps::get(F::peer_addrs(), scratch.key.src_ref()).map_or(NODE_NONE, |node| node.number())
+pub(crate) fn node_of<F: Family>(addr: &F::Addr) -> u32 {
+    maps::get(F::peer_addrs(), addr).map_or(NODE_NONE, |node| node.number())
 }
 
 /// Let the local backend's listener take this connection: the kernel finds it by the VIP, or, where

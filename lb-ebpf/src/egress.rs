@@ -11,14 +11,14 @@ use lb_common::{
 };
 
 use crate::{
-    family::{Family, V4, V6},
-    fence, maps, packet, parse,
+    family::{Family, Ip, V4, V6},
+    fence, icmp, maps, packet, parse,
 };
 
 /// What becomes of a frame that leaves.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> Reason {
-    if packet::pull_headers(ctx).is_err() {
+    if !packet::pull_headers(ctx) {
         return Reason::Truncated;
     }
     let Ok(ethernet) = parse::ethernet(ctx) else {
@@ -37,7 +37,14 @@ pub(crate) fn egress(ctx: &TcContext) -> Reason {
 /// checksums that are left to the hardware and segments that are not cut yet.
 #[inline(always)]
 fn reply<F: Family>(ctx: &TcContext, l3: usize) -> Reason {
-    let Some((src, sport, proto, l4)) = source::<F>(ctx, l3) else {
+    let Ok(ip) = F::locate(ctx, l3) else {
+        return Reason::EgressOther;
+    };
+    if ip.proto == F::ICMP && !ip.fragment && icmp::outgoing::<TcContext, F>(ctx, l3, ip.l4, ip.end)
+    {
+        return Reason::ReplyTranslated;
+    }
+    let Some((src, sport, proto, l4)) = source::<F>(ctx, l3, ip) else {
         return Reason::EgressOther;
     };
     let Some(port) = maps::get(F::reply_ports(), &ServiceKey::new(src, sport, proto)) else {
@@ -68,8 +75,7 @@ fn reply<F: Family>(ctx: &TcContext, l3: usize) -> Reason {
 ///
 /// The length is not compared with the frame: a GSO frame's IP length may be anything.
 #[inline(always)]
-fn source<F: Family>(ctx: &TcContext, l3: usize) -> Option<(F::Addr, u16, u8, usize)> {
-    let ip = F::locate(ctx, l3).ok()?;
+fn source<F: Family>(ctx: &TcContext, l3: usize, ip: Ip) -> Option<(F::Addr, u16, u8, usize)> {
     if (ip.proto != IPPROTO_TCP && ip.proto != IPPROTO_UDP) || ip.fragment {
         return None;
     }

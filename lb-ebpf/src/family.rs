@@ -13,8 +13,8 @@ use lb_common::{
     checksum::{self, Delta},
     hash::HashWords,
     headers::{
-        IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_TCP,
-        Ipv4Header, Ipv6Extension, Ipv6Header, Wire,
+        IPPROTO_DSTOPTS, IPPROTO_FRAGMENT, IPPROTO_HOPOPTS, IPPROTO_ICMP, IPPROTO_ICMPV6,
+        IPPROTO_ROUTING, IPPROTO_TCP, IcmpHeader, Ipv4Header, Ipv6Extension, Ipv6Header, Wire,
     },
     reason::Reason,
 };
@@ -121,6 +121,17 @@ pub(crate) trait Family: 'static {
     fn header_intact<C: Context>(ctx: &C, l3: usize, l4: usize, chunk: &mut Chunk) -> bool;
     /// Take one off the TTL (hop limit) and fix the header's checksum; false if it ran out.
     fn hop<C: Context>(ctx: &C, l3: usize) -> bool;
+    /// IP protocol number of this family's ICMP.
+    const ICMP: u8;
+    /// Whether ICMP messages of type `kind` are errors about a packet.
+    fn is_icmp_error(kind: u8) -> bool;
+    /// Whether ICMP messages of type `kind` are neighbour or router discovery.
+    fn is_neighbour_discovery(kind: u8) -> bool;
+    /// Protocol and length of the quoted IP header at `l3`; `None` if no transport header follows.
+    fn quoted<C: Context>(ctx: &C, l3: usize) -> Option<(u8, usize)>;
+    /// What the changes of addresses in an IP header mean for the sum of an ICMP message that is
+    /// behind it or quotes it.
+    fn in_icmp_sum(addresses: Delta) -> Delta;
     /// The address as the trace writes it.
     fn record(addr: &Self::Addr) -> [u8; 16];
     /// The address of a source whose rate is limited: IPv6 by its /64.
@@ -367,6 +378,32 @@ impl Family for V4 {
         packet::store(ctx, l3 + Ipv4Header::TTL, ttl - 1) && packet::store(ctx, at, sum)
     }
 
+    const ICMP: u8 = IPPROTO_ICMP;
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        IcmpHeader::is_error_v4(kind)
+    }
+
+    #[inline(always)]
+    fn is_neighbour_discovery(_kind: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn quoted<C: Context>(ctx: &C, l3: usize) -> Option<(u8, usize)> {
+        let ip: Ipv4Header = packet::load(ctx, l3)?;
+        let header_len = ip.header_len();
+        let usable = ip.version() == 4 && header_len >= Ipv4Header::LEN && !ip.is_later_fragment();
+        usable.then_some((ip.protocol, header_len))
+    }
+
+    /// Nothing: there is no pseudo-header, and a quoted header's own checksum makes up for it.
+    #[inline(always)]
+    fn in_icmp_sum(_addresses: Delta) -> Delta {
+        Delta::ZERO
+    }
+
     #[inline(always)]
     fn record(addr: &[u8; 4]) -> [u8; 16] {
         maps::from_words([u32::from_ne_bytes(*addr), 0, 0, 0])
@@ -569,6 +606,30 @@ impl Family for V6 {
             Some(limit) if limit > 1 => packet::store(ctx, at, limit - 1),
             _ => false,
         }
+    }
+
+    const ICMP: u8 = IPPROTO_ICMPV6;
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        IcmpHeader::is_error_v6(kind)
+    }
+
+    #[inline(always)]
+    fn is_neighbour_discovery(kind: u8) -> bool {
+        matches!(kind, 133..=137)
+    }
+
+    /// Extension headers are not looked through: services' packets have none.
+    #[inline(always)]
+    fn quoted<C: Context>(ctx: &C, l3: usize) -> Option<(u8, usize)> {
+        let ip: Ipv6Header = packet::load(ctx, l3)?;
+        (ip.version() == 6).then_some((ip.next_header, Ipv6Header::LEN))
+    }
+
+    #[inline(always)]
+    fn in_icmp_sum(addresses: Delta) -> Delta {
+        addresses
     }
 
     #[inline(always)]

@@ -142,8 +142,9 @@ pub(crate) fn dsr<C: Context, A: Address>(
     }
 }
 
+/// [`dsr`], but the decision is the caller's.
 #[inline(always)]
-fn try_dsr<C: Context, A: Address>(
+pub(crate) fn try_dsr<C: Context, A: Address>(
     ctx: &C,
     tags: u32,
     backend: &Backend<A>,

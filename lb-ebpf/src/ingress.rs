@@ -2,9 +2,7 @@
 
 use lb_common::{
     abi::{Address as _, FlowKey, ServiceKey, same_mac},
-    headers::{
-        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    },
+    headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
     reason::Reason,
 };
 
@@ -15,7 +13,7 @@ use crate::{
     fence,
     maps::{self, Scratch},
     packet,
-    parse::{self, Ethernet},
+    parse::{self, Ethernet, Transport},
     stages::Stages,
 };
 
@@ -86,11 +84,15 @@ fn to_vip<C: Stages<F>, F: Family>(
     let mut ip = F::locate(ctx, l3)?;
     ip.l4 = scratch.forget::<0x1ff>(ip.l4);
     ip.end = scratch.forget::<0xf_ffff>(ip.end);
-    match ip.proto {
-        IPPROTO_TCP | IPPROTO_UDP => {}
-        // Echo, errors and neighbour discovery are the kernel's, like every other protocol.
-        IPPROTO_ICMPV6 => return Err(Reason::Neighbour),
-        _ => return Err(Reason::NotBalanced),
+    if ip.proto == F::ICMP {
+        if ip.fragment {
+            return Err(Reason::IcmpOther);
+        }
+        scratch.save(l3, ip.end, tags, &Transport::none(ip.l4));
+        return Ok(Decision::decode(ctx.icmp()));
+    }
+    if ip.proto != IPPROTO_TCP && ip.proto != IPPROTO_UDP {
+        return Err(Reason::NotBalanced);
     }
     if ip.fragment {
         return Err(Reason::Fragment);

@@ -17,6 +17,7 @@ mod egress;
 mod family;
 mod fence;
 mod forward;
+mod icmp;
 mod ingress;
 mod maps;
 mod nat;
@@ -55,7 +56,7 @@ pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
 #[classifier]
 pub(crate) fn tc_ingress(ctx: TcContext) -> i32 {
     let length = ctx.length();
-    if packet::pull_headers(&ctx).is_err() {
+    if !packet::pull_headers(&ctx) {
         return tcx_action_base::TCX_NEXT;
     }
     let decision = ingress::ingress(&ctx);

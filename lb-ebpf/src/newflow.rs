@@ -13,7 +13,7 @@ use lb_common::{
 };
 
 use crate::{
-    conntrack::client_node,
+    conntrack::node_of,
     decision::{Outcome, Target},
     family::Family,
     maps::{self, Scratch, SocketMatch},
@@ -134,7 +134,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
         self.admit()?;
         self.scratch.stage(Stage::Select);
         let node = if excluded == NODE_NONE {
-            client_node::<F>(self.scratch)
+            node_of::<F>(self.scratch.key.src_ref())
         } else {
             excluded
         };

@@ -30,6 +30,9 @@ pub(crate) trait Context {
     fn taken_tag(&self) -> u16;
     /// Cut the frame to `length` bytes; false if that is not possible.
     fn trim(&self, length: usize) -> bool;
+    /// Make the first `length` bytes (all, if there are fewer) directly accessible; false if that is
+    /// not possible.
+    fn pull(&self, length: usize) -> bool;
     /// Copy the first `length` bytes at `offset` of the frame to `to`; false if they are not there.
     fn copy(&self, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool;
     /// Correct the upper-layer checksum at `at`, which is `old` now, for changes of the
@@ -82,6 +85,12 @@ impl Context for XdpContext {
         let delta = length as i32 - self.length() as i32;
         // SAFETY: the program's own context; packet pointers are made anew for each access.
         unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
+    }
+
+    /// Headers are in the first buffer.
+    #[inline(always)]
+    fn pull(&self, _length: usize) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -149,6 +158,16 @@ impl Context for TcContext {
     fn trim(&self, length: usize) -> bool {
         // SAFETY: as in `ifindex`; packet pointers are made anew for each access.
         unsafe { bpf_skb_change_tail(self.skb.skb, length as u32, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn pull(&self, length: usize) -> bool {
+        let whole = self.length();
+        if linear(self) >= length || whole <= linear(self) {
+            return true;
+        }
+        let wanted = if whole < length { whole } else { length };
+        self.pull_data(wanted as u32).is_ok()
     }
 
     #[inline(always)]
@@ -365,14 +384,6 @@ const HEADERS: usize = 14 + 8 + 60 + 20 + 32;
 
 /// Make the headers of a socket buffer directly accessible: they may lie in its non-linear part.
 #[inline(always)]
-pub(crate) fn pull_headers(ctx: &TcContext) -> Result<(), ()> {
-    if linear(ctx) >= HEADERS || ctx.length() <= linear(ctx) {
-        return Ok(());
-    }
-    let wanted = if ctx.length() < HEADERS {
-        ctx.length()
-    } else {
-        HEADERS
-    };
-    ctx.pull_data(wanted as u32).map_err(drop)
+pub(crate) fn pull_headers(ctx: &TcContext) -> bool {
+    ctx.pull(HEADERS)
 }

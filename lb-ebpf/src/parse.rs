@@ -73,6 +73,24 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// Of a packet that is neither TCP nor UDP, whose upper layer is at `l4`.
+    #[inline(always)]
+    pub(crate) const fn none(l4: usize) -> Self {
+        Self {
+            udp: false,
+            sport: 0,
+            dport: 0,
+            segment: Segment {
+                seq: 0,
+                ack: 0,
+                len: 0,
+                flags: 0,
+            },
+            l4,
+            checksum: [0; 2],
+        }
+    }
+
     /// Offset of the checksum in the frame.
     #[inline(always)]
     pub(crate) const fn checksum_at(&self) -> usize {
