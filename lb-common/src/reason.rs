@@ -179,12 +179,10 @@ reasons! {
     AnswerFailed = 62, "answer_failed", Drop;
     /// `sk_lookup`: given to the listener of a local backend that listens on one address only.
     ListenerAssigned = 63, "listener_assigned", Pass;
-    /// A segment without ACK, or of no use, of a flow whose backend went down.
-    FlowDead = 64, "flow_dead", Drop;
     /// A UDP packet to a service, sent by a process on this node: to the local backend.
-    SendLocal = 65, "send_local", Pass;
+    SendLocal = 64, "send_local", Pass;
     /// A UDP packet to a service, sent by a process on this node: to a backend elsewhere.
-    SendRemote = 66, "send_remote", Pass;
+    SendRemote = 65, "send_remote", Pass;
 }
 
 impl Reason {

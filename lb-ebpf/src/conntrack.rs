@@ -121,7 +121,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
         let local = service.local_backend();
         let origin = origin::<C, F>(self.ctx, self.scratch.key.src_ref());
         if origin != NODE_NONE && local != 0 {
-            return self.from_peer();
+            return self.forwarded_by_peer();
         }
         let syn = self.transport.segment.is_syn();
         if local != 0 && !syn && !self.transport.udp && self.maglev_is(local) {
@@ -180,7 +180,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
     /// A peer balanced it already, and this node has a backend: deliver, whatever this node's own
     /// checks say. The kernel answers.
     #[inline(always)]
-    fn from_peer(&mut self) -> Decision {
+    fn forwarded_by_peer(&mut self) -> Decision {
         if self.transport.segment.is_syn() {
             self.save();
             // From its SYN on the flow is the kernel's: an entry left by an earlier attempt, or by an
@@ -262,7 +262,7 @@ pub(crate) fn node_of<F: Family>(addr: &F::Addr) -> u32 {
 }
 
 /// Let the local backend's listener take this connection: the kernel finds it by the VIP, or, where
-/// it listens on the backend's own address only, by sk_lookup. False: nothing listens.
+/// it listens on the backend's own address only, by `sk_lookup`. False: nothing listens.
 #[inline(always)]
 pub(crate) fn listen<C: Stages<F>, F: Family>(ctx: &C) -> u64 {
     let Some(scratch) = F::scratch() else {

@@ -323,7 +323,7 @@ fn about_request<C: Context, F: Family>(
     scratch.out.set_transport(0, 0, 0);
     scratch.service_key = ServiceKey::new(scratch.key.dst(), entry.vip_port(), proto);
     let service = maps::find(F::services(), &scratch.service_key);
-    Ok(decision.of_service(service.map_or(0, |service| service.id())))
+    Ok(decision.of_service(service.map_or(0, Service::id)))
 }
 
 /// Rewrite the error from `holder` to `back` outside, and the quoted packet from the reverse of `key`

@@ -480,14 +480,18 @@ pub(crate) fn add_part<C: Context>(
     let last = rounded.wrapping_sub(4) & 0x1fc;
     let words = chunk.0.as_mut_ptr();
     // SAFETY: `last` is a multiple of 4 below CHUNK, and the chunk is aligned.
-    unsafe { words.add(last).cast::<u32>().write_volatile(0) };
+    #[expect(clippy::cast_ptr_alignment, reason = "a chunk is aligned for words")]
+    unsafe {
+        words.add(last).cast::<u32>().write_volatile(0);
+    };
     if length == 0 || length > CHUNK || rounded > CHUNK || !ctx.copy(offset, &mut chunk.0, length) {
         return None;
     }
     // SAFETY: the helper reads at most CHUNK bytes, a multiple of 4.
     let sum =
         unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.cast(), rounded as u32, seed) };
-    Some(sum as u32)
+    // The sum, or a negative errno, which makes the checksum a wrong one.
+    Some(sum.cast_unsigned() as u32)
 }
 
 /// The filter of the trace.

@@ -3,7 +3,9 @@
 
 use aya_ebpf::btf_maps::LruHashMap;
 use lb_common::{
-    abi::{Address, Backend, Flow, FlowKey, NatReturn, ServiceKey, events::Stage, path_tag},
+    abi::{
+        Address, Backend, Flow, FlowKey, NatReturn, Service, ServiceKey, events::Stage, path_tag,
+    },
     checksum::Delta,
     conntrack::{FlowState, Segment},
     hash,
@@ -81,8 +83,7 @@ fn try_commit<C: Context, F: Family>(
 ) -> Result<Outcome, Reason> {
     let udp = scratch.key.proto() == IPPROTO_UDP;
     let new = udp || scratch.facts.segment().is_syn();
-    let silent = udp
-        || maps::find(F::services(), &scratch.service_key).is_none_or(|service| service.silent());
+    let silent = udp || maps::find(F::services(), &scratch.service_key).is_none_or(Service::silent);
     let path = set_entry::<C, F>(ctx, scratch, id)?;
     let Some(nat_port) = allocate::<F>(scratch, id) else {
         return if silent {
@@ -400,7 +401,7 @@ fn reply<C: Stages<F>, F: Family>(ctx: &C, scratch: &mut Scratch<F::Addr>) -> Op
         .set_transport(entry.vip_port(), entry.client_port(), proto);
     scratch.facts.backend = entry.backend();
     scratch.service_key = ServiceKey::new(vip, entry.vip_port(), proto);
-    let service = maps::find(F::services(), &scratch.service_key).map_or(0, |service| service.id());
+    let service = maps::find(F::services(), &scratch.service_key).map_or(0, Service::id);
     if proto != IPPROTO_UDP {
         learn::<F>(scratch, service, entry.backend(), half);
     }
@@ -437,11 +438,11 @@ fn learn<F: Family>(scratch: &mut Scratch<F::Addr>, service: u32, backend: u32, 
     // The client's flow, from the reply that it gets.
     scratch.holder = crate::decision::reversed(&scratch.out);
     if !is_reset(segment.flags) {
-        maps::update_lru(F::half_flows(), &scratch.holder, |flow| flow.set_answered());
+        maps::update_lru(F::half_flows(), &scratch.holder, Flow::set_answered);
         return;
     }
     if !half {
-        maps::update_lru(F::flows(), &scratch.holder, |flow| flow.close());
+        maps::update_lru(F::flows(), &scratch.holder, Flow::close);
     }
     let refused = maps::update_lru(F::half_flows(), &scratch.holder, |flow| {
         let refused = flow.state() == FlowState::Syn;

@@ -129,7 +129,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
         let local = self.service.local_backend();
         if local != 0 && !self.udp && self.held_here() {
             self.scratch.stage(Stage::Socket);
-            return Ok(Outcome::Forward(self.target(local, 0, false)).into());
+            return Ok(Outcome::Forward(Self::target(local, 0, false)).into());
         }
         self.admit()?;
         self.scratch.stage(Stage::Select);
@@ -145,7 +145,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     }
 
     #[inline(always)]
-    fn target(&self, backend: u32, nat_port: u16, new: bool) -> Target {
+    fn target(backend: u32, nat_port: u16, new: bool) -> Target {
         Target {
             backend,
             nat_port,
@@ -177,7 +177,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
             return anew;
         }
         self.scratch.flow = flow;
-        let target = self.target(id, nat_port, false);
+        let target = Self::target(id, nat_port, false);
         if self.udp {
             if flow.idle(self.now) >= u32::from(self.service.idle_seconds()) {
                 return anew;
@@ -293,7 +293,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
                 // Nothing listens here, and nobody else can take it: the kernel answers.
                 Err(_) if local_failed => {
                     let local = self.service.local_backend();
-                    return Ok(Outcome::Forward(self.target(local, 0, true)).into());
+                    return Ok(Outcome::Forward(Self::target(local, 0, true)).into());
                 }
                 Err(reason) => return self.unusable(reason).map(Chosen::from),
             };
@@ -324,7 +324,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     /// Write the entry of a flow to `backend`.
     #[inline(always)]
     fn commit(&mut self, id: u32, backend: &Backend<F::Addr>) -> Result<Chosen, Reason> {
-        let mut target = self.target(id, 0, self.syn || self.udp);
+        let mut target = Self::target(id, 0, self.syn || self.udp);
         // What is left of an earlier connection would take the segments that follow away.
         maps::remove_lru(F::flows(), &self.scratch.key);
         let method = backend.method().ok_or(Reason::Inconsistent)?;
