@@ -1,4 +1,4 @@
-//! The TCP sockets of a network namespace, listed and ended (sock_diag(7)).
+//! The TCP sockets of a network namespace, listed and ended (`sock_diag(7)`).
 
 use std::{
     io,
