@@ -10,12 +10,11 @@ use lb_common::{
 };
 
 use crate::{
-    decision::{Decision, Outcome, Returned, Target},
+    decision::{Decision, Next, Outcome, Returned, Target},
     family::Family,
     forward,
     maps::{self, Scratch, SocketMatch},
     nat,
-    newflow::{COMMIT, SELECT},
     packet::Context,
     parse::{self, Transport},
     select,
@@ -144,11 +143,11 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
             Lookup::Missing => {
                 self.save();
                 let mut outcome = self.ctx.half_open(origin);
-                if outcome & SELECT != 0 {
-                    outcome = self.ctx.new_flow(origin, (outcome & !SELECT) as u32);
+                if let Some(failed) = Next::selects(outcome) {
+                    outcome = self.ctx.new_flow(origin, failed);
                 }
-                if outcome & COMMIT != 0 {
-                    outcome = self.ctx.nat_commit((outcome & !COMMIT) as u32);
+                if let Some(id) = Next::commits(outcome) {
+                    outcome = self.ctx.nat_commit(id);
                 }
                 let target = match Outcome::decode(outcome) {
                     Returned::Forward(target) => target,

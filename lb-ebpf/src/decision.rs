@@ -7,10 +7,14 @@ use lb_common::{
 
 /// What becomes of a packet: reason, verdict, service, and the interface for a redirection.
 ///
-/// Bits: 0-7 reason, 8-9 verdict, 12 new connection, 16-31 service id, 32-63 interface index.
+/// Bits: 0-7 reason, 8-9 verdict, 10-15 see below, 16-31 service id, 32-63 interface index.
 #[derive(Clone, Copy)]
 pub(crate) struct Decision(u64);
 
+// Whatever a stage returns is one of these words, so that all flags are below what may hold any
+// number.
+const SELECT: u64 = 1 << 10;
+const COMMIT: u64 = 1 << 11;
 const NEW: u64 = 1 << 12;
 const STATELESS: u64 = 1 << 13;
 const RESET: u64 = 1 << 14;
@@ -169,6 +173,39 @@ impl Outcome {
             new: value & NEW != 0,
             stateless: value & STATELESS != 0,
         })
+    }
+}
+
+/// What a stage says that leaves the rest to the next one, in place of an [`Outcome`].
+#[derive(Clone, Copy)]
+pub(crate) enum Next {
+    /// Select a backend, but not the one with this id (0: any).
+    Select(u32),
+    /// nat commits `scratch.flow`, to the backend with this id.
+    Commit(u32),
+}
+
+impl Next {
+    /// As an integer: bits 32-47 backend id.
+    #[inline(always)]
+    pub(crate) fn encode(self) -> u64 {
+        let (flag, id) = match self {
+            Self::Select(failed) => (SELECT, failed),
+            Self::Commit(id) => (COMMIT, id),
+        };
+        flag | u64::from(id as u16) << 32
+    }
+
+    /// The id, if `value` is a [`Next::Select`].
+    #[inline(always)]
+    pub(crate) fn selects(value: u64) -> Option<u32> {
+        (value & SELECT != 0).then_some(u32::from((value >> 32) as u16))
+    }
+
+    /// The id, if `value` is a [`Next::Commit`].
+    #[inline(always)]
+    pub(crate) fn commits(value: u64) -> Option<u32> {
+        (value & COMMIT != 0).then_some(u32::from((value >> 32) as u16))
     }
 }
 

@@ -14,7 +14,7 @@ use lb_common::{
 
 use crate::{
     conntrack::node_of,
-    decision::{Outcome, Target},
+    decision::{Next, Outcome, Target},
     family::Family,
     maps::{self, Scratch, SocketMatch},
     nat,
@@ -22,13 +22,9 @@ use crate::{
     stages::Stages,
 };
 
-/// In what [`half_open`] returns: select a backend, but not the one with the id in the lower bits
-/// (0: any). Otherwise it is an [`Outcome`].
-pub(crate) const SELECT: u64 = 1 << 63;
-
 /// The entry of a half-open flow: a repeated SYN goes to the same backend, the first ACK makes the
 /// flow an established one. `excluded` is the peer that forwarded the packet, if one did. The result
-/// is an [`Outcome`], or see [`SELECT`].
+/// is an [`Outcome`], or a [`Next`] that selects.
 #[inline(always)]
 pub(crate) fn half_open<C: Stages<F>, F: Family>(ctx: &C, excluded: u32) -> u64 {
     let Some(mut flow) = NewFlow::<C, F>::load(ctx) else {
@@ -38,16 +34,12 @@ pub(crate) fn half_open<C: Stages<F>, F: Family>(ctx: &C, excluded: u32) -> u64 
     match flow.half_open(excluded) {
         Half::Goes(target) => Outcome::Forward(target).encode(),
         Half::Dead(id) => Outcome::Reset(Reason::FlowReset, id).encode(),
-        Half::Select(failed) => SELECT | u64::from(failed),
+        Half::Select(failed) => Next::Select(failed).encode(),
     }
 }
 
-/// In what [`new_flow`] returns: `scratch.flow` is to be committed by nat, to the backend with the id
-/// in the lower bits. Otherwise it is an [`Outcome`].
-pub(crate) const COMMIT: u64 = 1 << 62;
-
 /// A packet of a flow without an entry, `excluded` as in [`half_open`]. Backend id `failed` has left
-/// the flow unanswered (0: none has). The result is an [`Outcome`], or see [`COMMIT`].
+/// the flow unanswered (0: none has). The result is an [`Outcome`], or a [`Next`] that commits.
 #[inline(always)]
 pub(crate) fn new_flow<C: Stages<F>, F: Family>(ctx: &C, excluded: u32, failed: u32) -> u64 {
     let Some(mut flow) = NewFlow::<C, F>::load(ctx) else {
@@ -55,7 +47,7 @@ pub(crate) fn new_flow<C: Stages<F>, F: Family>(ctx: &C, excluded: u32, failed: 
     };
     match flow.outcome(excluded, failed) {
         Ok(Chosen::Outcome(outcome)) => outcome.encode(),
-        Ok(Chosen::Nat(id)) => COMMIT | u64::from(id),
+        Ok(Chosen::Nat(id)) => Next::Commit(id).encode(),
         Err(reason) => Outcome::from(reason).encode(),
     }
 }
