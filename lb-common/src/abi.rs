@@ -15,6 +15,7 @@
 pub mod events;
 #[cfg(feature = "user")]
 pub mod layout;
+pub mod sends;
 pub mod sources;
 
 use core::mem::{align_of, size_of};

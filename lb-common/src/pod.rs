@@ -4,6 +4,7 @@ use crate::abi::{
     MacKey, MaglevTable, NatReturn, Node, NodeConfig, ReplyPort, Service, ServiceKey, Suspect,
     Uplink, UplinkKey, Vip,
     events::{Event, TraceEvent, TraceFilter},
+    sends::SendKey,
     sources::{SourceKey, SourceRate, SourceRule},
 };
 
@@ -34,6 +35,7 @@ pod!(
     Node,
     NodeConfig,
     ReplyPort,
+    SendKey<A>,
     Service,
     ServiceKey<A>,
     SourceKey<A>,

@@ -125,7 +125,7 @@ reasons! {
     ConnectLocal = 35, "connect_local", Pass;
     /// `connect()` to a service from this node, sent to a backend elsewhere.
     ConnectRemote = 36, "connect_remote", Pass;
-    /// `connect()` to a service from this node that no backend can take.
+    /// `connect()` or a UDP packet from this node to a service that no backend can take.
     ConnectNoBackend = 37, "connect_no_backend", Drop;
     /// A RST of a flow that has no nat entry: there is nothing to translate it to.
     NoFlow = 38, "no_flow", Drop;

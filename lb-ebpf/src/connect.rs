@@ -1,5 +1,6 @@
 //! cgroup hooks: a process on this node that connects to a VIP is sent to a healthy backend at
 //! `connect()` time, the local one first. No packet is translated; `getpeername()` shows the VIP.
+//! UDP sockets that do not connect are `send`'s.
 
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::{
@@ -7,7 +8,7 @@ use lb_common::{
         Backend, BackendCounters, BackendState, ConnectOrigin, FlowKey, NODE_SELF, Service,
         ServiceKey,
     },
-    headers::IPPROTO_TCP,
+    headers::{IPPROTO_TCP, IPPROTO_UDP},
     reason::Reason,
 };
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Let the system call go on.
-const ALLOW: i32 = 1;
+pub(crate) const ALLOW: i32 = 1;
 /// Make the system call fail.
 const REFUSE: i32 = 0;
 /// `ECONNREFUSED` (asm-generic/errno.h).
@@ -44,17 +45,20 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn rewrite<F: Family>(addr: &SockAddr, vip: F::Addr, set: impl FnOnce(&SockAddr, F::Addr)) -> i32 {
-    if addr.protocol() != u32::from(IPPROTO_TCP) {
-        return ALLOW;
-    }
-    let port = addr.port();
-    let Some(service) = maps::get(F::services(), &ServiceKey::new(vip, port, IPPROTO_TCP)) else {
+    let Some(proto) = protocol(addr) else {
         return ALLOW;
     };
-    let Some((id, backend, reason)) = choose::<F>(addr, &service) else {
-        maps::count(service.id(), Reason::ConnectNoBackend.index(), 0, false);
-        maps::set_errno(ECONNREFUSED);
-        return REFUSE;
+    let port = addr.port();
+    let Some(service) = maps::get(F::services(), &ServiceKey::new(vip, port, proto)) else {
+        return ALLOW;
+    };
+    let Some((id, backend)) = choose::<F>(addr, &service, proto, maps::random()) else {
+        return refuse(&service);
+    };
+    let reason = if id == service.local_backend() {
+        Reason::ConnectLocal
+    } else {
+        Reason::ConnectRemote
     };
     maps::count(service.id(), reason.index(), 0, true);
     maps::count_backend(id, BackendCounters::connection);
@@ -66,13 +70,36 @@ fn rewrite<F: Family>(addr: &SockAddr, vip: F::Addr, set: impl FnOnce(&SockAddr,
     ALLOW
 }
 
-/// The local backend if it is up and listens, else one by Maglev from a random hash. One that does
-/// not listen is not chosen by Maglev either: the kernel knows before the checks do.
+/// TCP or UDP.
 #[inline(always)]
-fn choose<F: Family>(
+fn protocol(addr: &SockAddr) -> Option<u8> {
+    let proto = addr.protocol();
+    if proto == u32::from(IPPROTO_TCP) {
+        Some(IPPROTO_TCP)
+    } else if proto == u32::from(IPPROTO_UDP) {
+        Some(IPPROTO_UDP)
+    } else {
+        None
+    }
+}
+
+/// No backend can take it: the system call fails with `ECONNREFUSED`.
+#[inline(always)]
+pub(crate) fn refuse(service: &Service) -> i32 {
+    maps::count(service.id(), Reason::ConnectNoBackend.index(), 0, false);
+    maps::set_errno(ECONNREFUSED);
+    REFUSE
+}
+
+/// The local backend if it is up and listens, else one by Maglev from `hash`. One that does not
+/// listen is not chosen by Maglev either: the kernel knows before the checks do.
+#[inline(always)]
+pub(crate) fn choose<F: Family>(
     addr: &SockAddr,
     service: &Service,
-) -> Option<(u32, &'static Backend<F::Addr>, Reason)> {
+    proto: u8,
+    hash: u32,
+) -> Option<(u32, &'static Backend<F::Addr>)> {
     if !service.usable() {
         return None;
     }
@@ -82,31 +109,23 @@ fn choose<F: Family>(
     if local != 0
         && let Some(backend) = select::backend::<F>(local, service)
     {
-        if !listens::<F>(addr, backend) {
+        if !listens::<F>(addr, backend, proto) {
             avoid.node = NODE_SELF;
         } else if backend.state() == BackendState::Up && !maps::is_suspect(local, now) {
-            return Some((local, backend, Reason::ConnectLocal));
+            return Some((local, backend));
         }
     }
-    select::select::<F>(service, maps::random(), avoid, now)
-        .ok()
-        .map(|(id, backend)| (id, backend, Reason::ConnectRemote))
+    select::select::<F>(service, hash, avoid, now).ok()
 }
 
 /// Whether the local backend listens, asked of the kernel where it can be: a process in another
 /// network namespace (a pod) cannot see the node's listeners, there the checks' word counts.
 #[inline(always)]
-fn listens<F: Family>(addr: &SockAddr, backend: &Backend<F::Addr>) -> bool {
+fn listens<F: Family>(addr: &SockAddr, backend: &Backend<F::Addr>, proto: u8) -> bool {
     if !maps::in_node_netns(addr) {
         return true;
     }
-    let flow = FlowKey::new(
-        backend.addr(),
-        0,
-        backend.addr(),
-        backend.port(),
-        IPPROTO_TCP,
-    );
+    let flow = FlowKey::new(backend.addr(), 0, backend.addr(), backend.port(), proto);
     F::listens(addr, &flow)
 }
 
@@ -131,13 +150,21 @@ pub(crate) fn getpeername6(ctx: &SockAddrContext) -> i32 {
     }
 }
 
+/// Show the VIP instead of the backend `peer`, if the socket was connected to it for the VIP;
+/// whether it was.
 #[inline(always)]
-fn show<F: Family>(addr: &SockAddr, peer: F::Addr, set: impl FnOnce(&SockAddr, F::Addr)) {
+pub(crate) fn show<F: Family>(
+    addr: &SockAddr,
+    peer: F::Addr,
+    set: impl FnOnce(&SockAddr, F::Addr),
+) -> bool {
     let Some(origin) = maps::get_lru(F::connects(), &maps::socket_cookie(addr)) else {
-        return;
+        return false;
     };
-    if origin.leads_to(peer, addr.port()) {
+    let leads = origin.leads_to(peer, addr.port());
+    if leads {
         set(addr, origin.vip());
         addr.set_port(origin.vip_port());
     }
+    leads
 }

@@ -8,6 +8,7 @@ use lb_common::{
         MAX_HALF_FLOWS, MAX_HALF_RETURNS, MAX_NAT_RETURNS, MAX_PEERS, MAX_SERVICES, MAX_VIPS,
         NatReturn, Node, ReplyPort, Service, ServiceKey, Vip,
         events::{FAMILY_V4, FAMILY_V6},
+        sends::{MAX_SENDS, SendKey},
         sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
     },
     checksum::{self, Delta},
@@ -21,7 +22,7 @@ use lb_common::{
 
 use crate::{
     maps::{self, Chunk, Scratch, SocketMatch},
-    packet::{self, Context, SockAddr},
+    packet::{self, Context, SockAddr, SockLookup},
     stages,
 };
 
@@ -151,6 +152,10 @@ pub(crate) trait Family: 'static {
     ) -> bool;
     /// The kernel's socket for a flow to port `dport` of this node.
     fn socket<C: Context>(ctx: &C, flow: &FlowKey<Self::Addr>, dport: u16) -> SocketMatch;
+    /// The address that a socket is looked up for.
+    fn looked_up(lookup: &SockLookup) -> Self::Addr;
+    /// See [`maps::assign_listener4`].
+    fn assign_listener(lookup: &SockLookup, slot: u32, addr: Self::Addr, port: u16) -> bool;
     /// Whether the hooked socket's namespace listens for this flow.
     fn listens(addr: &SockAddr, flow: &FlowKey<Self::Addr>) -> bool;
 
@@ -188,13 +193,20 @@ pub(crate) trait Family: 'static {
     -> &'static HashMap<ServiceKey<Self::Addr>, ReplyPort, { MAX_SERVICES as usize }>;
     /// Redirected connects by socket cookie.
     fn connects() -> &'static LruHashMap<u64, ConnectOrigin<Self::Addr>, { MAX_CONNECTS as usize }>;
+    /// Services by socket and backend, of datagrams that were redirected.
+    fn sends()
+    -> &'static LruHashMap<SendKey<Self::Addr>, ServiceKey<Self::Addr>, { MAX_SENDS as usize }>;
 }
 
 /// The maps of a family: the one place that names them.
 macro_rules! family_maps {
     ($addr:ty, $services:ident, $backends:ident, $flows:ident, $returns:ident, $nat_sources:ident,
      $vips:ident, $peer_addrs:ident, $reply_ports:ident, $connects:ident, $half_flows:ident,
-     $half_returns:ident, $sources:ident, $source_rates:ident) => {
+     $half_returns:ident, $sources:ident, $source_rates:ident, $sends:ident) => {
+        #[inline(always)]
+        fn sends() -> &'static LruHashMap<SendKey<$addr>, ServiceKey<$addr>, { MAX_SENDS as usize }> {
+            &maps::$sends
+        }
         #[inline(always)]
         fn half_flows() -> &'static LruHashMap<FlowKey<$addr>, Flow, { MAX_HALF_FLOWS as usize }> {
             &maps::$half_flows
@@ -441,6 +453,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn looked_up(lookup: &SockLookup) -> [u8; 4] {
+        lookup.local_ip4()
+    }
+
+    #[inline(always)]
+    fn assign_listener(lookup: &SockLookup, slot: u32, addr: [u8; 4], port: u16) -> bool {
+        maps::assign_listener4(lookup, slot, addr, port)
+    }
+
+    #[inline(always)]
     fn listens(addr: &SockAddr, flow: &FlowKey<[u8; 4]>) -> bool {
         maps::listens4(addr, flow)
     }
@@ -459,7 +481,8 @@ impl Family for V4 {
         HALF_FLOWS4,
         HALF_RETURNS4,
         SOURCES4,
-        SOURCE_RATES4
+        SOURCE_RATES4,
+        SENDS4
     );
 }
 
@@ -670,6 +693,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn looked_up(lookup: &SockLookup) -> [u8; 16] {
+        maps::from_words(lookup.local_ip6())
+    }
+
+    #[inline(always)]
+    fn assign_listener(lookup: &SockLookup, slot: u32, addr: [u8; 16], port: u16) -> bool {
+        maps::assign_listener6(lookup, slot, addr, port)
+    }
+
+    #[inline(always)]
     fn listens(addr: &SockAddr, flow: &FlowKey<[u8; 16]>) -> bool {
         maps::listens6(addr, flow)
     }
@@ -688,7 +721,8 @@ impl Family for V6 {
         HALF_FLOWS6,
         HALF_RETURNS6,
         SOURCES6,
-        SOURCE_RATES6
+        SOURCE_RATES6,
+        SENDS6
     );
 }
 

@@ -19,6 +19,7 @@ mod fence;
 mod forward;
 mod icmp;
 mod ingress;
+mod lookup;
 mod maps;
 mod nat;
 mod newflow;
@@ -26,17 +27,22 @@ mod packet;
 mod parse;
 mod respond;
 mod select;
+mod send;
 mod stages;
 mod trace;
 
 use aya_ebpf::{
-    bindings::{tcx_action_base, xdp_action},
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    bindings::{sk_action, tcx_action_base, xdp_action},
+    macros::{cgroup_sock_addr, classifier, sk_lookup, xdp},
+    programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::reason::Verdict;
 
-use crate::{decision::Decision, family::V4, packet::Context as _};
+use crate::{
+    decision::Decision,
+    family::{V4, V6},
+    packet::Context as _,
+};
 
 /// Forwards what is addressed to a VIP: attached to each uplink where the driver runs XDP.
 #[xdp(frags)]
@@ -99,6 +105,15 @@ pub(crate) fn tc_egress(ctx: TcContext) -> i32 {
     }
 }
 
+/// Gives connections to VIPs to listeners that are bound to the node's address: attached to the
+/// node's network namespace. (Not named as its section: the linker would mix them up.)
+#[sk_lookup]
+pub(crate) fn socket_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::lookup(&ctx);
+    // Without a name the kernel looks on by itself.
+    sk_action::SK_PASS
+}
+
 /// Sends a local process's IPv4 connect(VIP:port) to a healthy backend.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -122,6 +137,30 @@ pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::getpeername6(&ctx)
+}
+
+/// Sends a local process's IPv4 datagram for VIP:port to a healthy backend.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    send::sendmsg::<V4>(&ctx)
+}
+
+/// Sends a local process's IPv6 datagram for VIP:port to a healthy backend.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    send::sendmsg::<V6>(&ctx)
+}
+
+/// Shows the VIP as the source of a datagram that answers a redirected one.
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    send::recvmsg::<V4>(&ctx)
+}
+
+/// Shows the VIP as the source of a datagram that answers a redirected one.
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    send::recvmsg6(&ctx)
 }
 
 /// Loops forever, which the verifier refuses: an object with a reachable panic does not load.

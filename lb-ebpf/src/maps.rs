@@ -17,8 +17,9 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_csum_diff, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-        bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_update_elem, bpf_set_retval,
-        bpf_sk_lookup_tcp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_lookup_elem, bpf_map_update_elem,
+        bpf_set_retval, bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
     },
     macros::btf_map,
 };
@@ -30,13 +31,15 @@ use lb_common::{
         NODE_NONE, NatReturn, Node, NodeConfig, REASON_SLOTS, ReplyPort, Service, ServiceKey,
         Suspect, Uplink, UplinkKey, Vip,
         events::{EVENTS_BYTES, Event, Stage, TRACE_BYTES, TraceEvent, TraceFilter},
+        sends::{MAX_SENDS, SendKey},
         sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
     },
     conntrack::Segment,
+    headers::IPPROTO_UDP,
 };
 
 use crate::{
-    packet::{CHUNK, Context, SockAddr},
+    packet::{CHUNK, Context, SockAddr, SockLookup},
     parse::Transport,
 };
 
@@ -98,6 +101,12 @@ pub(crate) static CONNECTS4: LruHashMap<u64, ConnectOrigin<A4>, { MAX_CONNECTS a
     LruHashMap::new();
 #[btf_map(name = "connects6")]
 pub(crate) static CONNECTS6: LruHashMap<u64, ConnectOrigin<A6>, { MAX_CONNECTS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "sends4")]
+pub(crate) static SENDS4: LruHashMap<SendKey<A4>, ServiceKey<A4>, { MAX_SENDS as usize }> =
+    LruHashMap::new();
+#[btf_map(name = "sends6")]
+pub(crate) static SENDS6: LruHashMap<SendKey<A6>, ServiceKey<A6>, { MAX_SENDS as usize }> =
     LruHashMap::new();
 #[btf_map(name = "half_flows4")]
 pub(crate) static HALF_FLOWS4: LruHashMap<FlowKey<A4>, Flow, { MAX_HALF_FLOWS as usize }> =
@@ -507,18 +516,48 @@ pub(crate) fn send_record(record: &TraceEvent) {
     let _ = TRACE_EVENTS.output_untyped::<TraceEvent>(record, 0);
 }
 
-/// Keep the listener at `slot` of `listeners`.
+/// Keep the listener at `slot` of `listeners`; false if the map refuses it, as it does MPTCP ones.
 #[inline(always)]
-fn keep_listener(slot: u32, sock: &Sock) {
+fn keep_listener(slot: u32, sock: &Sock) -> bool {
     if dry_run() {
-        return;
+        return true;
     }
     let map = (&raw const LISTENERS).cast_mut().cast();
     let slot = &raw const slot;
     let sock = sock.0.as_ptr().cast();
-    // SAFETY: a sockmap takes a referenced socket as its value. A listener that it refuses (MPTCP)
-    // is not there then, and the client is told.
-    unsafe { bpf_map_update_elem(map, slot.cast_mut().cast(), sock, u64::from(BPF_ANY)) };
+    // SAFETY: a sockmap takes a referenced socket as its value.
+    unsafe { bpf_map_update_elem(map, slot.cast_mut().cast(), sock, u64::from(BPF_ANY)) == 0 }
+}
+
+/// The listener at `slot` of `listeners`.
+#[inline(always)]
+fn kept_listener(slot: u32) -> Option<Sock> {
+    let map = (&raw const LISTENERS).cast_mut().cast();
+    let slot = &raw const slot;
+    // SAFETY: the key is of the map's size; what is found is a referenced socket.
+    let sock = unsafe { bpf_map_lookup_elem(map, slot.cast()) };
+    NonNull::new(sock.cast()).map(Sock)
+}
+
+/// Give what `lookup` asks about to the listener at `slot` of `listeners`, if that is bound to
+/// `addr`:`port` (IPv4). The map may still hold one of a service that had this slot before.
+#[inline(always)]
+pub(crate) fn assign_listener4(lookup: &SockLookup, slot: u32, addr: A4, port: u16) -> bool {
+    let Some(sock) = kept_listener(slot) else {
+        return false;
+    };
+    sock.port() == u32::from(port) && sock.addr4() == u32::from_ne_bytes(addr) && sock.take(lookup)
+}
+
+/// [`assign_listener4`] for IPv6.
+#[inline(always)]
+pub(crate) fn assign_listener6(lookup: &SockLookup, slot: u32, addr: A6, port: u16) -> bool {
+    let Some(sock) = kept_listener(slot) else {
+        return false;
+    };
+    let ([a, b, c, d], [e, f, g, h]) = (sock.addr6(), words(addr));
+    let same = (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0;
+    same && sock.port() == u32::from(port) && sock.take(lookup)
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
@@ -623,7 +662,7 @@ pub(crate) fn in_node_netns(addr: &SockAddr) -> bool {
 /// Make the hooked system call fail with -`errno`.
 #[inline(always)]
 pub(crate) fn set_errno(errno: i32) {
-    // SAFETY: the helper has no preconditions in the hooks that use it (connect4, connect6).
+    // SAFETY: the helper has no preconditions in the hooks that use it (connect, sendmsg).
     unsafe { bpf_set_retval(-errno) };
 }
 
@@ -640,6 +679,42 @@ impl Sock {
     fn state(&self) -> u32 {
         // SAFETY: the reference is held until drop.
         unsafe { (&raw const (*self.0.as_ptr()).state).read_volatile() }
+    }
+
+    /// The port that it is bound to, host order.
+    #[inline(always)]
+    fn port(&self) -> u32 {
+        // SAFETY: as in `state`.
+        unsafe { (&raw const (*self.0.as_ptr()).src_port).read_volatile() }
+    }
+
+    /// The IPv4 address that it is bound to, network order.
+    #[inline(always)]
+    fn addr4(&self) -> u32 {
+        // SAFETY: as in `state`.
+        unsafe { (&raw const (*self.0.as_ptr()).src_ip4).read_volatile() }
+    }
+
+    /// The IPv6 address that it is bound to, in words of network order.
+    #[inline(always)]
+    fn addr6(&self) -> [u32; 4] {
+        // SAFETY: as in `state`; the verifier wants one access for each word.
+        unsafe {
+            let words = (&raw const (*self.0.as_ptr()).src_ip6).cast::<u32>();
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ]
+        }
+    }
+
+    /// Let it take what `lookup` asks about.
+    #[inline(always)]
+    fn take(&self, lookup: &SockLookup) -> bool {
+        // SAFETY: the program's own context, and a socket whose reference is held.
+        unsafe { bpf_sk_assign(lookup.raw(), self.0.as_ptr().cast(), 0) == 0 }
     }
 }
 
@@ -777,43 +852,35 @@ fn keep(sock: Option<Sock>, slot: u32) -> bool {
     if sock.state() != TCP_LISTEN {
         return false;
     }
-    keep_listener(slot, &sock);
-    true
+    keep_listener(slot, &sock)
 }
 
-/// Whether the hooked socket's network namespace has a listener for this IPv4 flow.
+/// Whether the hooked socket's network namespace has a listener for this IPv4 flow (TCP), or a
+/// socket (UDP).
 #[inline(always)]
 pub(crate) fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
     let mut tuple = tuple4(flow, flow.dport());
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_sk_lookup_tcp(
-            addr.raw(),
-            tuple,
-            size_of::<Tuple4>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
-    classify(NonNull::new(sock).map(Sock)) == SocketMatch::Listener
+    listens(addr, flow.proto(), tuple, size_of::<Tuple4>() as u32)
 }
 
-/// Whether the hooked socket's network namespace has a listener for this IPv6 flow.
+/// [`listens4`] for IPv6.
 #[inline(always)]
 pub(crate) fn listens6(addr: &SockAddr, flow: &FlowKey<A6>) -> bool {
     let mut tuple = tuple6(flow, flow.dport());
     let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_sk_lookup_tcp(
-            addr.raw(),
-            tuple,
-            size_of::<Tuple6>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
+    listens(addr, flow.proto(), tuple, size_of::<Tuple6>() as u32)
+}
+
+#[inline(always)]
+fn listens(addr: &SockAddr, proto: u8, tuple: *mut bpf_sock_tuple, size: u32) -> bool {
+    if proto == IPPROTO_UDP {
+        // SAFETY: the callers' tuples are initialised and of the size said.
+        let sock = unsafe { bpf_sk_lookup_udp(addr.raw(), tuple, size, CURRENT_NETNS, 0) };
+        return NonNull::new(sock).map(Sock).is_some();
+    }
+    // SAFETY: as above.
+    let sock = unsafe { bpf_sk_lookup_tcp(addr.raw(), tuple, size, CURRENT_NETNS, 0) };
     classify(NonNull::new(sock).map(Sock)) == SocketMatch::Listener
 }
 

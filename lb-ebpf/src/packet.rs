@@ -5,12 +5,12 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_addr},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sk_lookup, bpf_sock_addr},
     helpers::{
         bpf_skb_change_tail, bpf_skb_load_bytes, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
         bpf_xdp_load_bytes,
     },
-    programs::{SockAddrContext, TcContext, XdpContext},
+    programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::{abi::Address, checksum::Delta, headers::Wire};
 
@@ -375,6 +375,67 @@ impl SockAddr {
     fn context(&self) -> &bpf_sock_addr {
         // SAFETY: the kernel called the program with a valid context.
         unsafe { &*self.0 }
+    }
+}
+
+/// What `sk_lookup` is asked: who takes a packet that came to an address of this node?
+pub(crate) struct SockLookup(*mut bpf_sk_lookup);
+
+impl SockLookup {
+    /// The program's context.
+    #[inline(always)]
+    pub(crate) fn new(ctx: &SkLookupContext) -> Self {
+        Self(ctx.lookup)
+    }
+
+    /// `AF_INET` or `AF_INET6`.
+    #[inline(always)]
+    pub(crate) fn family(&self) -> u32 {
+        // SAFETY: the kernel called the program with a valid context; here and below the verifier
+        // wants one access for each field or word, hence volatile.
+        unsafe { (&raw const (*self.0).family).read_volatile() }
+    }
+
+    /// IP protocol.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u32 {
+        // SAFETY: as in `family`.
+        unsafe { (&raw const (*self.0).protocol).read_volatile() }
+    }
+
+    /// IPv4 destination of the packet.
+    #[inline(always)]
+    pub(crate) fn local_ip4(&self) -> [u8; 4] {
+        // SAFETY: as in `family`.
+        unsafe { (&raw const (*self.0).local_ip4).read_volatile() }.to_ne_bytes()
+    }
+
+    /// IPv6 destination of the packet as four words in network order.
+    #[inline(always)]
+    pub(crate) fn local_ip6(&self) -> [u32; 4] {
+        // SAFETY: as in `family`; four words.
+        unsafe {
+            let words = (&raw const (*self.0).local_ip6).cast::<u32>();
+            [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ]
+        }
+    }
+
+    /// Destination port of the packet, host order.
+    #[inline(always)]
+    pub(crate) fn local_port(&self) -> u16 {
+        // SAFETY: as in `family`.
+        unsafe { (&raw const (*self.0).local_port).read_volatile() as u16 }
+    }
+
+    /// The context as kernel helpers take it.
+    #[inline(always)]
+    pub(crate) fn raw(&self) -> *mut c_void {
+        self.0.cast()
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
-    programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, Xdp},
+    programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, SkLookup, Xdp},
 };
 use lb_common::{
     abi::{BackendCounters, Counters, reason_index},
@@ -24,6 +24,11 @@ pub const PROGRAMS: &[&str] = &[
     "connect6",
     "getpeername4",
     "getpeername6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "socket_lookup",
 ];
 
 /// Capacities that are enough for a test: the shipped ones take 150 MB.
@@ -34,6 +39,8 @@ const SMALL: &[(&str, u32)] = &[
     ("returns6", 1024),
     ("connects4", 1024),
     ("connects6", 1024),
+    ("sends4", 1024),
+    ("sends6", 1024),
     ("maglev", 16),
 ];
 
@@ -172,6 +179,7 @@ impl DataPlane {
                 aya::programs::Program::Xdp(xdp) => xdp.load(),
                 aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
                 aya::programs::Program::CgroupSockAddr(hook) => hook.load(),
+                aya::programs::Program::SkLookup(lookup) => lookup.load(),
                 _ => anyhow::bail!("{name} is of an unexpected type"),
             }
             .with_context(|| format!("the kernel refuses {name}"))?;
@@ -188,6 +196,12 @@ impl DataPlane {
     pub fn hook(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
         let program = self.ebpf.program_mut(name).context("no such program")?;
         Ok(program.try_into()?)
+    }
+
+    /// The program that finds listeners, to be attached.
+    pub fn socket_lookup(&mut self) -> Result<&mut SkLookup> {
+        let program = self.ebpf.program_mut("socket_lookup");
+        Ok(program.context("no such program")?.try_into()?)
     }
 
     /// What the kernel says about a loaded program.

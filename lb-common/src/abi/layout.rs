@@ -12,6 +12,7 @@ use super::{
     NatReturn, Node, NodeConfig, REASON_SLOTS, ReplyPort, Service, ServiceKey, Suspect, Uplink,
     UplinkKey, V4, V6, Vip,
     events::{EVENTS_BYTES, TRACE_BYTES, TraceFilter},
+    sends::{MAX_SENDS, SendKey},
     sources::{MAX_SOURCE_RATES, MAX_SOURCE_RULES, SourceKey, SourceRate, SourceRule},
 };
 
@@ -157,6 +158,7 @@ structs! {
     Node { node }
     NodeConfig { netns_cookie, abi_version, new_flow_limit, adoption_limit, pad }
     ReplyPort { port, service }
+    SendKey<A> { cookie, addr, port, pad }
     Service {
         id, table, local_backend, source_rate, source_burst, fallback, local_port, flags,
         idle_seconds, pad
@@ -219,6 +221,8 @@ maps! {
     "node": Array<u32, NodeConfig>, 1;
     "connects4": LruHash<u64, ConnectOrigin<V4>>, MAX_CONNECTS;
     "connects6": LruHash<u64, ConnectOrigin<V6>>, MAX_CONNECTS;
+    "sends4": LruHash<SendKey<V4>, ServiceKey<V4>>, MAX_SENDS;
+    "sends6": LruHash<SendKey<V6>, ServiceKey<V6>>, MAX_SENDS;
     "suspects": Array<u32, Suspect>, MAX_BACKENDS;
     "budget": PerCpuArray<u32, Budget>, 1;
     "trace": Array<u32, TraceFilter>, 1;

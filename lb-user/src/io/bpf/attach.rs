@@ -1,7 +1,7 @@
-//! The connect hooks, and what attaching takes everywhere: programs are loaded once and their links
+//! The hooks of a cgroup, and what attaching takes everywhere: programs are loaded once and their links
 //! pinned.
 
-use std::fs::File;
+use std::{fs::File, io};
 
 use aya::{
     Ebpf,
@@ -10,29 +10,83 @@ use aya::{
 
 use super::{BpfError, Pins, pins::remove_file};
 
-/// Attach the connect hooks to `cgroup`, or remove them.
+/// The hooks of connections.
+const CONNECT: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
+/// The hooks of UDP datagrams. They belong together: without the second half the answers to what the
+/// first half redirects would seem to come from strangers.
+const DATAGRAM: [&str; 4] = ["sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"];
+
+/// Attach the connect hooks to `cgroup`, or remove them. Returns what an operator should know.
 ///
 /// The kernel cannot replace the program of such a link: the new one is attached beside the old
 /// one, which is then removed. A `connect()` in between is rewritten by one of them and no longer
 /// addressed to a VIP for the other.
-pub(super) fn hooks(object: &mut Ebpf, pins: &Pins, cgroup: Option<&File>) -> Result<(), BpfError> {
-    for name in ["connect4", "connect6", "getpeername4", "getpeername6"] {
-        let Some(cgroup) = cgroup else {
-            remove_file(&pins.link(name))?;
-            continue;
-        };
-        let program = program::<CgroupSockAddr>(object, name)?;
-        load_once(name, program.fd().is_ok(), || program.load())?;
-        let to_cgroup = attach_error(name, "the cgroup");
-        let id = program
-            .attach(cgroup, CgroupAttachMode::Single)
-            .map_err(&to_cgroup)?;
-        let link = program.take_link(id).map_err(to_cgroup)?;
-        let link = FdLink::try_from(link).map_err(|source| BpfError::Link { name, source })?;
-        remove_file(&pins.link(name))?;
-        pin(link, pins, name)?;
+pub(super) fn hooks(
+    object: &mut Ebpf,
+    pins: &Pins,
+    cgroup: Option<&File>,
+) -> Result<Option<String>, BpfError> {
+    let Some(cgroup) = cgroup else {
+        remove(pins, CONNECT.into_iter().chain(DATAGRAM))?;
+        return Ok(None);
+    };
+    for name in CONNECT {
+        hook(object, pins, cgroup, name)?;
     }
-    Ok(())
+    // Loaded before any is attached.
+    let mut attached = DATAGRAM
+        .into_iter()
+        .try_for_each(|name| loaded(object, name).map(drop));
+    for name in DATAGRAM {
+        attached = attached.and_then(|()| hook(object, pins, cgroup, name));
+    }
+    match attached {
+        Err(error) if is_unknown(&error) => {
+            remove(pins, DATAGRAM.into_iter())?;
+            Ok(Some(format!(
+                "this kernel has no hooks for UDP: datagrams that this node's own processes send to a \
+                 VIP without connecting are not redirected ({error})"
+            )))
+        }
+        other => other.map(|()| None),
+    }
+}
+
+fn remove(pins: &Pins, mut names: impl Iterator<Item = &'static str>) -> Result<(), BpfError> {
+    names.try_for_each(|name| remove_file(&pins.link(name)))
+}
+
+fn loaded<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut CgroupSockAddr, BpfError> {
+    let program = program::<CgroupSockAddr>(object, name)?;
+    load_once(name, program.fd().is_ok(), || program.load())?;
+    Ok(program)
+}
+
+fn hook(object: &mut Ebpf, pins: &Pins, cgroup: &File, name: &'static str) -> Result<(), BpfError> {
+    let program = loaded(object, name)?;
+    let to_cgroup = attach_error(name, "the cgroup");
+    let id = program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .map_err(&to_cgroup)?;
+    let link = program.take_link(id).map_err(to_cgroup)?;
+    let link = FdLink::try_from(link).map_err(|source| BpfError::Link { name, source })?;
+    remove_file(&pins.link(name))?;
+    pin(link, pins, name)
+}
+
+/// Whether the kernel does not know this kind of program or attachment.
+pub(super) fn is_unknown(error: &BpfError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.kind() == io::ErrorKind::InvalidInput;
+        }
+        source = error.source();
+    }
+    false
 }
 
 pub(super) fn pin(link: FdLink, pins: &Pins, name: &str) -> Result<(), BpfError> {

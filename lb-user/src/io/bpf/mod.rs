@@ -8,6 +8,7 @@ pub mod batch;
 mod conntrack;
 mod dry_run;
 mod error;
+mod lookup;
 mod maps;
 mod pins;
 pub mod ring;
@@ -35,7 +36,7 @@ use crate::core::attach::Plan;
 static OBJECT: &[u8] = include_bytes_aligned!(env!("XVIP_BPF_OBJECT"));
 
 /// Maps that are pinned under their own name. The programs' working memory is not.
-pub const MAPS: [&str; 39] = [
+pub const MAPS: [&str; 41] = [
     "services4",
     "services6",
     "maglev",
@@ -59,6 +60,8 @@ pub const MAPS: [&str; 39] = [
     "node",
     "connects4",
     "connects6",
+    "sends4",
+    "sends6",
     "half_flows4",
     "half_flows6",
     "half_returns4",
@@ -91,8 +94,8 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// Load the object, adopt or make the maps, and attach the connect hooks to `cgroup` (`None`: no
-    /// hooks). The uplinks' programs of an earlier run go on until [`DataPlane::attach`].
+    /// Load the object, adopt or make the maps, attach the hooks of connections and datagrams to
+    /// `cgroup` (`None`: no hooks), and what finds listeners to this network namespace. The uplinks' programs of an earlier run go on until [`DataPlane::attach`].
     pub fn open(pins: &Pins, cgroup: Option<&std::fs::File>) -> Result<Self, BpfError> {
         pins.create()?;
         let mut warnings = Vec::new();
@@ -103,7 +106,8 @@ impl DataPlane {
         let mut object = load(pins)?;
         let maps = Maps::take(&mut object)?;
         let counters = Arc::new(CountMaps::take(&mut object)?);
-        attach::hooks(&mut object, pins, cgroup)?;
+        warnings.extend(attach::hooks(&mut object, pins, cgroup)?);
+        warnings.extend(lookup::attach(&mut object, pins)?);
         Ok(Self {
             maps,
             counters,

@@ -23,6 +23,7 @@ enum Command {
     Pin = 6,
     Get = 7,
     Info = 15,
+    LinkUpdate = 29,
     LinkDetach = 34,
 }
 
@@ -114,24 +115,30 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     .map(drop)
 }
 
-/// A link to an interface.
+/// Put `program` in the place of `link`'s.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = Attributes::default().with_fd(0, link);
+    bpf(Command::LinkUpdate, &mut attributes.with_fd(1, program)).map(drop)
+}
+
+/// A link to an interface or a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkState {
     /// Id of its program.
     pub(super) program: u32,
-    /// Index of the interface; 0 when it is detached, because the interface is gone or because
-    /// somebody did that.
-    pub(super) ifindex: u32,
+    /// Index of the interface, or inode number of the network namespace; 0 when it is detached,
+    /// because that is gone or because somebody did that.
+    pub(super) target: u32,
 }
 
-/// State of an XDP or tcx link.
+/// State of an XDP, tcx or `sk_lookup` link.
 pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
-    // struct bpf_link_info: type, id, prog_id, padding, then for both kinds the interface.
+    // struct bpf_link_info: type, id, prog_id, padding, then for all kinds where it leads.
     let mut info = [0u32; 32];
     let length = u32::try_from(size_of_val(&info)).unwrap_or(u32::MAX);
     let attributes = Attributes::default().with_fd(0, link).with(1, length);
     let mut attributes = attributes.with_pointer(2, info.as_mut_ptr());
     bpf(Command::Info, &mut attributes)?;
-    let [_, _, program, _, ifindex, ..] = info;
-    Ok(LinkState { program, ifindex })
+    let [_, _, program, _, target, ..] = info;
+    Ok(LinkState { program, target })
 }
