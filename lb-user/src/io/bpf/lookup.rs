@@ -61,6 +61,6 @@ fn adopt(program: &SkLookup, pins: &Pins, namespace: u64) -> bool {
         return false;
     };
     let link = link.as_fd();
-    syscall::link_state(link).is_ok_and(|state| u64::from(state.target) == namespace)
+    syscall::link_state(link).is_ok_and(|state| u64::from(state.ifindex) == namespace)
         && syscall::update_link(link, program.as_fd()).is_ok()
 }

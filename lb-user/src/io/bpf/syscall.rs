@@ -128,7 +128,7 @@ pub(super) struct LinkState {
     pub(super) program: u32,
     /// Index of the interface, or inode number of the network namespace; 0 when it is detached,
     /// because that is gone or because somebody did that.
-    pub(super) target: u32,
+    pub(super) ifindex: u32,
 }
 
 /// State of an XDP, tcx or `sk_lookup` link.
@@ -139,6 +139,6 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
     let attributes = Attributes::default().with_fd(0, link).with(1, length);
     let mut attributes = attributes.with_pointer(2, info.as_mut_ptr());
     bpf(Command::Info, &mut attributes)?;
-    let [_, _, program, _, target, ..] = info;
-    Ok(LinkState { program, target })
+    let [_, _, program, _, ifindex, ..] = info;
+    Ok(LinkState { program, ifindex })
 }

@@ -345,7 +345,7 @@ impl Attacher {
             return Ok(false);
         };
         let state = syscall::link_state(held.link.as_fd());
-        let good = state.is_ok_and(|now| now.target == ifindex && now.program == held.program);
+        let good = state.is_ok_and(|now| now.ifindex == ifindex && now.program == held.program);
         if !good {
             self.held.remove(link);
             self.outcome
