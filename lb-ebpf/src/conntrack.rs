@@ -93,6 +93,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
             return Lookup::Missing;
         }
         if nat_port != 0 && !nat::same_path(self, path) {
+            self.scratch.facts.tags = self.tags;
             let _ = self.ctx.follow_path(u32::from(nat_port), id);
         }
         Lookup::Found(
@@ -185,6 +186,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
             // From its SYN on the flow is the kernel's: an entry left by an earlier attempt, or by an
             // earlier connection with the same ports, would take the segments that follow away.
             maps::remove_lru(F::flows(), &self.scratch.key);
+            maps::remove_lru(F::half_flows(), &self.scratch.key);
             let _ = self.ctx.listen();
         }
         self.scratch.stage(Stage::Peer);

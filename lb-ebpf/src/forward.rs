@@ -118,7 +118,12 @@ fn retag<C: Context>(ctx: &C, tags: u32, new_tags: u32) -> bool {
     let Some(tci) = packet::load::<C, [u8; 2]>(ctx, EthHeader::LEN) else {
         return false;
     };
-    let priority = u16::from_be_bytes(tci) & !(VID as u16);
+    let tci = u16::from_be_bytes(tci);
+    // A priority tag before the one that counts: two tags after all.
+    if u32::from(tci) & VID != tags {
+        return false;
+    }
+    let priority = tci & !(VID as u16);
     packet::store(
         ctx,
         EthHeader::LEN,
