@@ -6,7 +6,7 @@ use std::{cell::RefCell, env, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf},
     programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, SkLookup, Xdp},
 };
 use lb_common::{
@@ -41,7 +41,11 @@ const SMALL: &[(&str, u32)] = &[
     ("connects6", 1024),
     ("sends4", 1024),
     ("sends6", 1024),
-    ("maglev", 16),
+    ("maglev", 24),
+    ("half_flows4", 1024),
+    ("half_flows6", 1024),
+    ("half_returns4", 1024),
+    ("half_returns6", 1024),
 ];
 
 /// Service ids whose counters are looked at are below this one.
@@ -106,11 +110,12 @@ impl Action {
         }
     }
 
-    /// `enum tcx_action_base`: `TCX_NEXT` is -1.
+    /// `enum tcx_action_base`: `TCX_NEXT` is -1; `bpf_redirect` returns `TCX_REDIRECT`.
     fn tcx(value: u32) -> Self {
         match value {
             u32::MAX => Self::Verdict(Verdict::Pass),
             2 => Self::Verdict(Verdict::Drop),
+            7 => Self::Verdict(Verdict::Redirect),
             other => Self::Other(other),
         }
     }
@@ -123,14 +128,18 @@ pub struct SkBuff {
     pub gso_segs: u32,
     /// Data bytes of each.
     pub gso_size: u32,
+    /// Interface that it comes in or goes out through; 0: the loopback.
+    pub ifindex: u32,
 }
 
 impl SkBuff {
     /// `struct __sk_buff`; all that is not set must be zero.
     fn bytes(self) -> [u8; 192] {
+        const IFINDEX: usize = 40;
         const GSO_SEGS: usize = 164;
         const GSO_SIZE: usize = 176;
         let mut bytes = [0; 192];
+        bytes[IFINDEX..IFINDEX + 4].copy_from_slice(&self.ifindex.to_ne_bytes());
         bytes[GSO_SEGS..GSO_SEGS + 4].copy_from_slice(&self.gso_segs.to_ne_bytes());
         bytes[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&self.gso_size.to_ne_bytes());
         bytes
@@ -222,6 +231,27 @@ impl DataPlane {
             Map::HashMap(data) | Map::LruHashMap(data) => Ok(data),
             _ => anyhow::bail!("{name} is another kind of map"),
         }
+    }
+
+    /// A trie of prefixes.
+    pub fn trie<K: Pod, V: Pod>(&mut self, name: &str) -> Result<LpmTrie<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        LpmTrie::try_from(map).with_context(|| format!("{name} is another kind of map"))
+    }
+
+    /// What the programs told the controller since the last call: the words of each event.
+    pub fn events(&mut self) -> Result<Vec<[u32; 4]>> {
+        let name = "events";
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        let mut events = RingBuf::try_from(map)?;
+        let mut read = Vec::new();
+        while let Some(record) = events.next() {
+            let (words, rest) = record.as_chunks::<4>();
+            let words: Vec<u32> = words.iter().copied().map(u32::from_ne_bytes).collect();
+            ensure!(rest.is_empty(), "an event of {} bytes", record.len());
+            read.push(words.as_slice().try_into()?);
+        }
+        Ok(read)
     }
 
     /// An array.
@@ -329,6 +359,19 @@ impl DataPlane {
         let context = context.map(u32::to_ne_bytes).concat();
         let (action, frame) = test_run(program, frame, &context)?;
         Ok((Action::xdp(action), frame))
+    }
+
+    /// Run `tc_ingress` on a frame that came in through interface `ifindex` of the calling thread's
+    /// network namespace, without a look at the counters.
+    pub fn tc_ingress(&self, frame: &[u8], ifindex: u32) -> Result<(Action, Vec<u8>)> {
+        let program = self.ebpf.program("tc_ingress").context("no tc_ingress")?;
+        let program: &SchedClassifier = program.try_into()?;
+        let buffer = SkBuff {
+            ifindex,
+            ..SkBuff::default()
+        };
+        let (action, frame) = test_run(program, frame, &buffer.bytes())?;
+        Ok((Action::tcx(action), frame))
     }
 
     /// Run `tc_egress` on a frame that leaves.

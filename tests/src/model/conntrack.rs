@@ -18,36 +18,49 @@ fn later(a: u32, b: u32) -> bool {
     a != b && a.wrapping_sub(b) < 1 << 31
 }
 
+/// Seconds of silence that end a UDP flow whose service does not say.
+const UDP_SECONDS: u32 = 300;
+
 impl Flow {
     /// The flow that a segment begins or, of a former owner's, continues.
-    pub(super) fn begin(
-        backend: u32,
-        nat_port: u16,
-        path: u16,
-        epoch: u16,
-        tcp: &Tcp,
-        now: u32,
-    ) -> Self {
-        let mut flow = Self {
+    pub(super) fn of_tcp(backend: u32, epoch: u16, tcp: &Tcp, now: u32) -> Self {
+        let state = if tcp.is_syn() {
+            FlowState::Syn
+        } else {
+            FlowState::Established
+        };
+        let mut flow = Self::new(backend, epoch, state, now);
+        flow.observe(tcp, now);
+        flow
+    }
+
+    /// The flow that a UDP packet begins.
+    pub(super) fn of_udp(backend: u32, epoch: u16, now: u32) -> Self {
+        Self::new(backend, epoch, FlowState::Udp, now)
+    }
+
+    fn new(backend: u32, epoch: u16, state: FlowState, now: u32) -> Self {
+        Self {
             backend,
             last_seen: now,
             acked: None,
-            nat_port,
-            path,
-            state: if tcp.is_syn() {
-                FlowState::Syn
-            } else {
-                FlowState::Established
-            },
+            nat_port: 0,
+            path: 0,
+            state,
             epoch,
-        };
-        flow.observe(tcp, now);
-        flow
+            answered: false,
+            repeated: false,
+        }
     }
 
     /// The client sent this segment.
     pub(super) fn observe(&mut self, tcp: &Tcp, now: u32) {
         self.last_seen = now;
+        if tcp.is_syn() {
+            // A new connection, or one more attempt: what was known is of no use.
+            self.acked = None;
+            return;
+        }
         if tcp.has(RST) {
             // A blind one closes nothing (RFC 5961): it must have the number that comes next.
             if self.acked.is_none_or(|(_, next)| next == tcp.seq) {
@@ -78,12 +91,18 @@ impl Flow {
         matches!(self.state, FlowState::Fin | FlowState::Closed)
     }
 
+    /// Seconds of silence.
+    pub(super) fn idle(&self, now: u32) -> u32 {
+        now.saturating_sub(self.last_seen)
+    }
+
     /// Nothing more is to be expected: its port may be given away.
     pub(super) fn is_over(&self, now: u32) -> bool {
         let limit = match self.state {
             FlowState::Established => ESTABLISHED_SECONDS,
+            FlowState::Udp => UDP_SECONDS,
             _ => OTHER_SECONDS,
         };
-        now.saturating_sub(self.last_seen) >= limit
+        self.idle(now) >= limit
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Model, Outcome,
     pipeline::{ARP, IP4, IP6, arp, neighbour},
     rewrite::Rewrite,
-    wire::{self, Ip, Link, TCP, Version, endpoint},
+    wire::{self, Ip, Link, TCP, UDP, Version, endpoint},
 };
 
 impl Model {
@@ -44,17 +44,22 @@ impl Model {
     /// A reply of the local backend leaves from the service's port.
     fn reply(&self, frame: &[u8], l3: usize, version: Version) -> Option<Outcome> {
         let ip = Ip::parse(frame, l3, version).ok()?;
-        if ip.proto != TCP || ip.fragment {
+        if !matches!(ip.proto, TCP | UDP) || ip.fragment {
             return None;
         }
         let src = wire::address(frame, l3 + version.addresses(), version)?;
         let sport = wire::word(frame, ip.l4)?;
-        let port = self.tables.reply_ports.get(&(endpoint(src, sport), TCP))?;
-        if frame.len() < ip.l4 + 18 {
+        let key = (endpoint(src, sport), ip.proto);
+        let port = *self.tables.reply_ports.get(&key)?;
+        if port == sport {
+            return None;
+        }
+        let checksum = ip.l4 + if ip.proto == UDP { 6 } else { 16 };
+        if frame.len() < checksum + 2 {
             return Some(Outcome::untouched(Reason::Truncated, frame));
         }
         let mut leaves = Rewrite::of(frame);
-        leaves.sport(&ip, *port);
+        leaves.sport(&ip, port);
         Some(Outcome {
             leaves,
             ..Outcome::untouched(Reason::ReplyTranslated, frame)

@@ -3,16 +3,20 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::{
-    abi::Mac,
-    headers::{ArpPacket, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NdPacket, TcpHeader},
+    abi::{self, Mac},
+    headers::{
+        ArpPacket, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPPROTO_UDP,
+        NdPacket, TcpHeader,
+    },
 };
 
 use super::{
     Model,
     case::Step,
     random::Random,
-    tables::{Change, Port, Tables},
+    tables::{Change, Port, State, Tables},
     world,
 };
 use crate::packet::{
@@ -76,6 +80,7 @@ struct Conversation<F: Family> {
     dport: u16,
     /// Where its frames come in.
     ifindex: u32,
+    tags: Vec<(u16, u16)>,
     from: Mac,
     /// Its next sequence number.
     seq: u32,
@@ -83,6 +88,8 @@ struct Conversation<F: Family> {
     ack: u32,
     /// It has sent a SYN and heard of the answer.
     open: bool,
+    /// It speaks UDP.
+    udp: bool,
 }
 
 /// Makes steps.
@@ -91,6 +98,26 @@ pub struct Generator {
     base: Tables,
     four: Vec<Conversation<V4>>,
     six: Vec<Conversation<V6>>,
+}
+
+/// The tags of a frame that tables describe so.
+fn tags(tags: u32) -> Vec<(u16, u16)> {
+    let (outer, inner) = (tags as u16, (tags >> 16) as u16);
+    match (outer, inner) {
+        (0, _) => Vec::new(),
+        (outer, 0) => vec![(ETHERTYPE_VLAN, outer)],
+        (outer, inner) => vec![(ETHERTYPE_QINQ, outer), (ETHERTYPE_VLAN, inner)],
+    }
+}
+
+/// Where a client's frames come in, mostly untagged.
+fn way(random: &mut Random) -> (u32, Vec<(u16, u16)>) {
+    let (ifindex, id, _) = if random.once_in(4) {
+        *random.pick(&world::UPLINKS)
+    } else {
+        *random.pick(&[world::UPLINKS[0], world::UPLINKS[0], world::UPLINKS[1]])
+    };
+    (ifindex, tags(id))
 }
 
 /// The MAC of this node on an interface.
@@ -224,14 +251,27 @@ impl Generator {
         if random.below(6) < away.len() {
             return random.pick(&away).clone();
         }
-        let flows: Vec<_> = model.state.flows.keys().copied().collect();
-        let returns: Vec<_> = model.state.returns.keys().copied().collect();
-        match random.below(16) {
-            0 if !flows.is_empty() => Change::EvictFlow(*random.pick(&flows)),
-            1 if !returns.is_empty() => Change::EvictReturn(*random.pick(&returns)),
-            2..5 if !flows.is_empty() => Change::Age(*random.pick(&flows), *random.pick(&AGES)),
+        let state = &model.state;
+        let flows: Vec<_> = state.flows.keys().chain(state.half_flows.keys()).collect();
+        let returns: Vec<_> = state
+            .returns
+            .keys()
+            .chain(state.half_returns.keys())
+            .collect();
+        match random.below(20) {
+            0 if !flows.is_empty() => Change::EvictFlow(**random.pick(&flows)),
+            1 if !returns.is_empty() => Change::EvictReturn(**random.pick(&returns)),
+            2..5 if !flows.is_empty() => Change::Age(**random.pick(&flows), *random.pick(&AGES)),
             5 => Change::Lease(world::LEASE, false),
-            6 => Change::Uplink((*random.pick(&[UPLINK, OTHER_UPLINK]), 0), None),
+            6 => {
+                let (ifindex, tags, _) = *random.pick(&world::UPLINKS);
+                Change::Uplink((ifindex, tags), None)
+            }
+            12 | 13 => {
+                let backends: Vec<u32> = self.base.backends.keys().copied().collect();
+                Change::Suspect(*random.pick(&backends), random.once_in(4))
+            }
+            14 => source_rule(random, &self.base),
             7 => other_station(random, &self.base),
             8 | 9 => other_service(random, &self.base),
             10 | 11 => other_table(random, &self.base),
@@ -258,14 +298,34 @@ fn other_station(random: &mut Random, base: &Tables) -> Change {
     }
 }
 
+/// A rule about clients' addresses.
+fn source_rule(random: &mut Random, base: &Tables) -> Change {
+    let services: Vec<_> = base.services.iter().collect();
+    let ((vip, _), service) = *random.pick(&services);
+    let (clients, lengths) = if vip.is_ipv4() {
+        (world::clients::<V4>(), [0, 24, 31, 32])
+    } else {
+        (world::clients::<V6>(), [0, 64, 127, 128])
+    };
+    let length = *random.pick(&lengths);
+    let net = IpNet::new_assert(*random.pick(&clients), length).trunc();
+    let rule = (service.id, net.addr(), length);
+    Change::Source(rule, Some(random.once_in(2)))
+}
+
 /// A service is gone, without backends, or without the one on this node.
 fn other_service(random: &mut Random, base: &Tables) -> Change {
     let services: Vec<_> = base.services.iter().collect();
     let (key, service) = *random.pick(&services);
     let mut service = service.clone();
-    match random.below(4) {
+    match random.below(9) {
         0 => return Change::Service(*key, None),
         1 => service.flags = 0,
+        2 => service.flags |= abi::Service::SILENT,
+        3 => service.flags = abi::Service::SILENT,
+        4 => service.flags |= abi::Service::SOURCES,
+        5 => service.flags |= abi::Service::DEFAULT_DENY,
+        6 => service.fallback = [0, service.fallback[1]],
         _ => (service.local_backend, service.local_port) = (0, 0),
     }
     Change::Service(*key, Some(service))
@@ -285,9 +345,15 @@ fn other_backend(random: &mut Random, base: &Tables) -> Change {
     let backends: Vec<_> = base.backends.iter().collect();
     let (id, backend) = *random.pick(&backends);
     let mut backend = backend.clone();
-    match random.below(12) {
+    match random.below(16) {
         0 => return Change::Backend(*id, None),
         1 => backend.service += 1,
+        12 | 13 => backend.epoch += 1,
+        14 => (backend.epoch, backend.state) = (backend.epoch + 1, 0),
+        15 => {
+            let (ifindex, tags, _) = *random.pick(&world::UPLINKS);
+            (backend.ifindex, backend.tags) = (ifindex, tags);
+        }
         2 => backend.ifindex = 0,
         3 => backend.ifindex = OTHER_UPLINK,
         4 if backend.method != 1 => backend.method ^= 1,
@@ -298,7 +364,7 @@ fn other_backend(random: &mut Random, base: &Tables) -> Change {
 }
 
 /// Whether a program run takes a frame for a socket buffer: it wants all of the IP header.
-pub(super) fn is_buffer(frame: &[u8]) -> bool {
+pub fn is_buffer(frame: &[u8]) -> bool {
     let kind = frame
         .get(12..14)
         .map_or(0, |kind| u16::from_be_bytes([kind[0], kind[1]]));
@@ -324,14 +390,18 @@ fn conversation<F: Family>(random: &mut Random) -> Conversation<F> {
         (F::VIP, VIP_PORT),
         (F::VIP, world::NAT_PORT),
         (second, VIP_PORT),
+        (F::VIP, world::UDP_PORT),
     ];
     let (vip, dport) = *random.pick(&services);
+    let (ifindex, tags) = way(random);
     let mut conversation = Conversation {
         client,
         sport: *random.pick(&PORTS),
         vip,
         dport,
-        ifindex: *random.pick(&[UPLINK, UPLINK, OTHER_UPLINK]),
+        ifindex,
+        tags,
+        udp: dport == world::UDP_PORT,
         from: *random.pick(&[ROUTER_MAC, ROUTER_MAC, ROUTER2_MAC]),
         seq: random.word(),
         ack: random.word(),
@@ -435,19 +505,41 @@ fn segment<F: Family>(random: &mut Random, speaker: &mut Conversation<F>) -> Fra
     }
     if random.once_in(40) {
         speaker.from = *random.pick(&[ROUTER_MAC, ROUTER2_MAC, MASTER_MACS[1]]);
-        speaker.ifindex = *random.pick(&[UPLINK, OTHER_UPLINK]);
+        (speaker.ifindex, speaker.tags) = way(random);
     }
-    let mut frame = Frame::packet(Upper::Tcp(tcp)).from(speaker.from, speaker.client);
+    let upper = if speaker.udp {
+        datagram(random, speaker.sport, speaker.dport, &tcp.data)
+    } else {
+        Upper::Tcp(tcp)
+    };
+    let mut frame = Frame::packet(upper).from(speaker.from, speaker.client);
     frame.dst = speaker.vip;
+    frame.tags.clone_from(&speaker.tags);
     frame
+}
+
+/// A UDP packet, of a wrong length or without a checksum now and then.
+fn datagram(random: &mut Random, sport: u16, dport: u16, data: &[u8]) -> Upper {
+    let mut length = data.len() as u16 + 8;
+    if random.once_in(20) {
+        length = *random.pick(&[0, 7, 8, length + 1, length / 2]);
+    }
+    let mut bytes = [sport, dport, length, 0].map(u16::to_be_bytes).concat();
+    bytes.extend(data);
+    let checksum = if random.once_in(4) { None } else { Some(6) };
+    Upper::Raw(IPPROTO_UDP, checksum, bytes)
 }
 
 /// The reply of a nat backend to one of the flows that there are.
 fn nat_reply<F: Family>(random: &mut Random, model: &Model) -> Option<(u32, Frame<F>)> {
-    let keys: Vec<_> = model
-        .state
-        .returns
+    let State {
+        returns,
+        half_returns,
+        ..
+    } = &model.state;
+    let keys: Vec<_> = returns
         .keys()
+        .chain(half_returns.keys())
         .filter(|key| F::address(key.src.ip()).is_some())
         .collect();
     if keys.is_empty() {
@@ -457,12 +549,18 @@ fn nat_reply<F: Family>(random: &mut Random, model: &Model) -> Option<(u32, Fram
     let number = usize::from(key.src.ip() == F::EXTERNALS[1].into());
     let flags = *random.pick(&[SYN | ACK, ACK, ACK | PSH, ACK | FIN, RST | ACK, RST]);
     let data = vec![0x55; random.below(MAX_DATA)];
-    let mut frame = Frame::<F>::tcp(flags, random.word(), random.word(), &data)
-        .from(EXTERNAL_MACS[number], address::<F>(key.src.ip()))
-        .sport(key.src.port())
-        .dport(key.dst.port());
+    let (sport, dport) = (key.src.port(), key.dst.port());
+    let mut frame = if key.proto == IPPROTO_UDP {
+        Frame::packet(datagram(random, sport, dport, &data))
+    } else {
+        let segment = Frame::<F>::tcp(flags, random.word(), random.word(), &data);
+        segment.sport(sport).dport(dport)
+    };
+    (frame.from, frame.src) = (EXTERNAL_MACS[number], address::<F>(key.src.ip()));
     frame.dst = address::<F>(key.dst.ip());
-    Some((*random.pick(&[UPLINK, UPLINK, OTHER_UPLINK]), frame))
+    let (ifindex, tags) = way(random);
+    frame.tags = tags;
+    Some((ifindex, frame))
 }
 
 /// A segment of a backend that belongs to nothing.
@@ -480,7 +578,9 @@ fn stray_reply<F: Family>(random: &mut Random) -> (u32, Frame<F>) {
 /// What else comes to a VIP, or to this node.
 fn something_else<F: Family>(random: &mut Random) -> Frame<F> {
     match random.below(6) {
-        0 => Frame::packet(packet::udp(VIP_PORT)),
+        0 => Frame::packet(packet::udp(
+            *random.pick(&[VIP_PORT, world::UDP_BACKEND_PORT]),
+        )),
         1 => Frame::packet(packet::echo::<F>()),
         2 => Frame::packet(Upper::Raw(112, None, vec![0x21; 20])),
         3 => Frame::<F>::data().dst(F::NOT_VIP),
@@ -490,11 +590,23 @@ fn something_else<F: Family>(random: &mut Random) -> Frame<F> {
     }
 }
 
+/// A VLAN id with a priority: none, one of an uplink, or any.
+fn vlan(random: &mut Random) -> u16 {
+    let any = random.word() as u16 & 0xfff;
+    let id = *random.pick(&[0, 5, 6, 7, 8, any]);
+    id | *random.pick(&[0, 0x6000])
+}
+
 /// What is unusual about a frame, valid or not.
 fn decorate<F: Family>(random: &mut Random, ifindex: &mut u32, frame: &mut Frame<F>) {
     match random.below(12) {
-        0 => frame.tags = vec![(0x8100, random.below(4096) as u16)],
-        1 => frame.tags = vec![(0x88a8, 7), (0x8100, random.below(4096) as u16)],
+        0 => frame.tags = vec![(ETHERTYPE_VLAN, vlan(random))],
+        1 => {
+            frame.tags = vec![
+                (ETHERTYPE_QINQ, vlan(random)),
+                (ETHERTYPE_VLAN, vlan(random)),
+            ];
+        }
         2 => frame.options.push(vec![1; 1 + random.below(20)]),
         3 => frame.options = vec![vec![1; random.below(8)]; 1 + random.below(5)],
         4 => frame.fragment = *random.pick(&[0x2000, 0x2001, 185, 0x4000]),
@@ -521,12 +633,21 @@ fn decorate<F: Family>(random: &mut Random, ifindex: &mut u32, frame: &mut Frame
 fn reply<F: Family>(random: &mut Random) -> Frame<F> {
     let clients = world::clients::<F>();
     let sports = [BACKEND_PORT, BACKEND_PORT, VIP_PORT, 22, 40_000];
+    let clients_port = *random.pick(&PORTS);
     let flags = *random.pick(&[SYN | ACK, ACK, ACK | PSH, ACK | FIN, RST]);
     let data = vec![0xaa; random.below(MAX_DATA)];
-    let mut frame = Frame::<F>::tcp(flags, random.word(), random.word(), &data)
-        .macs(OWN_MAC, ROUTER_MAC)
-        .sport(*random.pick(&sports))
-        .dport(*random.pick(&PORTS));
+    let mut frame = if random.once_in(4) {
+        Frame::packet(datagram(
+            random,
+            world::UDP_BACKEND_PORT,
+            clients_port,
+            &data,
+        ))
+    } else {
+        let segment = Frame::<F>::tcp(flags, random.word(), random.word(), &data);
+        segment.sport(*random.pick(&sports)).dport(clients_port)
+    };
+    (frame.from, frame.to) = (OWN_MAC, ROUTER_MAC);
     let second = address::<F>(world::second_vip::<F>());
     frame.src = *random.pick(&[F::VIP, F::VIP, second, F::NOT_VIP]);
     frame.dst = address::<F>(*random.pick(&clients));

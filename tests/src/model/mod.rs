@@ -17,9 +17,11 @@
     reason = "for tests only: a model that panics is a failed test"
 )]
 
+mod answer;
 pub mod case;
 mod conntrack;
 mod egress;
+mod flows;
 pub mod generate;
 mod nat;
 mod pipeline;
@@ -34,6 +36,7 @@ pub mod world;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
 };
 
 use lb_common::{abi::REASON_SLOTS, reason::Reason};
@@ -86,6 +89,23 @@ pub struct Count {
     pub drops: u64,
 }
 
+/// TCP sockets of this node's kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    /// Connections, as packets of the client look after translation.
+    pub connections: BTreeSet<Tuple>,
+    /// Where something listens.
+    pub listeners: BTreeSet<SocketAddr>,
+}
+
+/// What the kernel has for a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    None,
+    Listener,
+    Connection,
+}
+
 /// The data plane of one node.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -93,8 +113,8 @@ pub struct Model {
     pub tables: Tables,
     /// What the data plane wrote.
     pub state: State,
-    /// Connections that this node's kernel has, as packets of the client look after translation.
-    pub sockets: BTreeSet<Tuple>,
+    /// What this node's kernel has.
+    pub sockets: Sockets,
     /// By service and number of the reason.
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// By backend.
@@ -104,11 +124,11 @@ pub struct Model {
 }
 
 impl Model {
-    /// A node with these tables, whose kernel has these connections.
-    pub fn new(tables: Tables, sockets: &[Tuple]) -> Self {
+    /// A node with these tables, whose kernel has these sockets.
+    pub fn new(tables: Tables, sockets: Sockets) -> Self {
         Self {
             tables,
-            sockets: sockets.iter().copied().collect(),
+            sockets,
             ..Self::default()
         }
     }

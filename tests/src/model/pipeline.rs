@@ -1,21 +1,21 @@
-//! The ingress pipeline, stage by stage as docs/ARCHITECTURE.md has it.
+//! The ingress pipeline up to a packet of a service: parse, fence, service, and the ways out.
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    abi::{BackendState, Mac, Method},
+    abi::{Mac, Method},
     hash,
-    reason::Reason,
+    reason::{Reason, Verdict},
 };
 
 use super::{
     Model, Outcome,
     rewrite::Rewrite,
-    tables::{Backend, Flow, Service, Tuple},
-    wire::{self, BadIp, BadTcp, ICMP6, Ip, Link, RST, TCP, Tcp, Version, endpoint},
+    tables::{Backend, Service, Tuple},
+    wire::{self, BadIp, BadTcp, BadUdp, ICMP6, Ip, Link, TCP, Tcp, UDP, Udp, Version, endpoint},
 };
 
-/// Ethernet types.
+/// Ethernet type of IPv4.
 pub(super) const IP4: u16 = 0x0800;
 /// ARP.
 pub(super) const ARP: u16 = 0x0806;
@@ -24,8 +24,6 @@ pub(super) const IP6: u16 = 0x86dd;
 
 /// 2^32 divided by the golden ratio: how far apart tries are in hash space.
 pub(super) const GOLDEN: u32 = 0x9e37_79b9;
-/// Slots that are looked at for a backend that is not on an excluded node.
-const SELECT_TRIES: u32 = 16;
 
 /// The hash that every node has the same of.
 pub(super) fn flow_hash(client: SocketAddr) -> u32 {
@@ -65,7 +63,7 @@ pub(super) struct Neighbour {
     pub(super) target: IpAddr,
 }
 
-/// The ICMPv6 message (without extension headers) at `l3`, as neighbour discovery.
+/// The `ICMPv6` message (without extension headers) at `l3`, as neighbour discovery.
 pub(super) fn neighbour(frame: &[u8], l3: usize) -> Option<Neighbour> {
     let packet = wire::bytes(frame, l3, 40 + 24)?;
     (packet[6] == ICMP6).then_some(Neighbour {
@@ -75,7 +73,16 @@ pub(super) fn neighbour(frame: &[u8], l3: usize) -> Option<Neighbour> {
     })
 }
 
-/// A TCP segment to a VIP.
+/// What an IP packet to a VIP carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upper {
+    /// A TCP segment.
+    Tcp(Tcp),
+    /// A UDP packet.
+    Udp(Udp),
+}
+
+/// A packet to a VIP.
 pub(super) struct Packet<'a> {
     /// All of it.
     pub(super) frame: &'a [u8],
@@ -83,24 +90,69 @@ pub(super) struct Packet<'a> {
     pub(super) ifindex: u32,
     /// Ethernet.
     pub(super) link: Link,
+    /// Its VLAN tags.
+    pub(super) tags: u32,
     /// IP.
     pub(super) ip: Ip,
     /// IP source.
     pub(super) src: IpAddr,
     /// IP destination.
     pub(super) dst: IpAddr,
-    /// TCP.
-    pub(super) tcp: Tcp,
+    /// What it carries.
+    pub(super) upper: Upper,
+    /// It was forwarded by a peer, and goes on: it has one hop less to live.
+    pub(super) hops: bool,
 }
 
 impl Packet<'_> {
     /// Its flow.
     pub(super) fn flow(&self) -> Tuple {
+        let (sport, dport) = match self.upper {
+            Upper::Tcp(tcp) => (tcp.sport, tcp.dport),
+            Upper::Udp(udp) => (udp.sport, udp.dport),
+        };
         Tuple {
-            src: endpoint(self.src, self.tcp.sport),
-            dst: endpoint(self.dst, self.tcp.dport),
+            src: endpoint(self.src, sport),
+            dst: endpoint(self.dst, dport),
             proto: self.ip.proto,
         }
+    }
+
+    /// The segment, of TCP.
+    pub(super) fn tcp(&self) -> Option<&Tcp> {
+        match &self.upper {
+            Upper::Tcp(tcp) => Some(tcp),
+            Upper::Udp(_) => None,
+        }
+    }
+
+    /// A connection request.
+    pub(super) fn is_syn(&self) -> bool {
+        self.tcp().is_some_and(Tcp::is_syn)
+    }
+
+    /// A RST.
+    pub(super) fn is_reset(&self) -> bool {
+        self.tcp().is_some_and(|tcp| tcp.has(wire::RST))
+    }
+
+    /// UDP.
+    pub(super) fn is_udp(&self) -> bool {
+        self.tcp().is_none()
+    }
+
+    /// It may begin something: a connection request, or any UDP packet.
+    pub(super) fn may_begin(&self) -> bool {
+        self.is_syn() || self.is_udp()
+    }
+
+    /// The frame to be rewritten.
+    pub(super) fn rewrite(&self) -> Rewrite {
+        let mut rewrite = Rewrite::of(self.frame);
+        if self.hops {
+            rewrite.hop(&self.ip);
+        }
+        rewrite
     }
 }
 
@@ -123,11 +175,29 @@ impl Way {
     }
 }
 
-/// What the kernel's socket table says of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Socket {
-    None,
-    Connection,
+/// The backend that a packet goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Its id.
+    pub(super) backend: u32,
+    /// The source port towards it (nat), else 0.
+    pub(super) nat_port: u16,
+    /// A connection begins.
+    pub(super) new: bool,
+    /// No entry could be made.
+    pub(super) stateless: bool,
+}
+
+impl Target {
+    /// An established flow's.
+    pub(super) fn known(backend: u32, nat_port: u16) -> Self {
+        Self {
+            backend,
+            nat_port,
+            new: false,
+            stateless: false,
+        }
+    }
 }
 
 impl Model {
@@ -148,11 +218,18 @@ impl Model {
         if version == Version::Six && self.asks_for_fenced(frame, link.l3) {
             return Err(Reason::FencedNd);
         }
-        let packet = self.parse(frame, ifindex, link, version)?;
-        let key = (endpoint(packet.dst, packet.tcp.dport), packet.ip.proto);
-        match self.tables.services.get(&key).cloned() {
-            Some(service) => self.serve(&packet, &service, now),
-            None => self.unserved(&packet),
+        let mut packet = self.parse(frame, ifindex, link, version)?;
+        let asked = (packet.flow().dst, packet.ip.proto);
+        match self.tables.services.get(&asked).cloned() {
+            None => self.unserved(&packet, now),
+            Some(service) => {
+                let outcome = self.serve(&mut packet, &service, now);
+                let outcome = outcome.unwrap_or_else(|reason| Outcome::untouched(reason, frame));
+                Ok(Outcome {
+                    service: service.id,
+                    ..outcome
+                })
+            }
         }
     }
 
@@ -189,8 +266,11 @@ impl Model {
         if !self.tables.vips.contains_key(&dst) {
             return Err(Reason::NotVip);
         }
-        if self.tables.uplinks.get(&(ifindex, 0)) != Some(&link.dst) {
-            return Err(Reason::NotOurMac);
+        let tags = link.tags();
+        match self.tables.uplinks.get(&(ifindex, tags)) {
+            Some(own) if *own == link.dst => {}
+            None if tags != 0 => return Err(Reason::NotOurVlan),
+            _ => return Err(Reason::NotOurMac),
         }
         let ip = Ip::parse(frame, link.l3, version).map_err(|bad| match (bad, version) {
             (BadIp::Truncated, _) => Reason::Truncated,
@@ -199,7 +279,7 @@ impl Model {
             (BadIp::Extensions, _) => Reason::Ipv6Extensions,
         })?;
         match ip.proto {
-            TCP => {}
+            TCP | UDP => {}
             ICMP6 => return Err(Reason::Neighbour),
             _ => return Err(Reason::NotBalanced),
         }
@@ -209,219 +289,114 @@ impl Model {
         if !wire::is_client_address(src) || src == dst {
             return Err(Reason::BadSource);
         }
-        let upper = ip.upper(frame).ok_or(Reason::Truncated)?;
-        let tcp = Tcp::parse(upper).map_err(|bad| match bad {
-            BadTcp::Truncated => Reason::Truncated,
-            BadTcp::Offset => Reason::BadTcpHeader,
-            BadTcp::Flags => Reason::BadTcpFlags,
-        })?;
         Ok(Packet {
             frame,
             ifindex,
+            tags,
             link,
             ip,
             src,
             dst,
-            tcp,
+            upper: upper(&ip, frame)?,
+            hops: false,
         })
     }
 
     /// To a VIP but to no service: a nat reply, a request that would get around the service, or
     /// something of the kernel's.
-    fn unserved(&self, packet: &Packet<'_>) -> Result<Outcome, Reason> {
-        if let Some(reply) = self.nat_reply(packet) {
-            return reply;
+    fn unserved(&mut self, packet: &Packet<'_>, now: u32) -> Result<Outcome, Reason> {
+        if let Some(reply) = self.nat_reply(packet, now) {
+            return Ok(reply);
         }
-        let asked = (packet.flow().dst, packet.ip.proto);
-        Err(if self.tables.reply_ports.contains_key(&asked) {
-            Reason::BackendPort
-        } else {
-            Reason::NotBalanced
-        })
+        let flow = packet.flow();
+        if self.tables.nat_sources.contains(&(flow.src, flow.proto)) {
+            return Err(Reason::NatUnknownReply);
+        }
+        if !self
+            .tables
+            .reply_ports
+            .contains_key(&(flow.dst, flow.proto))
+        {
+            return Err(Reason::NotBalanced);
+        }
+        if packet.is_udp() {
+            return Err(Reason::BackendPort);
+        }
+        self.reset(packet, Reason::BackendPortReset, 0)
     }
 
-    /// A segment to a service.
-    fn serve(
+    /// Forward to a backend, this node's own or one elsewhere.
+    pub(super) fn forward(
         &mut self,
         packet: &Packet<'_>,
         service: &Service,
-        now: u32,
-    ) -> Result<Outcome, Reason> {
-        let has_local = service.local_backend != 0;
-        // A peer's MAC, and not the peer's address: the peer balanced it already.
-        let client_node = self.tables.peer_addrs.get(&packet.src).copied();
-        let sender = self.tables.peer_macs.get(&packet.link.src).copied();
-        let forwarder = sender.filter(|_| sender != client_node);
-        if forwarder.is_some() && has_local {
-            return Ok(self.deliver(packet, service, Reason::LocalFromPeer));
-        }
-        let hash = flow_hash(packet.flow().src);
-        let syn = packet.tcp.is_syn();
-        let chosen_local =
-            has_local && self.tables.slot(service.table, hash::slot(hash)) == service.local_backend;
-        let connected = !syn && self.socket(packet, service) == Socket::Connection;
-        if chosen_local && connected {
-            return Ok(self.deliver(packet, service, Reason::Local));
-        }
-        if let Some(outcome) = self.established(packet, service, forwarder, now) {
-            return outcome;
-        }
-        if has_local && connected {
-            return Ok(self.deliver(packet, service, Reason::Local));
-        }
-        self.new_flow(packet, service, forwarder.or(client_node), now)
-    }
-
-    fn socket(&self, packet: &Packet<'_>, service: &Service) -> Socket {
-        let mut flow = packet.flow();
-        flow.dst.set_port(service.local_port);
-        if service.local_backend != 0 && self.sockets.contains(&flow) {
-            Socket::Connection
+        target: Target,
+    ) -> Outcome {
+        let sent = match self.backend(target.backend, service) {
+            Some(backend) if backend.method() == Some(Method::Local) => {
+                return self.deliver(packet, service, Reason::Local, target.new);
+            }
+            Some(backend) => self.send_to(packet, &backend, target),
+            None => return Outcome::untouched(Reason::Inconsistent, packet.frame),
+        };
+        let outcome = sent.unwrap_or_else(|reason| Outcome::untouched(reason, packet.frame));
+        let count = self.count_backend(target.backend);
+        if outcome.reason.verdict() == Verdict::Drop {
+            count.drops += 1;
         } else {
-            Socket::None
+            count.packets += 1;
+            count.bytes += packet.frame.len() as u64;
+            count.connections += u64::from(target.new);
+        }
+        Outcome {
+            connection: target.new,
+            ..outcome
         }
     }
 
-    /// To this node's own backend; the kernel tracks the flow from its SYN on.
-    fn deliver(&mut self, packet: &Packet<'_>, service: &Service, reason: Reason) -> Outcome {
-        let flow = packet.flow();
-        if packet.tcp.is_syn() {
-            self.touch(flow);
-            self.state.flows.remove(&flow);
+    fn send_to(
+        &self,
+        packet: &Packet<'_>,
+        backend: &Backend,
+        target: Target,
+    ) -> Result<Outcome, Reason> {
+        match backend.method() {
+            Some(Method::Dsr) => {
+                let way = self.dsr(packet, backend)?;
+                Ok(if target.stateless {
+                    way.outcome(packet, Reason::DsrStateless, Reason::DsrStatelessRedirect)
+                } else {
+                    way.outcome(packet, Reason::Dsr, Reason::DsrRedirect)
+                })
+            }
+            Some(Method::Nat) => {
+                let way = self.nat_forward(packet, backend, target.nat_port)?;
+                Ok(way.outcome(packet, Reason::Nat, Reason::NatRedirect))
+            }
+            Some(Method::Local) | None => Err(Reason::Inconsistent),
         }
+    }
+
+    /// To this node's own backend.
+    pub(super) fn deliver(
+        &mut self,
+        packet: &Packet<'_>,
+        service: &Service,
+        reason: Reason,
+        new: bool,
+    ) -> Outcome {
         let count = self.count_backend(service.local_backend);
         count.packets += 1;
         count.bytes += packet.frame.len() as u64;
-        let mut leaves = Rewrite::of(packet.frame);
-        if service.local_port != packet.tcp.dport {
+        count.connections += u64::from(new);
+        let mut leaves = packet.rewrite();
+        if service.local_port != packet.flow().dst.port() {
             leaves.dport(&packet.ip, service.local_port);
         }
         Outcome {
             leaves,
+            connection: new,
             ..Outcome::untouched(reason, packet.frame)
-        }
-    }
-
-    /// A segment of a flow that has an entry; `None` where it is to be selected anew.
-    fn established(
-        &mut self,
-        packet: &Packet<'_>,
-        service: &Service,
-        forwarder: Option<u32>,
-        now: u32,
-    ) -> Option<Result<Outcome, Reason>> {
-        let key = packet.flow();
-        self.touch(key);
-        let flow = self.state.flows.get_mut(&key)?;
-        let syn = packet.tcp.is_syn();
-        if syn && flow.has_ended() {
-            return None;
-        }
-        flow.observe(&packet.tcp, now);
-        let flow = flow.clone();
-        let backend = self.backend(flow.backend, service)?;
-        if forwarder.is_some_and(|node| node == backend.node) {
-            return None;
-        }
-        // The controller may have changed the method since.
-        match backend.method() {
-            Some(Method::Dsr) if flow.nat_port == 0 => {}
-            Some(Method::Nat) if flow.nat_port != 0 => {}
-            _ => return None,
-        }
-        if backend.state() == BackendState::Down {
-            return (!syn).then_some(Err(Reason::BackendDown));
-        }
-        if flow.nat_port != 0 {
-            self.follow(packet, &backend, &flow);
-        }
-        Some(self.forward(packet, flow.backend, &backend, flow.nat_port))
-    }
-
-    /// A backend of this service.
-    fn backend(&self, id: u32, service: &Service) -> Option<Backend> {
-        let backend = self.tables.backends.get(&id)?;
-        (backend.service == service.id).then(|| backend.clone())
-    }
-
-    /// Select a backend: a new connection, or a flow of a former owner.
-    fn new_flow(
-        &mut self,
-        packet: &Packet<'_>,
-        service: &Service,
-        excluded: Option<u32>,
-        now: u32,
-    ) -> Result<Outcome, Reason> {
-        let (id, backend) = self.select(packet, service, excluded)?;
-        if packet.tcp.is_syn() {
-            self.count_backend(id).connections += 1;
-        }
-        let key = packet.flow();
-        let ends = packet.tcp.has(RST);
-        let nat_port = match backend.method() {
-            Some(Method::Local) => return Ok(self.deliver(packet, service, Reason::Local)),
-            Some(Method::Dsr) => {
-                if !ends {
-                    self.touch(key);
-                    let flow = Flow::begin(id, 0, 0, 0, &packet.tcp, now);
-                    self.state.flows.insert(key, flow);
-                }
-                0
-            }
-            Some(Method::Nat) if ends => return Err(Reason::NoFlow),
-            Some(Method::Nat) => self.allocate(packet, id, &backend, now)?,
-            None => return Err(Reason::Inconsistent),
-        };
-        self.forward(packet, id, &backend, nat_port)
-    }
-
-    /// Maglev, past the node that the packet came from.
-    fn select(
-        &self,
-        packet: &Packet<'_>,
-        service: &Service,
-        excluded: Option<u32>,
-    ) -> Result<(u32, Backend), Reason> {
-        if service.flags & lb_common::abi::Service::USABLE == 0 {
-            return Err(Reason::NoBackend);
-        }
-        let hash = flow_hash(packet.flow().src);
-        for attempt in 0..SELECT_TRIES {
-            let slot = hash::slot(hash.wrapping_add(attempt.wrapping_mul(GOLDEN)));
-            let id = self.tables.slot(service.table, slot);
-            let backend = self.backend(id, service).ok_or(Reason::Inconsistent)?;
-            if excluded == Some(backend.node) {
-                continue;
-            }
-            return match backend.state() {
-                BackendState::Up | BackendState::Draining => Ok((id, backend)),
-                BackendState::Down => Err(Reason::BackendDown),
-            };
-        }
-        Err(Reason::NoOtherBackend)
-    }
-
-    /// Forward to a backend elsewhere.
-    fn forward(
-        &mut self,
-        packet: &Packet<'_>,
-        id: u32,
-        backend: &Backend,
-        nat_port: u16,
-    ) -> Result<Outcome, Reason> {
-        let count = self.count_backend(id);
-        count.packets += 1;
-        count.bytes += packet.frame.len() as u64;
-        match backend.method() {
-            Some(Method::Dsr) => {
-                let way = self.dsr(packet, backend)?;
-                Ok(way.outcome(packet, Reason::Dsr, Reason::DsrRedirect))
-            }
-            Some(Method::Nat) => {
-                let way = self.nat_forward(packet, backend, nat_port)?;
-                Ok(way.outcome(packet, Reason::Nat, Reason::NatRedirect))
-            }
-            Some(Method::Local) | None => Err(Reason::Inconsistent),
         }
     }
 
@@ -433,26 +408,57 @@ impl Model {
         if backend.mac == packet.link.src {
             return Err(Reason::NoOtherBackend);
         }
-        let leaves = Rewrite::of(packet.frame);
-        self.send(packet, leaves, (backend.ifindex, backend.mac))
+        let hop = (backend.ifindex, backend.tags);
+        self.send(packet, packet.rewrite(), hop, backend.mac)
     }
 
-    /// Out through an interface to a next hop.
+    /// Out through an interface and VLAN to a next hop.
     pub(super) fn send(
         &self,
         packet: &Packet<'_>,
         mut leaves: Rewrite,
-        (ifindex, mac): (u32, Mac),
+        (ifindex, tags): (u32, u32),
+        mac: Mac,
     ) -> Result<Way, Reason> {
-        let same = ifindex == packet.ifindex;
+        let same = (ifindex, tags) == (packet.ifindex, packet.tags);
         let own = if same {
             packet.link.dst
         } else {
-            let own = self.tables.uplinks.get(&(ifindex, 0));
+            let own = self.tables.uplinks.get(&(ifindex, tags));
             *own.ok_or(Reason::Unresolved)?
         };
+        if tags != packet.tags {
+            // One tag becomes another one; a frame does not grow or shrink.
+            let single = |tags: u32| (1..0x1000).contains(&tags);
+            let first = packet.link.vlans.first().copied().map_or(0, u32::from);
+            if !single(tags) || !single(packet.tags) || first != packet.tags {
+                return Err(Reason::VlanMismatch);
+            }
+            let priority = leaves.frame[14] & 0xf0;
+            leaves.put(14, &[priority | (tags >> 8) as u8, tags as u8]);
+        }
         leaves.macs(mac, own);
         let ifindex = if same { 0 } else { ifindex };
         Ok(Way { leaves, ifindex })
     }
+}
+
+/// The upper layer of an IP packet that is whole.
+fn upper(ip: &Ip, frame: &[u8]) -> Result<Upper, Reason> {
+    let message = ip.upper(frame).ok_or(Reason::Truncated)?;
+    if ip.proto == UDP {
+        return Udp::parse(message)
+            .map(Upper::Udp)
+            .map_err(|bad| match bad {
+                BadUdp::Truncated => Reason::Truncated,
+                BadUdp::Length => Reason::BadUdpHeader,
+            });
+    }
+    Tcp::parse(message)
+        .map(Upper::Tcp)
+        .map_err(|bad| match bad {
+            BadTcp::Truncated => Reason::Truncated,
+            BadTcp::Offset => Reason::BadTcpHeader,
+            BadTcp::Flags => Reason::BadTcpFlags,
+        })
 }

@@ -3,19 +3,30 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::Range,
 };
 
-use anyhow::{Context as _, Result};
-use aya::{Pod, maps::MapError};
-use lb_common::abi::{
-    self, Address, BackendState, FlowKey, Lease, MAGLEV_SIZE, MacKey, MaglevTable, Method,
-    NatReturn, Node, NodeConfig, ReplyPort, ServiceKey, Uplink, UplinkKey, Vip, layout::MAPS,
+use anyhow::Result;
+use aya::{
+    Pod,
+    maps::{MapError, lpm_trie::Key},
 };
-use lb_common::reason::Reason;
+use lb_common::{
+    abi::{
+        self, Address, BackendState, FlowKey, Lease, MAGLEV_SIZE, MacKey, MaglevTable, Method,
+        NatReturn, Node, NodeConfig, ReplyPort, ServiceKey, Uplink, UplinkKey, Vip,
+        events::Event,
+        layout::{MAPS, TypeLayout},
+        sources::{SourceKey, SourceRule},
+    },
+    conntrack::FlowState,
+    reason::{Reason, Verdict},
+};
 
 use super::{
     Count,
-    tables::{Backend, Change, Flow, Port, Return, Service, Tables, Tuple},
+    tables::{Backend, Change, Flow, Port, Return, Service, State, Tables, Tuple},
+    trial::Entries,
     world,
 };
 use crate::program::{Action, DataPlane, SkBuff};
@@ -25,16 +36,19 @@ use crate::program::{Action, DataPlane, SkBuff};
 pub enum Ingress {
     /// `xdp_ingress`.
     Xdp,
+    /// `tc_ingress`.
+    Tc,
 }
 
 impl Ingress {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Xdp];
+    pub const ALL: &'static [Self] = &[Self::Xdp, Self::Tc];
 
     /// The program's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Xdp => "xdp_ingress",
+            Self::Tc => "tc_ingress",
         }
     }
 }
@@ -112,15 +126,60 @@ fn service_key<A: MapAddress>((addr, proto): Port) -> ServiceKey<A> {
     ServiceKey::new(A::of(addr.ip()), addr.port(), proto)
 }
 
-fn flow(value: &abi::Flow) -> Flow {
+/// A value as the layout of the ABI names its fields, without the ABI's own accessors.
+struct Fields<'a> {
+    layout: &'static TypeLayout,
+    bytes: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// A value of `map`.
+    fn of(map: &str, bytes: &'a [u8]) -> Self {
+        let layout = MAPS.iter().find(|layout| layout.name == map);
+        let Some(layout) = layout else {
+            unreachable!("{map} among the maps of the ABI");
+        };
+        Self {
+            layout: &layout.value,
+            bytes,
+        }
+    }
+
+    /// Where a field is.
+    fn place(&self, name: &str) -> Range<usize> {
+        let field = self.layout.fields.iter().find(|field| field.name == name);
+        let Some(field) = field else {
+            unreachable!("{name} among the fields of {}", self.layout.name);
+        };
+        field.offset..field.offset + field.size
+    }
+
+    /// A field's number.
+    fn number(&self, name: &str) -> u32 {
+        let bytes = &self.bytes[self.place(name)];
+        let mut wide = [0; 4];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        u32::from_le_bytes(wide)
+    }
+}
+
+/// Bytes of a `Flow`.
+const FLOW: usize = size_of::<abi::Flow>();
+
+fn flow(bytes: &[u8; FLOW]) -> Flow {
+    let fields = Fields::of("flows4", bytes);
+    let flag = |flag: u8| fields.number("flags") & u32::from(flag) != 0;
+    let acked = (fields.number("cl_ack"), fields.number("cl_next"));
     Flow {
-        backend: value.backend(),
-        last_seen: value.last_seen(),
-        acked: value.cl_ack().zip(value.cl_next()),
-        nat_port: value.nat_port(),
-        path: value.path(),
-        state: value.state(),
-        epoch: value.epoch(),
+        backend: fields.number("backend"),
+        last_seen: fields.number("last_seen"),
+        acked: flag(abi::Flow::ACK_KNOWN).then_some(acked),
+        nat_port: fields.number("nat_port") as u16,
+        path: fields.number("path") as u16,
+        state: FlowState::from_raw(fields.number("state") as u8),
+        epoch: fields.number("epoch") as u16,
+        answered: flag(abi::Flow::ANSWERED),
+        repeated: flag(abi::Flow::REPEATED),
     }
 }
 
@@ -142,8 +201,13 @@ fn service(value: &Service) -> abi::Service {
         local_backend,
         local_port,
         flags,
+        fallback: [first, second],
+        idle_seconds,
     } = *value;
-    abi::Service::new(id, table, local_backend, local_port, false).with_flags(flags)
+    abi::Service::new(id, table, local_backend, local_port, false)
+        .with_flags(flags)
+        .with_fallback(first, second)
+        .with_idle_seconds(idle_seconds)
 }
 
 fn backend<A: MapAddress>(value: &Backend) -> abi::Backend<A> {
@@ -159,17 +223,6 @@ fn backend<A: MapAddress>(value: &Backend) -> abi::Backend<A> {
     .in_epoch(value.epoch)
     .tagged(value.tags)
     .via(value.ifindex, value.mac)
-}
-
-/// Bytes of a `Flow`.
-const FLOW: usize = size_of::<abi::Flow>();
-
-/// Where a flow's `last_seen` is.
-fn last_seen_offset() -> Result<usize> {
-    let flows = MAPS.iter().find(|map| map.name == "flows4");
-    let fields = flows.context("no flows4")?.value.fields;
-    let field = fields.iter().find(|field| field.name == "last_seen");
-    Ok(field.context("no last_seen")?.offset)
 }
 
 impl Plane {
@@ -199,6 +252,10 @@ impl Plane {
         }
         self.forget::<[u8; 4]>()?;
         self.forget::<[u8; 16]>()?;
+        for backend in 0..world::BACKENDS {
+            self.data.array("suspects")?.set(backend, 0_u32, 0)?;
+        }
+        self.refusals()?;
         self.reasons = BTreeMap::new();
         self.backends = BTreeMap::new();
         (self.reasons, self.backends) = (self.reasons()?, self.backends()?);
@@ -206,8 +263,13 @@ impl Plane {
     }
 
     fn forget<A: MapAddress>(&mut self) -> Result<()> {
-        self.clear::<FlowKey<A>, abi::Flow>(&name::<A>("flows"))?;
-        self.clear::<FlowKey<A>, NatReturn<A>>(&name::<A>("returns"))
+        for map in ["flows", "half_flows"] {
+            self.clear::<FlowKey<A>, abi::Flow>(&name::<A>(map))?;
+        }
+        for map in ["returns", "half_returns"] {
+            self.clear::<FlowKey<A>, NatReturn<A>>(&name::<A>(map))?;
+        }
+        Ok(())
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, map: &str) -> Result<()> {
@@ -246,7 +308,7 @@ impl Plane {
             | Change::ReplyPort((addr, _), _) => {
                 by_family!(addr.ip(), self.change_of(change))
             }
-            Change::Vip(addr, _) | Change::PeerAddr(addr, _) => {
+            Change::Vip(addr, _) | Change::PeerAddr(addr, _) | Change::Source((_, addr, _), _) => {
                 by_family!(addr, self.change_of(change))
             }
             Change::EvictFlow(tuple) | Change::EvictReturn(tuple) | Change::Age(tuple, _) => {
@@ -277,6 +339,10 @@ impl Plane {
             }
             Change::PeerMac(mac, node) => {
                 self.put("peer_macs", MacKey::new(*mac), node.map(Node::new))
+            }
+            Change::Suspect(backend, suspect) => {
+                let until = if *suspect { u32::MAX } else { 0 };
+                Ok(self.data.array("suspects")?.set(*backend, until, 0)?)
             }
         }
     }
@@ -310,16 +376,35 @@ impl Plane {
             }
             Change::EvictFlow(tuple) => {
                 let key = flow_key::<A>(tuple);
-                self.put::<_, abi::Flow>(&name::<A>("flows"), key, None)
+                self.put::<_, abi::Flow>(&name::<A>("flows"), key, None)?;
+                self.put::<_, abi::Flow>(&name::<A>("half_flows"), key, None)
             }
             Change::EvictReturn(tuple) => {
                 let key = flow_key::<A>(tuple);
-                self.put::<_, NatReturn<A>>(&name::<A>("returns"), key, None)
+                self.put::<_, NatReturn<A>>(&name::<A>("returns"), key, None)?;
+                self.put::<_, NatReturn<A>>(&name::<A>("half_returns"), key, None)
             }
-            Change::Age(tuple, seconds) => self.age::<A>("flows", tuple, *seconds),
-            Change::Maglev(..) | Change::Lease(..) | Change::Uplink(..) | Change::PeerMac(..) => {
+            Change::Age(tuple, seconds) => {
+                self.age::<A>("flows", tuple, *seconds)?;
+                self.age::<A>("half_flows", tuple, *seconds)
+            }
+            Change::Source((service, addr, bits), allows) => {
+                let mut map = self.data.trie(&name::<A>("sources"))?;
+                let bits = SourceKey::<A>::PREFIX + u32::from(*bits);
+                let key = Key::new(bits, SourceKey::new(*service, A::of(*addr)));
+                match allows {
+                    Some(true) => map.insert(&key, SourceRule::ALLOW, 0)?,
+                    Some(false) => map.insert(&key, SourceRule::DENY, 0)?,
+                    None if map.get(&key, 0).is_ok() => map.remove(&key)?,
+                    None => {}
+                }
                 Ok(())
             }
+            Change::Maglev(..)
+            | Change::Lease(..)
+            | Change::Uplink(..)
+            | Change::PeerMac(..)
+            | Change::Suspect(..) => Ok(()),
         }
     }
 
@@ -328,10 +413,10 @@ impl Plane {
         let Some(mut bytes) = self.get::<_, [u8; FLOW]>(&map, key)? else {
             return Ok(());
         };
-        let at = last_seen_offset()?;
-        let word: [u8; 4] = bytes[at..at + 4].try_into()?;
-        let earlier = u32::from_ne_bytes(word).saturating_sub(seconds);
-        bytes[at..at + 4].copy_from_slice(&earlier.to_ne_bytes());
+        let fields = Fields::of(&map, &bytes);
+        let earlier = fields.number("last_seen").saturating_sub(seconds);
+        let place = fields.place("last_seen");
+        bytes[place].copy_from_slice(&earlier.to_ne_bytes());
         self.put(&map, key, Some(bytes))
     }
 
@@ -339,7 +424,13 @@ impl Plane {
     pub fn ingress(&self, frame: &[u8], ifindex: u32) -> Result<(Action, Vec<u8>)> {
         match self.ingress {
             Ingress::Xdp => self.data.xdp(frame, ifindex),
+            Ingress::Tc => self.data.tc_ingress(frame, ifindex),
         }
+    }
+
+    /// Whether a program run takes a frame: for a socket buffer it wants all of the IP header.
+    pub fn takes(&self, frame: &[u8]) -> bool {
+        self.ingress == Ingress::Xdp || super::generate::is_buffer(frame)
     }
 
     /// A frame leaves.
@@ -347,62 +438,87 @@ impl Plane {
         self.data.tc_egress(frame, SkBuff::default())
     }
 
-    /// The flow entry of a key.
-    pub fn flow(&mut self, key: &Tuple) -> Result<Option<Flow>> {
-        by_family!(key.src.ip(), self.flow_of(key))
+    /// What the maps have for a key.
+    pub fn entries(&mut self, key: &Tuple) -> Result<Entries> {
+        by_family!(key.src.ip(), self.entries_of(key))
     }
 
-    fn flow_of<A: MapAddress>(&mut self, key: &Tuple) -> Result<Option<Flow>> {
-        let found = self.get(&name::<A>("flows"), flow_key::<A>(key))?;
-        Ok(found.as_ref().map(flow))
+    fn entries_of<A: MapAddress>(&mut self, key: &Tuple) -> Result<Entries> {
+        let key = flow_key::<A>(key);
+        let found = self.get(&name::<A>("flows"), key)?;
+        let half = self.get(&name::<A>("half_flows"), key)?;
+        let back = self.get(&name::<A>("returns"), key)?;
+        let half_back = self.get(&name::<A>("half_returns"), key)?;
+        Ok(Entries {
+            flow: found.as_ref().map(flow),
+            half_flow: half.as_ref().map(flow),
+            returned: back.as_ref().map(returned::<A>),
+            half_returned: half_back.as_ref().map(returned::<A>),
+        })
     }
 
-    /// The return entry of a key.
-    pub fn returned(&mut self, key: &Tuple) -> Result<Option<Return>> {
-        by_family!(key.src.ip(), self.returned_of(key))
+    /// All that the programs wrote.
+    pub fn state(&mut self) -> Result<State> {
+        let mut state = State {
+            refusals: self.refusals()?,
+            ..State::default()
+        };
+        for backend in 0..world::BACKENDS {
+            let until = self.data.array("suspects")?.get(&backend, 0)?;
+            state.suspects.insert(backend, until);
+        }
+        self.flows::<[u8; 4]>("flows", &mut state.flows)?;
+        self.flows::<[u8; 16]>("flows", &mut state.flows)?;
+        self.flows::<[u8; 4]>("half_flows", &mut state.half_flows)?;
+        self.flows::<[u8; 16]>("half_flows", &mut state.half_flows)?;
+        self.returns::<[u8; 4]>("returns", &mut state.returns)?;
+        self.returns::<[u8; 16]>("returns", &mut state.returns)?;
+        self.returns::<[u8; 4]>("half_returns", &mut state.half_returns)?;
+        self.returns::<[u8; 16]>("half_returns", &mut state.half_returns)?;
+        Ok(state)
     }
 
-    fn returned_of<A: MapAddress>(&mut self, key: &Tuple) -> Result<Option<Return>> {
-        let found = self.get(&name::<A>("returns"), flow_key::<A>(key))?;
-        Ok(found.as_ref().map(returned::<A>))
-    }
-
-    /// All flow entries.
-    pub fn flows(&mut self) -> Result<BTreeMap<Tuple, Flow>> {
-        let mut all = BTreeMap::new();
-        self.flows_of::<[u8; 4]>(&mut all)?;
-        self.flows_of::<[u8; 16]>(&mut all)?;
-        Ok(all)
-    }
-
-    fn flows_of<A: MapAddress>(&mut self, into: &mut BTreeMap<Tuple, Flow>) -> Result<()> {
-        let map = self
-            .data
-            .hash::<FlowKey<A>, abi::Flow>(&name::<A>("flows"))?;
+    fn flows<A: MapAddress>(&mut self, map: &str, all: &mut BTreeMap<Tuple, Flow>) -> Result<()> {
+        let map = self.data.hash::<FlowKey<A>, [u8; FLOW]>(&name::<A>(map))?;
         for entry in &map {
             let (key, value) = entry?;
-            into.insert(tuple(&key), flow(&value));
+            all.insert(tuple(&key), flow(&value));
         }
         Ok(())
     }
 
-    /// All return entries.
-    pub fn returns(&mut self) -> Result<BTreeMap<Tuple, Return>> {
-        let mut all = BTreeMap::new();
-        self.returns_of::<[u8; 4]>(&mut all)?;
-        self.returns_of::<[u8; 16]>(&mut all)?;
-        Ok(all)
-    }
-
-    fn returns_of<A: MapAddress>(&mut self, into: &mut BTreeMap<Tuple, Return>) -> Result<()> {
+    fn returns<A: MapAddress>(
+        &mut self,
+        map: &str,
+        all: &mut BTreeMap<Tuple, Return>,
+    ) -> Result<()> {
         let map = self
             .data
-            .hash::<FlowKey<A>, NatReturn<A>>(&name::<A>("returns"))?;
+            .hash::<FlowKey<A>, NatReturn<A>>(&name::<A>(map))?;
         for entry in &map {
             let (key, value) = entry?;
-            into.insert(tuple(&key), returned(&value));
+            all.insert(tuple(&key), returned(&value));
         }
         Ok(())
+    }
+
+    /// (service, backend) of each refusal that the controller was told of since the last call.
+    fn refusals(&mut self) -> Result<Vec<(u32, u32)>> {
+        let events = self.data.events()?;
+        let refused = events
+            .iter()
+            .filter(|[kind, ..]| *kind == Event::REFUSED)
+            .map(|[_, service, backend, _]| (*service, *backend));
+        Ok(refused.collect())
+    }
+
+    /// How the program says a verdict: a socket buffer has no way back through the interface that it
+    /// came in by but a redirection.
+    pub fn action(&self, verdict: Verdict) -> Action {
+        match (self.ingress, verdict) {
+            (Ingress::Tc, Verdict::Tx) => Action::Verdict(Verdict::Redirect),
+            _ => Action::Verdict(verdict),
+        }
     }
 
     /// What was counted in this sequence for a service and a reason.

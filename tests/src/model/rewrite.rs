@@ -54,6 +54,14 @@ impl Rewrite {
         before.renew(self, ip);
     }
 
+    /// One hop less to live.
+    pub(super) fn hop(&mut self, ip: &Ip) {
+        let before = Sums::of(&self.frame, ip);
+        let at = ip.l3 + if self.frame[ip.l3] >> 4 == 4 { 8 } else { 7 };
+        self.frame[at] -= 1;
+        before.renew(self, ip);
+    }
+
     /// A new source port.
     pub(super) fn sport(&mut self, ip: &Ip, port: u16) {
         let before = Sums::of(&self.frame, ip);
@@ -136,19 +144,34 @@ pub(super) fn header_checksum(header: &[u8]) -> u16 {
     complement(sum(&copy))
 }
 
+/// Whether the checksums of a packet are right.
+pub(super) fn intact(frame: &[u8], ip: &Ip) -> bool {
+    let Sums(sums) = Sums::of(frame, ip);
+    sums.iter()
+        .all(|sum| sum.given % 0xffff == sum.right % 0xffff)
+}
+
 /// A checksum as it is, and as it should be.
 struct Sum {
     at: usize,
     given: u16,
     right: u16,
+    /// 0 says that there is none (UDP), so that what adds up to 0 is written as 0xffff.
+    optional: bool,
 }
 
 impl Sum {
     /// The checksum to write where `right` is right: off by as much as the given one was.
     fn renewed(&self, right: u16) -> u16 {
+        if self.optional && self.given == 0 {
+            return 0;
+        }
         let error = u64::from(self.given) + u64::from(!self.right);
         // One's complement addition of the error; complemented twice.
-        !complement(error + u64::from(right))
+        match !complement(error + u64::from(right)) {
+            0 if self.optional => 0xffff,
+            sum => sum,
+        }
     }
 }
 
@@ -169,6 +192,7 @@ impl Sums {
                 at: ip.l3 + 10,
                 given: wire::word(frame, ip.l3 + 10).unwrap_or_default(),
                 right: header_checksum(header),
+                optional: false,
             });
         }
         let at = ip.l3 + version.addresses();
@@ -182,6 +206,7 @@ impl Sums {
                 at: ip.l4 + at,
                 given: wire::word(message, at).unwrap_or_default(),
                 right: upper_checksum(addresses, ip.proto, message, at),
+                optional: ip.proto == UDP,
             });
         }
         Self(sums)
@@ -193,7 +218,9 @@ impl Sums {
         for (before, after) in self.0.iter().zip(after.0) {
             let renewed = before.renewed(after.right);
             rewrite.put(before.at, &renewed.to_be_bytes());
-            rewrite.checksums.push(before.at);
+            if !before.optional {
+                rewrite.checksums.push(before.at);
+            }
         }
     }
 }

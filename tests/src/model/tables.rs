@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::{
     abi::{BackendState, Mac, Method},
     conntrack::FlowState,
@@ -38,6 +39,10 @@ pub struct Service {
     pub local_port: u16,
     /// See `lb_common::abi::Service`.
     pub flags: u16,
+    /// Two usable backends on different nodes, 0 for none.
+    pub fallback: [u16; 2],
+    /// Seconds of silence that end a UDP flow.
+    pub idle_seconds: u16,
 }
 
 /// A backend.
@@ -92,6 +97,10 @@ pub struct Flow {
     pub state: FlowState,
     /// The backend's epoch when it began.
     pub epoch: u16,
+    /// The backend has answered its SYN (nat).
+    pub answered: bool,
+    /// Its SYN was repeated.
+    pub repeated: bool,
 }
 
 /// Where the replies of a nat flow go.
@@ -134,6 +143,8 @@ pub struct Tables {
     pub peer_addrs: BTreeMap<IpAddr, u32>,
     /// VIP:backend port, and the port that its replies leave from.
     pub reply_ports: BTreeMap<Port, u16>,
+    /// Rules of a service about sources: the prefix that is longest decides.
+    pub sources: BTreeMap<(u32, IpAddr, u8), bool>,
 }
 
 /// What the data plane writes.
@@ -143,6 +154,14 @@ pub struct State {
     pub flows: BTreeMap<Tuple, Flow>,
     /// nat return entries by (backend, VIP:nat port).
     pub returns: BTreeMap<Tuple, Return>,
+    /// Flows whose client has not acknowledged anything yet.
+    pub half_flows: BTreeMap<Tuple, Flow>,
+    /// nat return entries of those.
+    pub half_returns: BTreeMap<Tuple, Return>,
+    /// Until when backends are suspect, in seconds of the coarse clock.
+    pub suspects: BTreeMap<u32, u32>,
+    /// (service, backend) of each refusal that the controller was told of.
+    pub refusals: Vec<(u32, u32)>,
 }
 
 /// A change of the tables, by the controller or by time.
@@ -169,11 +188,15 @@ pub enum Change {
     PeerAddr(IpAddr, Option<u32>),
     /// The port for replies from VIP:backend port, or none.
     ReplyPort(Port, Option<u16>),
-    /// A flow is evicted.
+    /// A rule about (service, prefix, its length): allow, deny, or none.
+    Source((u32, IpAddr, u8), Option<bool>),
+    /// A backend is suspect for long, or not at all.
+    Suspect(u32, bool),
+    /// A flow is evicted, a half-open one too.
     EvictFlow(Tuple),
-    /// A return entry is evicted.
+    /// A return entry is evicted, that of a half-open flow too.
     EvictReturn(Tuple),
-    /// A flow's last packet was this many seconds earlier.
+    /// A flow's last packet was this many seconds earlier, a half-open one's too.
     Age(Tuple, u32),
 }
 
@@ -208,7 +231,11 @@ impl Tables {
             Change::PeerMac(mac, node) => set(&mut self.peer_macs, mac, node),
             Change::PeerAddr(addr, node) => set(&mut self.peer_addrs, addr, node),
             Change::ReplyPort(key, port) => set(&mut self.reply_ports, key, port),
-            Change::EvictFlow(_) | Change::EvictReturn(_) | Change::Age(..) => {}
+            Change::Source(rule, allows) => set(&mut self.sources, rule, allows),
+            Change::Suspect(..)
+            | Change::EvictFlow(_)
+            | Change::EvictReturn(_)
+            | Change::Age(..) => {}
         }
     }
 
@@ -221,6 +248,17 @@ impl Tables {
         }
     }
 
+    /// What the rules of a service say of a source: that of the longest prefix, if there is one.
+    pub(super) fn source_rule(&self, service: u32, source: IpAddr) -> Option<bool> {
+        let rules = self.sources.iter();
+        let fitting = rules.filter(|((of, prefix, bits), _)| {
+            *of == service && IpNet::new_assert(*prefix, *bits).contains(&source)
+        });
+        fitting
+            .max_by_key(|((_, _, bits), _)| *bits)
+            .map(|(_, allows)| *allows)
+    }
+
     /// Whether this node must keep silent about an address.
     pub(super) fn fenced(&self, addr: IpAddr) -> bool {
         let lease = self.vips.get(&addr);
@@ -229,19 +267,34 @@ impl Tables {
 }
 
 impl State {
+    /// Whether a backend refused a connection lately.
+    pub(super) fn is_suspect(&self, backend: u32, now: u32) -> bool {
+        self.suspects
+            .get(&backend)
+            .is_some_and(|until| now < *until)
+    }
+
     /// Carry out a change that time makes.
     pub(super) fn change(&mut self, change: &Change) {
         match change {
             Change::EvictFlow(tuple) => {
                 self.flows.remove(tuple);
+                self.half_flows.remove(tuple);
             }
             Change::EvictReturn(tuple) => {
                 self.returns.remove(tuple);
+                self.half_returns.remove(tuple);
             }
             Change::Age(tuple, seconds) => {
-                if let Some(flow) = self.flows.get_mut(tuple) {
-                    flow.last_seen = flow.last_seen.saturating_sub(*seconds);
+                for map in [&mut self.flows, &mut self.half_flows] {
+                    if let Some(flow) = map.get_mut(tuple) {
+                        flow.last_seen = flow.last_seen.saturating_sub(*seconds);
+                    }
                 }
+            }
+            Change::Suspect(backend, suspect) => {
+                let until = if *suspect { u32::MAX } else { 0 };
+                self.suspects.insert(*backend, until);
             }
             _ => {}
         }
@@ -291,6 +344,7 @@ impl Tables {
             map_changes(&self.peer_macs, &to.peer_macs, Change::PeerMac),
             map_changes(&self.peer_addrs, &to.peer_addrs, Change::PeerAddr),
             map_changes(&self.reply_ports, &to.reply_ports, Change::ReplyPort),
+            map_changes(&self.sources, &to.sources, Change::Source),
         ]
         .concat()
     }

@@ -1,16 +1,20 @@
 //! A program and the model on the same steps, compared after each.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::reason::Verdict;
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
-    Count, Model, Outcome,
+    Count, Model, Outcome, Sockets,
     case::Step,
     plane::Plane,
-    tables::{Flow, Tables, Tuple},
+    tables::{Flow, Return, State, Tables, Tuple},
+    world,
 };
 use crate::{packet::hex, program::Action};
 
@@ -43,10 +47,10 @@ pub struct Trial<'a> {
 pub type Compared = Result<Result<(), Mismatch>>;
 
 impl<'a> Trial<'a> {
-    /// Both begin with these tables; the model's kernel has these connections.
-    pub fn begin(plane: &'a mut Plane, tables: &Tables, sockets: &[Tuple]) -> Result<Self> {
+    /// Both begin with these tables; the model's kernel has these sockets.
+    pub fn begin(plane: &'a mut Plane, tables: &Tables, sockets: &Sockets) -> Result<Self> {
         plane.begin(tables)?;
-        let model = Model::new(tables.clone(), sockets);
+        let model = Model::new(tables.clone(), sockets.clone());
         Ok(Self {
             plane,
             model,
@@ -57,6 +61,14 @@ impl<'a> Trial<'a> {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Whether the program can run on a step's frame at all.
+    pub fn takes(&self, step: &Step) -> bool {
+        match step {
+            Step::In { frame, .. } => self.plane.takes(frame),
+            Step::Out { .. } | Step::Change(_) => true,
+        }
     }
 
     /// Take a step with both and compare what came of it.
@@ -94,7 +106,7 @@ impl<'a> Trial<'a> {
         let reason = expected.reason;
         let service = expected.service;
         let verdict = reason.verdict();
-        if action != Action::Verdict(verdict) {
+        if action != self.plane.action(verdict) {
             wrong.push(format!(
                 "{action:?}, but {reason:?} is a reason to {verdict:?}"
             ));
@@ -110,16 +122,11 @@ impl<'a> Trial<'a> {
             wrong.extend(expected.leaves.difference(got));
         }
         for key in self.model.touched() {
-            let (flow, entry) = (self.plane.flow(&key)?, self.plane.returned(&key)?);
-            wrong.extend(flow_difference(
+            let got = self.plane.entries(&key)?;
+            wrong.extend(entries_difference(
                 &key,
-                self.model.state.flows.get(&key),
-                flow.as_ref(),
-            ));
-            wrong.extend(difference(
-                &format!("return entry {key:?}"),
-                &self.model.state.returns.get(&key),
-                &entry.as_ref(),
+                &Entries::of(&self.model.state, &key),
+                &got,
             ));
         }
         Ok(if wrong.is_empty() {
@@ -133,18 +140,28 @@ impl<'a> Trial<'a> {
     /// Compare all that is left after the last step.
     pub fn finish(&mut self) -> Compared {
         let mut wrong = Vec::new();
-        let flows = self.plane.flows()?;
-        wrong.extend(differences(
-            &self.model.state.flows,
-            &flows,
-            flow_difference,
-        ));
-        let returns = self.plane.returns()?;
-        wrong.extend(differences(
-            &self.model.state.returns,
-            &returns,
-            |key, a, b| difference(&format!("return entry {key:?}"), &a, &b),
-        ));
+        let state = &self.model.state;
+        let got = self.plane.state()?;
+        let mut keys: BTreeSet<Tuple> = BTreeSet::new();
+        for state in [state, &got] {
+            keys.extend(state.flows.keys().chain(state.half_flows.keys()));
+            keys.extend(state.returns.keys().chain(state.half_returns.keys()));
+        }
+        for key in keys {
+            let (expected, got) = (Entries::of(state, &key), Entries::of(&got, &key));
+            wrong.extend(entries_difference(&key, &expected, &got));
+        }
+        for backend in 0..world::BACKENDS {
+            let until = |state: &State| state.suspects.get(&backend).copied().unwrap_or(0);
+            if until(state).abs_diff(until(&got)) > 1 {
+                wrong.extend(difference(
+                    &format!("backend {backend} is suspect"),
+                    &until(state),
+                    &until(&got),
+                ));
+            }
+        }
+        wrong.extend(difference("refusals", &state.refusals, &got.refusals));
         let reasons = self.plane.reasons()?;
         wrong.extend(differences(&self.model.reasons, &reasons, |key, a, b| {
             difference(&format!("(service, reason) {key:?}"), &a, &b)
@@ -170,8 +187,53 @@ fn difference<T: PartialEq + Debug>(what: &str, expected: &T, got: &T) -> Option
     (expected != got).then(|| format!("{what}: expected {expected:?}, got {got:?}"))
 }
 
+/// What the maps have for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// An established flow.
+    pub flow: Option<Flow>,
+    /// A half-open one.
+    pub half_flow: Option<Flow>,
+    /// A return entry.
+    pub returned: Option<Return>,
+    /// That of a half-open flow.
+    pub half_returned: Option<Return>,
+}
+
+impl Entries {
+    fn of(state: &State, key: &Tuple) -> Self {
+        Self {
+            flow: state.flows.get(key).cloned(),
+            half_flow: state.half_flows.get(key).cloned(),
+            returned: state.returns.get(key).cloned(),
+            half_returned: state.half_returns.get(key).cloned(),
+        }
+    }
+}
+
+fn entries_difference(key: &Tuple, expected: &Entries, got: &Entries) -> Vec<String> {
+    let what = |what: &str| format!("{what} {} -> {}", key.src, key.dst);
+    [
+        flow_difference(&what("flow"), expected.flow.as_ref(), got.flow.as_ref()),
+        flow_difference(
+            &what("half-open flow"),
+            expected.half_flow.as_ref(),
+            got.half_flow.as_ref(),
+        ),
+        difference(&what("return entry"), &expected.returned, &got.returned),
+        difference(
+            &what("half-open return entry"),
+            &expected.half_returned,
+            &got.half_returned,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
 /// Flows are the same if the clock may have ticked between the two.
-fn flow_difference(key: &Tuple, expected: Option<&Flow>, got: Option<&Flow>) -> Option<String> {
+fn flow_difference(what: &str, expected: Option<&Flow>, got: Option<&Flow>) -> Option<String> {
     let expected = match (expected, got) {
         (Some(expected), Some(got)) if expected.last_seen.abs_diff(got.last_seen) <= 1 => {
             Some(Flow {
@@ -181,7 +243,7 @@ fn flow_difference(key: &Tuple, expected: Option<&Flow>, got: Option<&Flow>) -> 
         }
         (expected, _) => expected.cloned(),
     };
-    difference(&format!("flow {key:?}"), &expected.as_ref(), &got)
+    difference(what, &expected.as_ref(), &got)
 }
 
 fn differences<K: Ord, V>(
@@ -196,9 +258,12 @@ fn differences<K: Ord, V>(
 }
 
 /// Play a whole sequence.
-pub fn play(plane: &mut Plane, tables: &Tables, sockets: &[Tuple], steps: &[Step]) -> Compared {
+pub fn play(plane: &mut Plane, tables: &Tables, sockets: &Sockets, steps: &[Step]) -> Compared {
     let mut trial = Trial::begin(plane, tables, sockets)?;
     for (number, step) in steps.iter().enumerate() {
+        if !trial.takes(step) {
+            continue;
+        }
         let compared = trial
             .step(step)
             .with_context(|| format!("step {number}: {step:?}"))?;

@@ -85,7 +85,7 @@ pub(super) struct Link {
     pub(super) dst: Mac,
     /// Source.
     pub(super) src: Mac,
-    /// VLAN ids, outermost first.
+    /// VLAN ids, outermost first; 0 for a tag that carries a priority only.
     pub(super) vlans: Vec<u16>,
     /// What follows.
     pub(super) ethertype: u16,
@@ -109,6 +109,17 @@ impl Link {
             link.l3 += 4;
         }
         Some(link)
+    }
+}
+
+impl Link {
+    /// The tags as tables have them: the outer VLAN id in the low half, the inner one in the high
+    /// half; tags without an id do not count.
+    pub(super) fn tags(&self) -> u32 {
+        let mut ids = self.vlans.iter().filter(|id| **id != 0);
+        let outer = ids.next().copied().unwrap_or(0);
+        let inner = ids.next().copied().unwrap_or(0);
+        u32::from(outer) | u32::from(inner) << 16
     }
 }
 
@@ -190,7 +201,9 @@ impl Ip {
             }
             let extension = bytes(frame, ip.l4, 2).ok_or(BadIp::Truncated)?;
             if ip.proto == 44 {
-                ip.fragment = true;
+                // Reserved bits do not count; one that is first and last is whole (RFC 6946).
+                let offset = word(frame, ip.l4 + 2).ok_or(BadIp::Truncated)?;
+                ip.fragment |= offset & !0b110 != 0;
                 ip.l4 += 8;
             } else {
                 ip.l4 += (usize::from(extension[1]) + 1) * 8;
@@ -283,6 +296,39 @@ impl Tcp {
     pub(super) fn next_seq(&self) -> u32 {
         let control = u32::from(self.has(SYN)) + u32::from(self.has(FIN));
         self.seq.wrapping_add(self.len).wrapping_add(control)
+    }
+}
+
+/// A UDP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Udp {
+    /// Source port.
+    pub(super) sport: u16,
+    /// Destination port.
+    pub(super) dport: u16,
+}
+
+/// What is wrong with a UDP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadUdp {
+    /// Shorter than a header.
+    Truncated,
+    /// A length below a header's, or beyond the packet.
+    Length,
+}
+
+impl Udp {
+    /// A datagram, as IP delimits it.
+    pub(super) fn parse(datagram: &[u8]) -> Result<Self, BadUdp> {
+        let header = bytes(datagram, 0, 8).ok_or(BadUdp::Truncated)?;
+        let length = usize::from(word(header, 4).unwrap_or_default());
+        if length < 8 || length > datagram.len() {
+            return Err(BadUdp::Length);
+        }
+        Ok(Self {
+            sport: word(header, 0).unwrap_or_default(),
+            dport: word(header, 2).unwrap_or_default(),
+        })
     }
 }
 

@@ -1,14 +1,17 @@
-//! The stations and tables that packets meet: in each family three services with backends of every
+//! The stations and tables that packets meet: in each family four services with backends of every
 //! method, on this node, two peers and two machines without xvip.
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    abi::{Mac, NODE_NONE, NODE_SELF},
-    headers::IPPROTO_TCP,
+    abi::{self, Mac, NODE_NONE, NODE_SELF},
+    headers::{IPPROTO_TCP, IPPROTO_UDP},
 };
 
-use super::tables::{Backend, Service, Tables, Tuple};
+use super::{
+    Sockets,
+    tables::{Backend, Service, Tables, Tuple},
+};
 use crate::packet::{
     BACKEND_PORT, EXTERNAL_MACS, Family, MASTER_MACS, OTHER_OWN_MAC, OTHER_UPLINK, OWN_MAC, UPLINK,
     V4, V6, VIP_PORT,
@@ -20,14 +23,28 @@ pub const NO_UPLINK: u32 = 8;
 pub const NAT_PORT: u16 = 8443;
 /// The second service's backends listen on this one.
 pub const NAT_BACKEND_PORT: u16 = 9443;
+/// Port of the UDP service on the VIP.
+pub const UDP_PORT: u16 = 53;
+/// Its backends listen on this one.
+pub const UDP_BACKEND_PORT: u16 = 5353;
+/// Seconds of silence that end its flows.
+pub const UDP_IDLE: u16 = 60;
 /// Service ids are below this one.
-pub const SERVICES: u32 = 7;
+pub const SERVICES: u32 = 9;
 /// Backend ids are below this one.
-pub const BACKENDS: u32 = 32;
+pub const BACKENDS: u32 = 40;
 /// The lease of the fenced VIP.
 pub const LEASE: u32 = 1;
 /// Clients' ports whose connections this node's kernel has.
 pub const CONNECTED: [u16; 2] = [50_001, 50_002];
+/// Uplinks: interface, VLAN tags, own MAC.
+pub const UPLINKS: [(u32, u32, Mac); 5] = [
+    (UPLINK, 0, OWN_MAC),
+    (OTHER_UPLINK, 0, OTHER_OWN_MAC),
+    (UPLINK, 5, OWN_MAC),
+    (OTHER_UPLINK, 6, OTHER_OWN_MAC),
+    (UPLINK, 7 | 8 << 16, OWN_MAC),
+];
 
 /// The second VIP of a family, fenced by [`LEASE`]: another address of its documentation network.
 pub fn second_vip<F: Family>() -> IpAddr {
@@ -57,7 +74,7 @@ pub fn clients<F: Family>() -> Vec<IpAddr> {
 
 /// First id of a family's services and backends: 1 for IPv4.
 fn ids<F: Family>() -> (u32, u32) {
-    if F::SUFFIX == '4' { (1, 1) } else { (4, 16) }
+    if F::SUFFIX == '4' { (1, 1) } else { (5, 20) }
 }
 
 /// A backend on a station: 0 is this node, 1 and 2 its peers, 3 and 4 the machines without xvip.
@@ -99,41 +116,51 @@ fn family<F: Family>(tables: &mut Tables) {
     for (station, addr) in F::MASTERS.iter().enumerate().skip(1) {
         tables.peer_addrs.insert((*addr).into(), station as u32 + 1);
     }
-    // Every method; nat alone; dsr and nat without a backend on this node.
+    // Every method; nat alone; nothing listens on this node; UDP.
     let services = [
-        (vip, VIP_PORT, BACKEND_PORT, &[0, 1, 2, 3, 4][..]),
-        (vip, NAT_PORT, NAT_BACKEND_PORT, &[3, 4][..]),
-        (second, VIP_PORT, BACKEND_PORT, &[1, 2, 3][..]),
+        (
+            vip,
+            VIP_PORT,
+            BACKEND_PORT,
+            IPPROTO_TCP,
+            &[0, 1, 2, 3, 4][..],
+        ),
+        (vip, NAT_PORT, NAT_BACKEND_PORT, IPPROTO_TCP, &[3, 4][..]),
+        (second, VIP_PORT, BACKEND_PORT, IPPROTO_TCP, &[0, 1, 3][..]),
+        (vip, UDP_PORT, UDP_BACKEND_PORT, IPPROTO_UDP, &[0, 1, 3][..]),
     ];
     let mut next = base;
-    for (id, (vip, port, backend_port, stations)) in (first..).zip(services) {
-        let key = (SocketAddr::new(vip, port), IPPROTO_TCP);
+    for (id, (vip, port, backend_port, proto, stations)) in (first..).zip(services) {
         let mut pattern = Vec::new();
-        let mut local_backend = 0;
+        let mut service = Service {
+            id,
+            table: 2 * id,
+            local_backend: 0,
+            local_port: 0,
+            flags: abi::Service::USABLE,
+            fallback: [0; 2],
+            idle_seconds: if proto == IPPROTO_UDP { UDP_IDLE } else { 0 },
+        };
         for station in stations {
             let new = backend::<F>(id, *station, backend_port);
-            if new.method == 3 {
-                tables.nat_sources.insert((new.addr, IPPROTO_TCP));
-            }
-            if new.method == 1 {
-                local_backend = next;
+            match new.method {
+                1 => (service.local_backend, service.local_port) = (next, backend_port),
+                3 => drop(tables.nat_sources.insert((new.addr, proto))),
+                _ => {}
             }
             tables.backends.insert(next, new);
             pattern.push(next as u16);
             next += 1;
         }
-        let local_port = if local_backend == 0 { 0 } else { backend_port };
-        if local_backend != 0 {
-            let reply = (SocketAddr::new(vip, backend_port), IPPROTO_TCP);
+        let [.., before, last] = pattern[..] else {
+            continue;
+        };
+        service.fallback = [last, before];
+        if service.local_backend != 0 {
+            let reply = (SocketAddr::new(vip, backend_port), proto);
             tables.reply_ports.insert(reply, port);
         }
-        let service = Service {
-            id,
-            table: 2 * id,
-            local_backend,
-            local_port,
-            flags: lb_common::abi::Service::USABLE,
-        };
+        let key = (SocketAddr::new(vip, port), proto);
         tables.maglev.insert(service.table, pattern);
         tables.services.insert(key, service);
     }
@@ -142,8 +169,9 @@ fn family<F: Family>(tables: &mut Tables) {
 /// The tables that every sequence begins with.
 pub fn tables() -> Tables {
     let mut tables = Tables::default();
-    tables.uplinks.insert((UPLINK, 0), OWN_MAC);
-    tables.uplinks.insert((OTHER_UPLINK, 0), OTHER_OWN_MAC);
+    for (ifindex, tags, mac) in UPLINKS {
+        tables.uplinks.insert((ifindex, tags), mac);
+    }
     for (station, mac) in MASTER_MACS.iter().enumerate().skip(1) {
         tables.peer_macs.insert(*mac, station as u32 + 1);
     }
@@ -153,14 +181,21 @@ pub fn tables() -> Tables {
     tables
 }
 
-/// The connections to VIP:backend port that this node's kernel has, by client.
-pub fn connections() -> Vec<Tuple> {
-    fn of<F: Family>() -> impl Iterator<Item = Tuple> {
-        CONNECTED.iter().map(|port| Tuple {
-            src: SocketAddr::new(F::CLIENT.into(), *port),
-            dst: SocketAddr::new(F::VIP.into(), BACKEND_PORT),
-            proto: IPPROTO_TCP,
-        })
+/// The sockets that this node's kernel has: a listener for the first service, and connections of it.
+pub fn sockets() -> Sockets {
+    fn of<F: Family>(sockets: &mut Sockets) {
+        let server = SocketAddr::new(F::VIP.into(), BACKEND_PORT);
+        sockets.listeners.insert(server);
+        for port in CONNECTED {
+            sockets.connections.insert(Tuple {
+                src: SocketAddr::new(F::CLIENT.into(), port),
+                dst: server,
+                proto: IPPROTO_TCP,
+            });
+        }
     }
-    of::<V4>().chain(of::<V6>()).collect()
+    let mut sockets = Sockets::default();
+    of::<V4>(&mut sockets);
+    of::<V6>(&mut sockets);
+    sockets
 }

@@ -40,7 +40,11 @@ fn translated<F: Family>() -> Vec<Row<F>> {
     let buffer = |name, gso_segs, gso_size, data: &[u8]| {
         let frame = reply::<F>(TcpHeader::ACK, data);
         given(name).egress_buffer(
-            SkBuff { gso_segs, gso_size },
+            SkBuff {
+                gso_segs,
+                gso_size,
+                ..SkBuff::default()
+            },
             frame.clone(),
             Reason::ReplyTranslated,
             frame.sport(VIP_PORT),
