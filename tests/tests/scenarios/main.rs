@@ -5,6 +5,7 @@
 
 mod attach;
 mod backends;
+mod bound;
 mod closing;
 mod clsact;
 mod floods;
