@@ -44,7 +44,13 @@ impl Model {
     /// A reply of the local backend leaves from the service's port.
     fn reply(&self, frame: &[u8], l3: usize, version: Version) -> Option<Outcome> {
         let ip = Ip::parse(frame, l3, version).ok()?;
-        if !matches!(ip.proto, TCP | UDP) || ip.fragment {
+        if ip.fragment {
+            return None;
+        }
+        if ip.proto == version.icmp() {
+            return self.outgoing_error(frame, &ip, version);
+        }
+        if !matches!(ip.proto, TCP | UDP) {
             return None;
         }
         let src = wire::address(frame, l3 + version.addresses(), version)?;

@@ -1,5 +1,7 @@
 //! Packets of a service: conntrack, and the selection of a backend for those that it does not know.
 
+use std::net::SocketAddr;
+
 use lb_common::{
     abi::{self, BackendState, Method},
     conntrack::FlowState,
@@ -10,8 +12,8 @@ use lb_common::{
 use super::{
     Model, Outcome, Socket,
     pipeline::{GOLDEN, Packet, Target, Upper, flow_hash},
-    tables::{Backend, Flow, Service},
-    wire::Tcp,
+    tables::{Backend, Flow, Service, Tuple},
+    wire::{TCP, Tcp},
 };
 
 /// Slots that are looked at for a backend that may be used.
@@ -51,8 +53,8 @@ impl Model {
         if origin.forwarder.is_some() && has_local {
             return Ok(self.balanced_by_peer(packet, service));
         }
-        if has_local && self.chosen(packet, service) == service.local_backend {
-            let socket = self.socket(packet, service);
+        if has_local && self.chosen(packet.flow().src, service) == service.local_backend {
+            let socket = self.socket(&packet.flow(), service);
             if !packet.may_begin() && socket == Socket::Connection {
                 return Ok(self.deliver(packet, service, Reason::Local, false));
             }
@@ -72,14 +74,14 @@ impl Model {
             }
         };
         if origin.forwarder.is_some() {
-            // Forwarded once more: whatever the nodes believe of each other, this ends.
-            let at = packet.ip.l3 + if packet.src.is_ipv4() { 8 } else { 7 };
-            if packet.frame[at] <= 1 {
-                return Err(Reason::TtlExpired);
-            }
-            packet.hops = true;
+            packet.take_hop()?;
         }
         Ok(self.forward(packet, service, target))
+    }
+
+    /// The peer that forwarded a packet.
+    pub(super) fn forwarder(&self, packet: &Packet<'_>) -> Option<u32> {
+        self.origin(packet).forwarder
     }
 
     fn origin(&self, packet: &Packet<'_>) -> Origin {
@@ -109,18 +111,18 @@ impl Model {
     }
 
     /// The backend that the table has for the flow.
-    fn chosen(&self, packet: &Packet<'_>, service: &Service) -> u32 {
-        let slot = hash::slot(flow_hash(packet.flow().src));
+    pub(super) fn chosen(&self, client: SocketAddr, service: &Service) -> u32 {
+        let slot = hash::slot(flow_hash(client));
         self.tables.slot(service.table, slot)
     }
 
     /// What this node's kernel has for a flow to the local backend.
-    fn socket(&self, packet: &Packet<'_>, service: &Service) -> Socket {
-        let mut flow = packet.flow();
+    pub(super) fn socket(&self, flow: &Tuple, service: &Service) -> Socket {
+        let mut flow = *flow;
         flow.dst.set_port(service.local_port);
         if self.sockets.connections.contains(&flow) {
             Socket::Connection
-        } else if self.sockets.listeners.contains(&flow.dst) && !packet.is_udp() {
+        } else if self.sockets.listeners.contains(&flow.dst) && flow.proto == TCP {
             Socket::Listener
         } else {
             Socket::None
@@ -152,7 +154,7 @@ impl Model {
             Upper::Tcp(tcp) if tcp.is_syn() && flow.has_ended() => return ANEW,
             Upper::Tcp(tcp) => flow.observe(&tcp, now),
             Upper::Udp(_) if flow.idle(now) >= u32::from(service.idle_seconds) => return ANEW,
-            Upper::Udp(_) => flow.last_seen = now,
+            Upper::Udp(_) | Upper::Icmp => flow.last_seen = now,
         }
         let flow = flow.clone();
         let Some(backend) = self.backend(flow.backend, service) else {
@@ -216,7 +218,7 @@ impl Model {
                 }
             }
             Upper::Udp(_) if flow.idle(now) >= u32::from(service.idle_seconds) => return ANEW,
-            Upper::Udp(_) => flow.last_seen = now,
+            Upper::Udp(_) | Upper::Icmp => flow.last_seen = now,
         }
         if flow.nat_port != 0 {
             match self.promote(packet, &backend, &flow) {
@@ -263,7 +265,10 @@ impl Model {
     ) -> Result<Result<Target, (Reason, u32)>, Reason> {
         let local = service.local_backend;
         // This node's kernel may hold the flow, from before the table changed.
-        if local != 0 && !packet.may_begin() && self.socket(packet, service) == Socket::Connection {
+        if local != 0
+            && !packet.may_begin()
+            && self.socket(&packet.flow(), service) == Socket::Connection
+        {
             return Ok(Ok(Target::known(local, 0)));
         }
         self.admit(packet, service)?;
@@ -292,7 +297,7 @@ impl Model {
             };
             let backend = self.backend(id, service).ok_or(Reason::Inconsistent)?;
             let is_local = backend.method() == Some(Method::Local);
-            if is_local && packet.is_syn() && self.socket(packet, service) == Socket::None {
+            if is_local && packet.is_syn() && self.socket(&packet.flow(), service) == Socket::None {
                 if nobody_listens {
                     return Err(Reason::NoOtherBackend);
                 }
@@ -359,7 +364,7 @@ impl Model {
         }
         let mut flow = match packet.upper {
             Upper::Tcp(tcp) => Flow::of_tcp(id, backend.epoch, &tcp, now),
-            Upper::Udp(_) => Flow::of_udp(id, backend.epoch, now),
+            Upper::Udp(_) | Upper::Icmp => Flow::of_udp(id, backend.epoch, now),
         };
         if method == Method::Nat {
             let Some((port, path)) = self.allocate(packet, id, backend, now) else {

@@ -1,6 +1,8 @@
 //! Random steps: conversations of a few clients with the services, the replies of nat backends, what
 //! else a network has, all of it damaged now and then, and changes of the tables in between.
 
+mod icmp;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -433,6 +435,7 @@ fn incoming<F: Family>(
 ) -> (u32, Vec<u8>) {
     let (mut ifindex, mut frame) = match random.below(16) {
         0 => (UPLINK, something_else(random)),
+        5 => icmp::incoming(random, model),
         1..5 => nat_reply(random, model).unwrap_or_else(|| stray_reply(random)),
         _ => {
             let at = random.below(conversations.len());
@@ -636,6 +639,13 @@ fn reply<F: Family>(random: &mut Random) -> Frame<F> {
     let clients_port = *random.pick(&PORTS);
     let flags = *random.pick(&[SYN | ACK, ACK, ACK | PSH, ACK | FIN, RST]);
     let data = vec![0xaa; random.below(MAX_DATA)];
+    if random.once_in(8) {
+        let mut frame = icmp::outgoing(random);
+        if random.once_in(6) {
+            decorate(random, &mut 0, &mut frame);
+        }
+        return frame;
+    }
     let mut frame = if random.once_in(4) {
         Frame::packet(datagram(
             random,

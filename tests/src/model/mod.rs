@@ -23,6 +23,7 @@ mod conntrack;
 mod egress;
 mod flows;
 pub mod generate;
+mod icmp;
 mod nat;
 mod pipeline;
 pub mod plane;

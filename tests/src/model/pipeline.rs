@@ -80,6 +80,8 @@ pub(super) enum Upper {
     Tcp(Tcp),
     /// A UDP packet.
     Udp(Udp),
+    /// An ICMP message.
+    Icmp,
 }
 
 /// A packet to a VIP.
@@ -110,6 +112,7 @@ impl Packet<'_> {
         let (sport, dport) = match self.upper {
             Upper::Tcp(tcp) => (tcp.sport, tcp.dport),
             Upper::Udp(udp) => (udp.sport, udp.dport),
+            Upper::Icmp => (0, 0),
         };
         Tuple {
             src: endpoint(self.src, sport),
@@ -122,7 +125,7 @@ impl Packet<'_> {
     pub(super) fn tcp(&self) -> Option<&Tcp> {
         match &self.upper {
             Upper::Tcp(tcp) => Some(tcp),
-            Upper::Udp(_) => None,
+            Upper::Udp(_) | Upper::Icmp => None,
         }
     }
 
@@ -138,12 +141,32 @@ impl Packet<'_> {
 
     /// UDP.
     pub(super) fn is_udp(&self) -> bool {
-        self.tcp().is_none()
+        matches!(self.upper, Upper::Udp(_))
     }
 
     /// It may begin something: a connection request, or any UDP packet.
     pub(super) fn may_begin(&self) -> bool {
         self.is_syn() || self.is_udp()
+    }
+
+    /// The version of IP.
+    pub(super) fn version(&self) -> Version {
+        if self.src.is_ipv4() {
+            Version::Four
+        } else {
+            Version::Six
+        }
+    }
+
+    /// A peer forwarded it, and it is forwarded once more: whatever the nodes believe of each other,
+    /// this ends.
+    pub(super) fn take_hop(&mut self) -> Result<(), Reason> {
+        let at = self.ip.l3 + if self.src.is_ipv4() { 8 } else { 7 };
+        if self.frame[at] <= 1 {
+            return Err(Reason::TtlExpired);
+        }
+        self.hops = true;
+        Ok(())
     }
 
     /// The frame to be rewritten.
@@ -219,6 +242,9 @@ impl Model {
             return Err(Reason::FencedNd);
         }
         let mut packet = self.parse(frame, ifindex, link, version)?;
+        if packet.upper == Upper::Icmp {
+            return self.icmp(&mut packet);
+        }
         let asked = (packet.flow().dst, packet.ip.proto);
         match self.tables.services.get(&asked).cloned() {
             None => self.unserved(&packet, now),
@@ -278,17 +304,23 @@ impl Model {
             (BadIp::Header, Version::Six) => Reason::BadIpv6Header,
             (BadIp::Extensions, _) => Reason::Ipv6Extensions,
         })?;
-        match ip.proto {
-            TCP | UDP => {}
-            ICMP6 => return Err(Reason::Neighbour),
-            _ => return Err(Reason::NotBalanced),
-        }
-        if ip.fragment {
-            return Err(Reason::Fragment);
-        }
-        if !wire::is_client_address(src) || src == dst {
-            return Err(Reason::BadSource);
-        }
+        let upper = if ip.proto == version.icmp() {
+            if ip.fragment {
+                return Err(Reason::IcmpOther);
+            }
+            Upper::Icmp
+        } else {
+            if !matches!(ip.proto, TCP | UDP) {
+                return Err(Reason::NotBalanced);
+            }
+            if ip.fragment {
+                return Err(Reason::Fragment);
+            }
+            if !wire::is_client_address(src) || src == dst {
+                return Err(Reason::BadSource);
+            }
+            upper(&ip, frame)?
+        };
         Ok(Packet {
             frame,
             ifindex,
@@ -297,7 +329,7 @@ impl Model {
             ip,
             src,
             dst,
-            upper: upper(&ip, frame)?,
+            upper,
             hops: false,
         })
     }
@@ -401,7 +433,7 @@ impl Model {
     }
 
     /// dsr: never back to where the frame came from.
-    fn dsr(&self, packet: &Packet<'_>, backend: &Backend) -> Result<Way, Reason> {
+    pub(super) fn dsr(&self, packet: &Packet<'_>, backend: &Backend) -> Result<Way, Reason> {
         if backend.ifindex == 0 {
             return Err(Reason::Unresolved);
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::Mac;
 
-use super::wire::{self, ICMP, ICMP6, Ip, TCP, UDP, Version};
+use super::wire::{self, ICMP, ICMP6, Ip, Quoted, TCP, UDP, Version};
 
 /// A frame as it shall leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,31 @@ impl Rewrite {
         let before = Sums::of(&self.frame, ip);
         let at = ip.l3 + if self.frame[ip.l3] >> 4 == 4 { 8 } else { 7 };
         self.frame[at] -= 1;
+        before.renew(self, ip);
+    }
+
+    /// Other endpoints for the packet that an ICMP error quotes, and other addresses for the error.
+    pub(super) fn error(
+        &mut self,
+        ip: &Ip,
+        quoted: &Quoted,
+        (src, dst): (SocketAddr, SocketAddr),
+        outside: Option<(IpAddr, IpAddr)>,
+    ) {
+        let before = Sums::of(&self.frame, ip);
+        let inside = Sums::of_quoted(&self.frame, ip, quoted);
+        let at = version(src).addresses();
+        self.put(
+            quoted.l3 + at,
+            &[octets(src.ip()), octets(dst.ip())].concat(),
+        );
+        self.put(quoted.l4, &src.port().to_be_bytes());
+        self.put(quoted.l4 + 2, &dst.port().to_be_bytes());
+        let after = Sums::of_quoted(&self.frame, ip, quoted);
+        inside.write(&after, self);
+        if let Some((src, dst)) = outside {
+            self.put(ip.l3 + at, &[octets(src), octets(dst)].concat());
+        }
         before.renew(self, ip);
     }
 
@@ -212,10 +237,44 @@ impl Sums {
         Self(sums)
     }
 
+    /// Those of a packet that an ICMP error quotes the beginning of. Its end is unknown: what the
+    /// transport checksum should be is that of the addresses and ports alone, and the rest an error.
+    fn of_quoted(frame: &[u8], ip: &Ip, quoted: &Quoted) -> Self {
+        let version = version(quoted.src);
+        let mut sums = Vec::new();
+        if version == Version::Four {
+            sums.push(Sum {
+                at: quoted.l3 + 10,
+                given: wire::word(frame, quoted.l3 + 10).unwrap_or_default(),
+                right: header_checksum(&frame[quoted.l3..quoted.l4]),
+                optional: false,
+            });
+        }
+        let at = quoted.l4 + if quoted.proto == UDP { 6 } else { 16 };
+        let given = wire::word(&frame[..ip.end], at);
+        if let Some(given) = given.filter(|given| quoted.proto == TCP || *given != 0) {
+            let from = quoted.l3 + version.addresses();
+            let addresses = &frame[from..from + 2 * version.address_len()];
+            let ports = &frame[quoted.l4..quoted.l4 + 4];
+            sums.push(Sum {
+                at,
+                given,
+                right: complement(sum(addresses) + sum(ports)),
+                optional: false,
+            });
+        }
+        Self(sums)
+    }
+
     /// Write the checksums of the changed packet.
     fn renew(self, rewrite: &mut Rewrite, ip: &Ip) {
         let after = Self::of(&rewrite.frame, ip);
-        for (before, after) in self.0.iter().zip(after.0) {
+        self.write(&after, rewrite);
+    }
+
+    /// Write the checksums that go with `after`.
+    fn write(&self, after: &Self, rewrite: &mut Rewrite) {
+        for (before, after) in self.0.iter().zip(&after.0) {
             let renewed = before.renewed(after.right);
             rewrite.put(before.at, &renewed.to_be_bytes());
             if !before.optional {

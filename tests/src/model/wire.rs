@@ -69,6 +69,14 @@ impl Version {
         }
     }
 
+    /// The protocol number of its ICMP.
+    pub(super) fn icmp(self) -> u8 {
+        match self {
+            Self::Four => ICMP,
+            Self::Six => ICMP6,
+        }
+    }
+
     /// Length of an address.
     pub(super) fn address_len(self) -> usize {
         match self {
@@ -328,6 +336,61 @@ impl Udp {
         Ok(Self {
             sport: word(header, 0).unwrap_or_default(),
             dport: word(header, 2).unwrap_or_default(),
+        })
+    }
+}
+
+/// The packet that an ICMP error quotes the beginning of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Quoted {
+    /// Where its IP header begins.
+    pub(super) l3: usize,
+    /// Where its transport header begins.
+    pub(super) l4: usize,
+    /// TCP or UDP.
+    pub(super) proto: u8,
+    /// Its source.
+    pub(super) src: SocketAddr,
+    /// Its destination.
+    pub(super) dst: SocketAddr,
+}
+
+impl Quoted {
+    /// What the ICMP message of the IP packet `ip` quotes, if that is an error and the quotation has
+    /// ports.
+    pub(super) fn parse(frame: &[u8], ip: &Ip, version: Version) -> Option<Self> {
+        let message = ip.upper(frame)?;
+        let error = match (version, message.first()?) {
+            // Unreachable, time exceeded, parameter problem; no redirects.
+            (Version::Four, kind) => matches!(kind, 3 | 11 | 12),
+            // The same, and packet too big.
+            (Version::Six, kind) => matches!(kind, 1..=4),
+        };
+        let packet = message.get(8..).filter(|_| error)?;
+        let (proto, length) = match version {
+            Version::Four => {
+                let header = bytes(packet, 0, 20)?;
+                let length = usize::from(header[0] & 0xf) * 4;
+                // A later fragment has no ports.
+                let usable = header[0] >> 4 == 4 && length >= 20 && word(header, 6)? & 0x1fff == 0;
+                usable.then_some((header[9], length))?
+            }
+            Version::Six => {
+                let header = bytes(packet, 0, 40)?;
+                (header[0] >> 4 == 6).then_some((header[6], 40))?
+            }
+        };
+        // RFC 792: 64 bits of the original datagram's data.
+        let transport = bytes(packet, length, 8).filter(|_| matches!(proto, TCP | UDP))?;
+        let at = version.addresses();
+        let src = address(packet, at, version)?;
+        let dst = address(packet, at + version.address_len(), version)?;
+        Some(Self {
+            l3: ip.l4 + 8,
+            l4: ip.l4 + 8 + length,
+            proto,
+            src: endpoint(src, word(transport, 0)?),
+            dst: endpoint(dst, word(transport, 2)?),
         })
     }
 }

@@ -197,15 +197,6 @@ const ELSEWHERE: &[Reason] = &[
     Reason::ListenerAssigned,
     Reason::SendLocal,
     Reason::SendRemote,
-    // Errors about flows are the kernel's.
-    Reason::IcmpLocal,
-    Reason::IcmpDsr,
-    Reason::IcmpDsrRedirect,
-    Reason::IcmpNat,
-    Reason::IcmpNatRedirect,
-    Reason::IcmpNatReply,
-    Reason::IcmpNatReplyRedirect,
-    Reason::IcmpOther,
 ];
 
 /// Print what was reached.
