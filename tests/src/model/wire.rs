@@ -372,7 +372,8 @@ impl Quoted {
                 let header = bytes(packet, 0, 20)?;
                 let length = usize::from(header[0] & 0xf) * 4;
                 // A later fragment has no ports.
-                let usable = header[0] >> 4 == 4 && length >= 20 && word(header, 6)? & 0x1fff == 0;
+                let first = word(header, 6)? << 3 == 0;
+                let usable = header[0] >> 4 == 4 && length >= 20 && first;
                 usable.then_some((header[9], length))?
             }
             Version::Six => {
