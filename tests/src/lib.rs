@@ -22,6 +22,7 @@ pub mod capture;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;
+pub mod datagram;
 pub mod endpoint;
 pub mod flood;
 pub mod fuzz;

@@ -17,5 +17,6 @@ mod repair;
 mod requests;
 mod restart;
 mod takeover;
+mod udp;
 mod uplinks;
 mod vrrp;
