@@ -190,7 +190,8 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
             let _ = self.ctx.listen();
         }
         self.scratch.stage(Stage::Peer);
-        self.deliver(Reason::LocalFromPeer, self.transport.segment.is_syn())
+        // The owner counted the connection.
+        self.deliver(Reason::LocalFromPeer, false)
     }
 
     /// Deliver to the local backend.

@@ -410,14 +410,27 @@ impl<F: Family> Frame<F> {
     /// From this port.
     #[must_use]
     pub fn sport(mut self, port: u16) -> Self {
-        self.tcp_mut().sport = port;
+        match &mut self.upper {
+            Upper::Tcp(tcp) => tcp.sport = port,
+            Upper::Raw(.., bytes) => bytes[..2].copy_from_slice(&port.to_be_bytes()),
+        }
         self
     }
 
     /// To this port.
     #[must_use]
     pub fn dport(mut self, port: u16) -> Self {
-        self.tcp_mut().dport = port;
+        match &mut self.upper {
+            Upper::Tcp(tcp) => tcp.dport = port,
+            Upper::Raw(.., bytes) => bytes[2..4].copy_from_slice(&port.to_be_bytes()),
+        }
+        self
+    }
+
+    /// With this time to live or hop limit.
+    #[must_use]
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
         self
     }
 
@@ -487,15 +500,26 @@ impl<F: Family> Frame<F> {
         }
     }
 
+    /// Source and destination port of a TCP segment or UDP datagram.
+    pub fn ports(&self) -> (u16, u16) {
+        match &self.upper {
+            Upper::Tcp(tcp) => (tcp.sport, tcp.dport),
+            Upper::Raw(.., bytes) => (
+                u16::from_be_bytes([bytes[0], bytes[1]]),
+                u16::from_be_bytes([bytes[2], bytes[3]]),
+            ),
+        }
+    }
+
     /// The key of its flow.
     pub fn key(&self) -> FlowKey<F::Addr> {
-        let tcp = self.segment();
-        FlowKey::new(self.src, tcp.sport, self.dst, tcp.dport, IPPROTO_TCP)
+        let (sport, dport) = self.ports();
+        FlowKey::new(self.src, sport, self.dst, dport, self.upper.proto())
     }
 
     /// The service that it asks for.
     pub fn service(&self) -> ServiceKey<F::Addr> {
-        ServiceKey::new(self.dst, self.segment().dport, IPPROTO_TCP)
+        ServiceKey::new(self.dst, self.ports().1, self.upper.proto())
     }
 
     /// Offset of the IP header.
@@ -519,7 +543,11 @@ impl<F: Family> Frame<F> {
                 &upper,
             );
             // One's complement addition: the error survives an incremental update.
-            let sum = checksum::fold(u32::from(sum) + u32::from(self.checksum_error));
+            let mut sum = checksum::fold(u32::from(sum) + u32::from(self.checksum_error));
+            // A UDP checksum of zero says that there is none (RFC 768).
+            if sum == 0 && self.upper.proto() == IPPROTO_UDP {
+                sum = u16::MAX;
+            }
             upper[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         }
         let mut bytes = ethernet(self.to, self.from, &self.tags, F::ETHERTYPE);
@@ -543,12 +571,18 @@ pub fn ethernet(to: Mac, from: Mac, tags: &[(u16, u16)], ethertype: u16) -> Vec<
 
 /// A UDP datagram from the client's port to `dport`.
 pub fn udp(dport: u16) -> Upper {
+    datagram(dport, b"ping")
+}
+
+/// A UDP datagram from the client's port to `dport` with this data.
+pub fn datagram(dport: u16, data: &[u8]) -> Upper {
+    let length = u16::try_from(8 + data.len()).expect("a datagram has 64 KiB");
     let mut bytes = Vec::new();
     bytes.extend(CLIENT_PORT.to_be_bytes());
     bytes.extend(dport.to_be_bytes());
-    bytes.extend(12_u16.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
     bytes.extend([0, 0]);
-    bytes.extend(b"ping");
+    bytes.extend(data);
     Upper::Raw(IPPROTO_UDP, Some(6), bytes)
 }
 

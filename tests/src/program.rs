@@ -6,7 +6,7 @@ use std::{cell::RefCell, env, fs, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, SkLookup, Xdp},
 };
 use lb_common::{
@@ -258,6 +258,16 @@ impl DataPlane {
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
         Array::try_from(map).with_context(|| format!("{name} is another kind of map"))
+    }
+
+    /// Write an element of a per-CPU array, the same on every CPU.
+    pub fn put_on_every_cpu<V: Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        let mut map: PerCpuArray<_, V> = PerCpuArray::try_from(map)?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
+        let values = PerCpuValues::try_from(vec![value; cpus])?;
+        Ok(map.set(index, values, 0)?)
     }
 
     /// The reasons counted for services below [`SERVICES`], summed over the CPUs.

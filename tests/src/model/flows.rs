@@ -94,12 +94,13 @@ impl Model {
         }
     }
 
-    /// A peer balanced it already. From its SYN on the flow is the kernel's.
+    /// A peer balanced it already, and counted the connection. From its SYN on the flow is the
+    /// kernel's.
     fn balanced_by_peer(&mut self, packet: &Packet<'_>, service: &Service) -> Outcome {
         if packet.is_syn() {
             self.forget(packet);
         }
-        self.deliver(packet, service, Reason::LocalFromPeer, packet.is_syn())
+        self.deliver(packet, service, Reason::LocalFromPeer, false)
     }
 
     /// No entry may take the flow's packets away any more.

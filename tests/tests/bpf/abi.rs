@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 
 use aya_obj::{Map, Object};
-use lb_common::abi::layout::{MAPS, MapLayout, TypeLayout};
+use lb_common::abi::layout::{MAPS, MapLayout, TypeLayout, UNTYPED_MAPS};
 use lb_tests::program::object;
 
 /// Maps that user space has no business with.
-const INTERNAL: &[&str] = &["scratch4", "scratch6"];
+const INTERNAL: &[&str] = &["scratch4", "scratch6", ".rodata"];
 
 /// One BTF type (Documentation/bpf/btf.rst), as much of it as map keys and values need.
 #[derive(Clone, Debug)]
@@ -175,9 +175,17 @@ fn maps_are_as_in_lb_common() {
             layout.name
         );
     }
+    for (name, kind, entries) in UNTYPED_MAPS {
+        let map = maps.get(name).expect("the object has every map");
+        assert_eq!(
+            (map.map_type(), map.max_entries()),
+            (*kind as u32, *entries)
+        );
+    }
     let known: BTreeSet<_> = MAPS
         .iter()
         .map(|map| map.name)
+        .chain(UNTYPED_MAPS.iter().map(|(name, ..)| *name))
         .chain(INTERNAL.iter().copied())
         .collect();
     let unknown: Vec<_> = maps.keys().filter(|name| !known.contains(**name)).collect();

@@ -19,6 +19,21 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::ConnectNoBackend, "a hook of connect(): connect.rs"),
 ];
 
+/// Reasons of stages that are not there yet.
+const LATER: &[Reason] = &[
+    Reason::IcmpLocal,
+    Reason::IcmpDsr,
+    Reason::IcmpDsrRedirect,
+    Reason::IcmpNat,
+    Reason::IcmpNatRedirect,
+    Reason::IcmpNatReply,
+    Reason::IcmpNatReplyRedirect,
+    Reason::IcmpOther,
+    Reason::ListenerAssigned,
+    Reason::SendLocal,
+    Reason::SendRemote,
+];
+
 /// Reasons that one version has not.
 const IPV4_ONLY: &[Reason] = &[Reason::BadIpv4Header, Reason::FencedArp];
 const IPV6_ONLY: &[Reason] = &[
@@ -36,7 +51,7 @@ fn assert_covered(version: &str, produced: &BTreeSet<u32>, absent: &[Reason]) {
     let missing: Vec<_> = Reason::ALL
         .iter()
         .filter(|reason| !ELSEWHERE.iter().any(|(other, _)| other == *reason))
-        .filter(|reason| !absent.contains(reason))
+        .filter(|reason| !absent.contains(reason) && !LATER.contains(reason))
         .filter(|reason| !produced.contains(&reason.index()))
         .collect();
     assert!(missing.is_empty(), "{version}: no row for {missing:?}");

@@ -2,7 +2,7 @@
 //! selection, which nat shares.
 
 use lb_common::{
-    abi::{Backend, BackendState, MAGLEV_SIZE, Method},
+    abi::{Backend, BackendState, MAGLEV_SIZE, Method, Service},
     conntrack::FlowState,
     hash,
     reason::Reason,
@@ -12,7 +12,10 @@ use lb_tests::packet::{
     VIP_PORT,
 };
 
-use crate::world::{LOCAL, MASTER2, MASTER3, Row, SERVICE, World, play, row};
+use crate::{
+    answer::reset,
+    world::{LOCAL, MASTER2, MASTER3, Row, SERVICE, World, play, row, tags},
+};
 
 /// `frame` on its way to the node of backend `id`.
 fn to<F: Family>(id: u32, frame: Frame<F>) -> Frame<F> {
@@ -23,6 +26,12 @@ fn to<F: Family>(id: u32, frame: Frame<F>) -> Frame<F> {
 /// `frame` as master2 forwards it.
 fn from_master2<F: Family>(frame: Frame<F>) -> Frame<F> {
     frame.macs(MASTER_MACS[1], OWN_MAC)
+}
+
+/// What a peer forwarded goes on to the node of backend `id`, one hop older.
+fn once_more<F: Family>(id: u32, frame: Frame<F>) -> Frame<F> {
+    let ttl = frame.ttl - 1;
+    to(id, frame).ttl(ttl)
 }
 
 fn syn<F: Family>() -> Frame<F> {
@@ -40,7 +49,13 @@ fn forwarding<F: Family>() -> Vec<Row<F>> {
     };
     vec![
         case("a SYN goes to the backend's node, IP untouched", syn()),
-        case("VLAN tags stay", syn().qinq(5, 6)),
+        row("VLAN tags stay")
+            .given(|world| {
+                world.service(&[MASTER2]);
+                world.vlan(UPLINK, tags(5, 6), OWN_MAC);
+                world.set_tags(MASTER2, tags(5, 6));
+            })
+            .ingress(syn().qinq(5, 6), Reason::Dsr, to(MASTER2, syn().qinq(5, 6))),
         case("padding stays", Frame::ack().padded()),
         case(
             "options stay",
@@ -106,6 +121,15 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
             );
         }
     };
+    let half_open = |state: FlowState, ack: Option<u32>, next: Option<u32>| {
+        move |world: &mut World<F>| {
+            assert_eq!(world.flows(), (0, 1));
+            let flow = world.half_flow(&syn()).expect("the flow is known");
+            assert_eq!(flow.state(), state);
+            assert_eq!((flow.cl_ack(), flow.cl_next()), (ack, next));
+            assert_eq!((flow.backend(), flow.nat_port()), (MASTER2, 0));
+        }
+    };
     let handshake = |name| {
         row::<F>(name)
             .given(|world| world.service(&[MASTER2]))
@@ -124,7 +148,7 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
                 let bytes = frames.iter().map(|frame| frame.emit().len() as u64).sum();
                 assert_eq!(world.service_counters(), (4, bytes, 1));
                 assert_eq!(world.backend_counters(MASTER2), (4, bytes, 1));
-                assert_eq!(world.flows(), 1);
+                assert_eq!(world.flows(), (1, 0));
             }),
         handshake("padding does not count as data")
             .ingress(
@@ -136,17 +160,19 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
         row("a SYN alone: half open, no numbers")
             .given(|world| world.service(&[MASTER2]))
             .ingress(syn(), Reason::Dsr, to(MASTER2, syn()))
-            .then(state(FlowState::Syn, None, None)),
+            .then(half_open(FlowState::Syn, None, None)),
         row("a segment without an entry is adopted and keeps its backend from then on")
             .given(|world| world.service(&[MASTER2]))
             .ingress(Frame::data(), Reason::Dsr, to(MASTER2, Frame::data()))
-            .then(state(FlowState::Established, Some(5001), Some(1026)))
+            .then(half_open(FlowState::Established, Some(5001), Some(1026)))
             .then(|world| {
                 // A connection that another node counted.
                 assert_eq!(world.service_counters().2, 0);
                 world.service(&[MASTER3]);
             })
-            .ingress(Frame::fin(), Reason::Dsr, to(MASTER2, Frame::fin())),
+            .ingress(Frame::fin(), Reason::Dsr, to(MASTER2, Frame::fin()))
+            .then(state(FlowState::Fin, Some(5101), Some(1027)))
+            .then(|world| assert_eq!(world.flows(), (1, 0))),
         row("a retransmitted SYN keeps its backend although the table changed")
             .given(|world| world.service(&[MASTER2]))
             .ingress(syn(), Reason::Dsr, to(MASTER2, syn()))
@@ -160,9 +186,9 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
             .ingress(Frame::fin(), Reason::Dsr, to(MASTER2, Frame::fin()))
             .ingress(syn(), Reason::Dsr, to(MASTER3, syn()))
             .then(|world| {
-                let flow = world.flow(&syn()).expect("the new flow");
+                let flow = world.half_flow(&syn()).expect("the new flow");
                 assert_eq!((flow.state(), flow.backend()), (FlowState::Syn, MASTER3));
-                assert_eq!(flow.cl_next(), None);
+                assert_eq!((flow.cl_next(), world.flows()), (None, (0, 1)));
                 assert_eq!(world.service_counters().2, 2);
             }),
         handshake("a SYN after the expected RST selects anew")
@@ -176,7 +202,7 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
         row("a RST without an entry is forwarded and makes none")
             .given(|world| world.service(&[MASTER2]))
             .ingress(Frame::rst(9), Reason::Dsr, to(MASTER2, Frame::rst(9)))
-            .then(|world| assert_eq!(world.flows(), 0)),
+            .then(|world| assert_eq!(world.flows(), (0, 0))),
         row("flows are told apart by every part of the 5-tuple")
             .given(|world| world.service(&[MASTER2]))
             .ingress(syn(), Reason::Dsr, to(MASTER2, syn()))
@@ -192,7 +218,7 @@ fn conntrack<F: Family>() -> Vec<Row<F>> {
                 to(MASTER3, syn().src(F::NOT_VIP)),
             )
             .ingress(syn(), Reason::Dsr, to(MASTER2, syn()))
-            .then(|world| assert_eq!(world.flows(), 3)),
+            .then(|world| assert_eq!(world.flows(), (0, 3))),
     ]
 }
 
@@ -205,12 +231,12 @@ fn health<F: Family>() -> Vec<Row<F>> {
             .ingress(Frame::ack(), Reason::Dsr, to(MASTER2, Frame::ack()))
     };
     vec![
-        established("backend down: data has nowhere to go, a SYN goes elsewhere")
+        established("backend down, its flows to be kept: they go on, a SYN goes elsewhere")
             .then(|world| {
                 world.service(&[MASTER3]);
                 world.set_state(MASTER2, BackendState::Down);
             })
-            .ingress_same(Frame::data(), Reason::BackendDown)
+            .ingress(Frame::data(), Reason::Dsr, to(MASTER2, Frame::data()))
             .ingress(syn(), Reason::Dsr, to(MASTER3, syn()))
             .ingress(Frame::ack(), Reason::Dsr, to(MASTER3, Frame::ack())),
         established("backend drains: its flows go on, new ones go elsewhere")
@@ -231,16 +257,33 @@ fn health<F: Family>() -> Vec<Row<F>> {
                 world.service(&[MASTER2]);
                 world.set_state(MASTER2, BackendState::Down);
             })
-            .ingress_same(syn(), Reason::BackendDown)
-            .then(|world| assert_eq!(world.flows(), 0)),
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn()))
+            .then(|world| assert_eq!(world.flows(), (0, 0))),
         row("no backend at all")
             .given(|world| world.service(&[]))
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn()))
+            .ingress(
+                Frame::data(),
+                Reason::NoBackendReset,
+                reset::<F>(&Frame::data()),
+            )
+            .ingress_same(Frame::rst(7), Reason::NoBackend)
+            .then(|world| assert_eq!(world.flows(), (0, 0))),
+        row("no backend at all, of a service that is silent then")
+            .given(|world| {
+                world.service(&[]);
+                world.change_service(|service| service.with_flags(Service::SILENT));
+            })
             .ingress_same(syn(), Reason::NoBackend)
             .ingress_same(Frame::data(), Reason::NoBackend),
         established("no backend for new flows: the old ones go on")
             .then(|world| world.write_service(VIP_PORT, None, false))
             .ingress(Frame::data(), Reason::Dsr, to(MASTER2, Frame::data()))
-            .ingress_same(syn().sport(5), Reason::NoBackend),
+            .ingress(
+                syn().sport(5),
+                Reason::NoBackendReset,
+                reset::<F>(&syn().sport(5)),
+            ),
         established("the backend's id belongs to another service now: select anew")
             .then(|world| {
                 let taken = Backend::new(
@@ -260,6 +303,12 @@ fn health<F: Family>() -> Vec<Row<F>> {
                 world.service(&[MASTER2]);
                 world.table(|_| 0);
             })
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn())),
+        row("a method that nobody knows")
+            .given(|world| {
+                world.service(&[MASTER2]);
+                world.set_unknown_method(MASTER2);
+            })
             .ingress_same(syn(), Reason::Inconsistent),
         row("a slot that leads to another service's backend")
             .given(|world| {
@@ -274,13 +323,13 @@ fn health<F: Family>() -> Vec<Row<F>> {
                 world.service(&[MASTER2]);
                 world.set_backend(MASTER2, taken);
             })
-            .ingress_same(syn(), Reason::Inconsistent),
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn())),
         row("a slot that leads beyond the backends")
             .given(|world| {
                 world.service(&[MASTER2]);
                 world.table(|_| 60_000);
             })
-            .ingress_same(syn(), Reason::Inconsistent),
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn())),
         established("the backend became a nat one: its dsr flows select anew")
             .then(|world| {
                 world.set_backend(MASTER2, World::<F>::described(MASTER2, Method::Nat));
@@ -311,9 +360,9 @@ fn exclusions<F: Family>() -> Vec<Row<F>> {
             .ingress(routed(), Reason::Dsr, to(MASTER3, routed())),
         row("a client on the only backend's node")
             .given(|world| world.service(&[MASTER2]))
-            .ingress_same(own(), Reason::NoOtherBackend)
-            .ingress_same(routed(), Reason::NoOtherBackend)
-            .then(|world| assert_eq!(world.flows(), 0)),
+            .ingress(own(), Reason::NoBackendReset, reset::<F>(&own()))
+            .ingress(routed(), Reason::NoBackendReset, reset::<F>(&routed()))
+            .then(|world| assert_eq!(world.flows(), (0, 0))),
         row("a peer's frame without a local backend never goes back to that peer")
             .given(|world| {
                 world.service(&[MASTER2, MASTER3]);
@@ -322,11 +371,27 @@ fn exclusions<F: Family>() -> Vec<Row<F>> {
             .ingress(
                 from_master2(syn()),
                 Reason::Dsr,
-                to(MASTER3, from_master2(syn())),
+                once_more(MASTER3, from_master2(syn())),
             ),
         row("a peer's frame, and no backend but that peer's")
             .given(|world| world.service(&[MASTER2]))
-            .ingress_same(from_master2::<F>(syn()), Reason::NoOtherBackend),
+            .ingress(
+                from_master2::<F>(syn()),
+                Reason::NoBackendReset,
+                reset::<F>(&from_master2(syn())),
+            ),
+        row("what a peer forwarded is forwarded as long as its TTL lasts")
+            .given(|world| world.service(&[MASTER3]))
+            .ingress(
+                from_master2(syn().ttl(2)),
+                Reason::Dsr,
+                once_more(MASTER3, from_master2(syn().ttl(2))),
+            )
+            .ingress_same(from_master2::<F>(syn().ttl(1)), Reason::TtlExpired)
+            .ingress_same(from_master2::<F>(Frame::ack().ttl(0)), Reason::TtlExpired),
+        row("a client's own TTL is none of its business")
+            .given(|world| world.service(&[MASTER3]))
+            .ingress(syn().ttl(1), Reason::Dsr, to(MASTER3, syn().ttl(1))),
         row("a peer's frame of a flow that leads back to it goes to another backend")
             .given(|world| world.service(&[MASTER2]))
             .ingress(syn(), Reason::Dsr, to(MASTER2, syn()))
@@ -337,7 +402,7 @@ fn exclusions<F: Family>() -> Vec<Row<F>> {
             .ingress(
                 from_master2(Frame::ack()),
                 Reason::Dsr,
-                to(MASTER3, from_master2(Frame::ack())),
+                once_more(MASTER3, from_master2(Frame::ack())),
             ),
         row("never back to the MAC that the frame came from, peer or not")
             .given(|world| {
@@ -361,7 +426,7 @@ fn selection<F: Family>() -> Vec<Row<F>> {
                 let slot = hash::slot(hash::flow_hash(&F::CLIENT, port));
                 assert!(slot < MAGLEV_SIZE);
                 let id = owner(slot);
-                let run = world.xdp(&frame.emit(), UPLINK);
+                let run = world.run(&frame.emit(), UPLINK);
                 let (reason, mac) = if id == LOCAL {
                     (Reason::Local, OWN_MAC)
                 } else {

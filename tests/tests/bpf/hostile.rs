@@ -4,13 +4,13 @@
 use lb_common::{abi::BackendState, reason::Reason};
 use lb_tests::{
     netns::NetNs,
-    packet::{BACKEND_PORT, Family, UPLINK, V4, V6, VIP_PORT, hex},
+    packet::{BACKEND_PORT, Family, OWN_MAC, UPLINK, V4, V6, VIP_PORT, hex, verify_checksums},
     program::{Action, Run, SkBuff},
 };
 
 use crate::{
     dsr, egress, fence, local, malformed, nat,
-    world::{EXTERNAL1, EXTERNAL2, LOCAL, MASTER2, MASTER3, Row, World},
+    world::{EXTERNAL1, EXTERNAL2, Ingress, LOCAL, MASTER2, MASTER3, Row, World, tags},
 };
 
 /// Frames for each program in each IP version: 20,000 for a program.
@@ -80,8 +80,20 @@ fn crowded<F: Family>() -> World<F> {
     world.set_state(EXTERNAL2, BackendState::Down);
     world.reply_port(BACKEND_PORT, VIP_PORT);
     world.vip(F::VIP, 1);
+    world.listen(BACKEND_PORT);
+    for tags in [tags(3, 0), tags(1, 2)] {
+        world.vlan(UPLINK, tags, OWN_MAC);
+    }
     world
 }
+
+/// Reasons that come with an answer instead of the frame.
+const ANSWERS: &[Reason] = &[
+    Reason::NoBackendReset,
+    Reason::BackendPortReset,
+    Reason::FlowReset,
+    Reason::NatPortsReset,
+];
 
 /// What is wrong with a run of `frame`, if anything.
 fn verdict_of(run: &Run, frame: &[u8]) -> Result<Reason, String> {
@@ -94,11 +106,18 @@ fn verdict_of(run: &Run, frame: &[u8]) -> Result<Reason, String> {
     if run.action != Action::Verdict(reason.verdict()) {
         return Err(format!("{reason:?}, but {:?}", run.action));
     }
-    if bytes != frame.len() as u64 || run.frame.len() != frame.len() {
+    let answered = ANSWERS.contains(&reason);
+    if bytes != frame.len() as u64 || (run.frame.len() != frame.len() && !answered) {
         return Err(format!(
             "{reason:?} with {bytes} bytes, {} left",
             run.frame.len()
         ));
+    }
+    // Whatever is rewritten, a checksum that was right stays so, and a wrong one wrong. Answers are
+    // right, and only to what was.
+    let (before, after) = (verify_checksums(frame), verify_checksums(&run.frame));
+    if run.frame != frame && before.is_ok() != after.is_ok() || answered && after.is_err() {
+        return Err(format!("{reason:?}: {before:?} became {after:?}"));
     }
     Ok(reason)
 }
@@ -130,19 +149,23 @@ fn attack<F: Family>(tables: &[Vec<Row<F>>], program: fn(&World<F>, &[u8]) -> Op
     attacked.unwrap();
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "as `leave`")]
-fn ingress<F: Family>(world: &World<F>, frame: &[u8]) -> Option<Run> {
-    Some(world.xdp(frame, UPLINK))
+/// `None` for a frame that a program run does not take.
+fn arrive<F: Family>(ingress: Ingress, world: &World<F>, frame: &[u8]) -> Option<Run> {
+    world.comes_in_by(ingress);
+    world.takes(frame).then(|| world.run(frame, UPLINK))
 }
 
-/// `None` for a frame that a program run takes for no socket buffer: it wants all of the IP header.
+fn arrive_by_xdp<F: Family>(world: &World<F>, frame: &[u8]) -> Option<Run> {
+    arrive(Ingress::Xdp, world, frame)
+}
+
+fn arrive_by_tc<F: Family>(world: &World<F>, frame: &[u8]) -> Option<Run> {
+    arrive(Ingress::Tc, world, frame)
+}
+
 fn leave<F: Family>(world: &World<F>, frame: &[u8]) -> Option<Run> {
-    let shortest = match frame[12..14] {
-        [0x08, 0x00] => SHORTEST + 20,
-        [0x86, 0xdd] => SHORTEST + 40,
-        _ => SHORTEST,
-    };
-    (frame.len() >= shortest).then(|| world.tc(frame, SkBuff::default()))
+    let taken = Ingress::Tc.takes(frame);
+    taken.then(|| world.tc(frame, SkBuff::default()))
 }
 
 fn tables4() -> Vec<Vec<Row<V4>>> {
@@ -169,10 +192,18 @@ fn tables6() -> Vec<Vec<Row<V6>>> {
 
 /// Ingress judges 20,000 mutated frames, each with one reason and its verdict.
 #[test]
-fn ingress_judges_whatever_arrives() {
+fn xdp_judges_whatever_arrives() {
     lb_tests::skip_unless_root!();
-    attack(&tables4(), ingress);
-    attack(&tables6(), ingress);
+    attack(&tables4(), arrive_by_xdp);
+    attack(&tables6(), arrive_by_xdp);
+}
+
+/// So does the same pipeline on socket buffers.
+#[test]
+fn tc_judges_whatever_arrives() {
+    lb_tests::skip_unless_root!();
+    attack(&tables4(), arrive_by_tc);
+    attack(&tables6(), arrive_by_tc);
 }
 
 /// So does egress.

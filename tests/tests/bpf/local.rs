@@ -1,9 +1,14 @@
 //! local: delivery to this node's own backend.
 
 use lb_common::{abi::BackendState, headers::TcpHeader, reason::Reason};
-use lb_tests::packet::{BACKEND_PORT, Family, Frame, MASTER_MACS, ROUTER_MAC, V4, V6, VIP_PORT};
+use lb_tests::packet::{
+    BACKEND_PORT, Family, Frame, MASTER_MACS, OWN_MAC, ROUTER_MAC, UPLINK, V4, V6, VIP_PORT,
+};
 
-use crate::world::{LOCAL, MASTER2, MASTER3, Row, play, row};
+use crate::{
+    answer::reset,
+    world::{LOCAL, MASTER2, MASTER3, Row, World, play, row, tags},
+};
 
 /// `frame` with the backend's port instead of the VIP's.
 fn translated<F: Family>(frame: Frame<F>) -> Frame<F> {
@@ -18,11 +23,15 @@ fn from_master2<F: Family>(frame: Frame<F>) -> Frame<F> {
 /// A row for each frame whose port is translated.
 fn translations<F: Family>() -> Vec<Row<F>> {
     let case = |name, frame: Frame<F>| {
-        row(name).given(|world| world.service(&[LOCAL])).ingress(
-            frame.clone(),
-            Reason::Local,
-            translated(frame),
-        )
+        let given = |world: &mut World<F>| {
+            world.service(&[LOCAL]);
+            for tags in [tags(7, 0), tags(100, 200), tags(1, 2)] {
+                world.vlan(UPLINK, tags, OWN_MAC);
+            }
+        };
+        row(name)
+            .given(given)
+            .ingress(frame.clone(), Reason::Local, translated(frame))
     };
     vec![
         case("a SYN gets the backend's port", Frame::syn()),
@@ -31,6 +40,7 @@ fn translations<F: Family>() -> Vec<Row<F>> {
         case("a RST is delivered", Frame::rst(7)),
         case("a VLAN tag stays", Frame::data().vlan(0x2007)),
         case("QinQ tags stay", Frame::data().qinq(100, 200)),
+        case("a tag of priority only is none", Frame::data().vlan(0x6000)),
         case("padding is not part of the segment", Frame::ack().padded()),
         case(
             "options of the IP header are skipped",
@@ -72,7 +82,7 @@ fn selections<F: Family>() -> Vec<Row<F>> {
                 let bytes: usize = frames.iter().map(|frame| frame.emit().len()).sum();
                 assert_eq!(world.service_counters(), (3, bytes as u64, 1));
                 assert_eq!(world.backend_counters(LOCAL), (3, bytes as u64, 1));
-                assert_eq!(world.flows(), 0);
+                assert_eq!(world.flows(), (0, 0));
             }),
         row("nothing is rewritten where the ports are the same")
             .given(|world| {
@@ -92,7 +102,11 @@ fn selections<F: Family>() -> Vec<Row<F>> {
                 world.service(&[LOCAL]);
                 world.set_state(LOCAL, BackendState::Down);
             })
-            .ingress_same(Frame::syn(), Reason::BackendDown),
+            .ingress(
+                Frame::syn(),
+                Reason::NoBackendReset,
+                reset::<F>(&Frame::syn()),
+            ),
     ]
 }
 
@@ -106,7 +120,7 @@ fn peers<F: Family>() -> Vec<Row<F>> {
             })
             .ingress(forwarded(), Reason::LocalFromPeer, translated(forwarded()))
             .then(|world| {
-                assert_eq!(world.flows(), 0);
+                assert_eq!(world.flows(), (0, 0));
                 let length = Frame::<F>::syn().emit().len() as u64;
                 // The owner counted the connection.
                 assert_eq!(world.backend_counters(LOCAL), (1, length, 0));

@@ -9,6 +9,7 @@
 )]
 
 mod abi;
+mod answer;
 mod batch;
 mod connect;
 mod coverage;

@@ -11,7 +11,10 @@ use lb_tests::packet::{
     V4, V6, VIP_PORT, diff, echo, ethernet, udp,
 };
 
-use crate::world::{Bytes, LOCAL, Row, play, row};
+use crate::{
+    answer::reset,
+    world::{Bytes, LOCAL, Row, play, row, tags},
+};
 
 fn syn<F: Family>() -> Frame<F> {
     Frame::syn()
@@ -25,7 +28,7 @@ fn case<F: Family>(name: &'static str, frame: impl Bytes<F>, reason: Reason) -> 
             world.reply_port(BACKEND_PORT, VIP_PORT);
         })
         .ingress_same(frame, reason)
-        .then(|world| assert_eq!(world.flows(), 0))
+        .then(|world| assert_eq!(world.flows(), (0, 0)))
 }
 
 /// The bytes of `frame` with `value` at `offset`.
@@ -118,11 +121,23 @@ fn ip_rows<F: Family>() -> Vec<Row<F>> {
             Reason::NotBalanced,
         ),
         case("ssh to the VIP", syn().dport(22), Reason::NotBalanced),
-        case(
-            "to the backend's port of the VIP",
-            syn().dport(BACKEND_PORT),
-            Reason::BackendPort,
-        ),
+        row("to the backend's port of the VIP")
+            .given(|world| {
+                world.service(&[LOCAL]);
+                world.reply_port(BACKEND_PORT, VIP_PORT);
+            })
+            .ingress(
+                syn().dport(BACKEND_PORT),
+                Reason::BackendPortReset,
+                reset::<F>(&syn().dport(BACKEND_PORT)),
+            )
+            .ingress(
+                Frame::data().dport(BACKEND_PORT),
+                Reason::BackendPortReset,
+                reset::<F>(&Frame::data().dport(BACKEND_PORT)),
+            )
+            .ingress_same(Frame::rst(1).dport(BACKEND_PORT), Reason::BackendPort)
+            .ingress_same(Frame::packet(udp(BACKEND_PORT)), Reason::NotBalanced),
         case(
             "ICMPv6, whoever carries it",
             Frame::packet(Upper::Raw(
@@ -134,7 +149,7 @@ fn ip_rows<F: Family>() -> Vec<Row<F>> {
         ),
         row("nothing is given to an empty service")
             .given(|world| world.service(&[]))
-            .ingress_same(syn(), Reason::NoBackend),
+            .ingress(syn(), Reason::NoBackendReset, reset::<F>(&syn())),
     ];
     let ping = if F::ICMP == IPPROTO_ICMPV6 {
         Reason::Neighbour
@@ -257,10 +272,9 @@ fn ipv6_rows() -> Vec<Row<V6>> {
             patched(&with(&[16]), 18, &[0, 8]),
             Reason::Truncated,
         ),
-        case(
-            "an atomic fragment",
+        walked(
+            "an atomic fragment is a whole packet",
             syn().fragment(0x4000),
-            Reason::Fragment,
         ),
     ]
 }
@@ -322,7 +336,7 @@ fn tcp_rows<F: Family>() -> Vec<Row<F>> {
                 } else {
                     Reason::BadTcpFlags
                 };
-                let run = world.xdp(&frame, UPLINK);
+                let run = world.run(&frame, UPLINK);
                 assert!(run.is(reason, frame.len()), "{flags:#010b}: {run:?}");
             }
         }),
@@ -335,12 +349,13 @@ fn cut_rows<F: Family>() -> Vec<Row<F>> {
         row(name).given(move |world| {
             world.service(&[LOCAL]);
             let bytes = frame.emit();
-            for length in 14..bytes.len() {
-                let run = world.xdp(&bytes[..length], UPLINK);
+            world.vlan(UPLINK, tags(1, 2), OWN_MAC);
+            for length in (14..bytes.len()).filter(|length| world.takes(&bytes[..*length])) {
+                let run = world.run(&bytes[..length], UPLINK);
                 assert!(run.is(Reason::Truncated, length), "{length} bytes: {run:?}");
                 assert_eq!(diff(&bytes[..length], &run.frame), None);
             }
-            let run = world.xdp(&bytes, UPLINK);
+            let run = world.run(&bytes, UPLINK);
             assert!(run.is(Reason::Local, bytes.len()), "{run:?}");
         })
     };

@@ -1,7 +1,7 @@
 //! nat: full translation for backends whose node runs no xvip, and the way back.
 
 use lb_common::{
-    abi::{BackendState, NatReturn},
+    abi::{BackendState, NatReturn, Service},
     conntrack::FlowState,
     headers::TcpHeader,
     reason::Reason,
@@ -11,7 +11,10 @@ use lb_tests::packet::{
     ROUTER_MAC, ROUTER2_MAC, UPLINK, V4, V6, VIP_PORT,
 };
 
-use crate::world::{EXTERNAL1, EXTERNAL2, Row, World, play, row};
+use crate::{
+    answer::reset,
+    world::{EXTERNAL1, EXTERNAL2, Row, World, play, row, tags},
+};
 
 /// Where an external backend is in the arrays of stations.
 fn index(id: u32) -> usize {
@@ -62,8 +65,14 @@ fn begun<F: Family>(name: &'static str) -> Row<F> {
 }
 
 fn nat_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) -> u16 {
-    world.flow(frame).expect("the flow is known").nat_port()
+    let flow = world.flow(frame).or(world.half_flow(frame));
+    flow.expect("the flow is known").nat_port()
 }
+
+/// (Flows, return entries), each (established, half open): one half-open flow.
+const HALF: ((usize, usize), (usize, usize)) = ((0, 1), (0, 1));
+/// One established flow.
+const WHOLE: ((usize, usize), (usize, usize)) = ((1, 0), (1, 0));
 
 /// Another client's connection that goes on.
 const LIVE: (FlowState, u32) = (FlowState::Established, 7_000);
@@ -93,11 +102,21 @@ fn translation<F: Family>() -> Vec<Row<F>> {
         case("a RST each way", Frame::rst(1001), {
             answer(EXTERNAL1, CLIENT_PORT, TcpHeader::RST, &[])
         }),
-        case(
-            "VLAN tags stay",
-            Frame::data().qinq(9, 10),
-            data(b"x").vlan(9),
-        ),
+        {
+            let (there, back) = (Frame::data().qinq(9, 10), data(b"x").qinq(9, 10));
+            row("VLAN tags stay")
+                .given(|world| {
+                    world.service(&[EXTERNAL1]);
+                    world.vlan(UPLINK, tags(9, 10), OWN_MAC);
+                    world.set_tags(EXTERNAL1, tags(9, 10));
+                })
+                .ingress(
+                    there.clone(),
+                    Reason::Nat,
+                    request(EXTERNAL1, CLIENT_PORT, there),
+                )
+                .ingress(back.clone(), Reason::NatReply, reply(back))
+        },
         case("padding stays", Frame::ack().padded(), data(&[]).padded()),
         case(
             "options of every header",
@@ -186,6 +205,11 @@ fn paths<F: Family>() -> Vec<Row<F>> {
             })
             .ingress_same(syn(), Reason::Unresolved),
         begun("the reply's way out is no uplink any more")
+            .ingress(
+                Frame::ack(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::ack()),
+            )
             .then(|world| {
                 let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
                 let mut gone = entry;
@@ -224,10 +248,10 @@ fn ports<F: Family>() -> Vec<Row<F>> {
     let low = || syn::<F>().sport(80);
     vec![
         begun("both entries, with the client's own port").then(|world| {
-            let flow = world.flow(&syn()).unwrap();
+            let flow = world.half_flow(&syn()).unwrap();
             assert_eq!((flow.backend(), flow.nat_port()), (EXTERNAL1, CLIENT_PORT));
             assert_eq!(flow.state(), FlowState::Syn);
-            let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+            let entry = world.half_return(EXTERNAL1, CLIENT_PORT).unwrap();
             assert_eq!(
                 entry,
                 NatReturn::new(
@@ -239,22 +263,60 @@ fn ports<F: Family>() -> Vec<Row<F>> {
                     ROUTER_MAC
                 )
             );
-            assert_eq!((world.flows(), world.nat_returns()), (1, 1));
+            assert_eq!((world.flows(), world.nat_returns()), HALF);
             let bytes = syn::<F>().emit().len() as u64;
             assert_eq!(world.service_counters(), (1, bytes, 1));
             assert_eq!(world.backend_counters(EXTERNAL1), (1, bytes, 1));
         }),
         begun("a retransmitted SYN takes the same port")
             .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
-            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (1, 1))),
-        begun("a flow that was evicted finds its own return entry again")
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), HALF)),
+        begun("the first ACK makes both entries those of an established flow")
+            .ingress(
+                Frame::ack(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::ack()),
+            )
+            .then(|world| {
+                assert_eq!((world.flows(), world.nat_returns()), WHOLE);
+                let flow = world.flow(&syn()).unwrap();
+                assert_eq!((flow.backend(), flow.nat_port()), (EXTERNAL1, CLIENT_PORT));
+                assert_eq!(flow.state(), FlowState::Established);
+                let entry = world.nat_return(EXTERNAL1, CLIENT_PORT).unwrap();
+                assert_eq!(
+                    (entry.client(), entry.client_port()),
+                    (F::CLIENT, CLIENT_PORT)
+                );
+            }),
+        begun("a half-open flow that was evicted finds its own return entry again")
             .then(|world| world.evict(&syn()))
             .ingress(
                 Frame::data(),
                 Reason::Nat,
                 request(EXTERNAL1, CLIENT_PORT, Frame::data()),
             )
-            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (1, 1))),
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), HALF)),
+        begun("so does an established one, and is adopted once more")
+            .ingress(
+                Frame::ack(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::ack()),
+            )
+            .then(|world| world.evict(&syn()))
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            )
+            .then(|world| {
+                assert_eq!((world.flows(), world.nat_returns()), ((0, 1), (1, 0)));
+            })
+            .ingress(
+                Frame::fin(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::fin()),
+            )
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), WHOLE)),
         row("a segment without an entry is adopted, both entries made")
             .given(|world| world.service(&[EXTERNAL1]))
             .ingress(
@@ -268,13 +330,13 @@ fn ports<F: Family>() -> Vec<Row<F>> {
                 reply(syn_ack(EXTERNAL1, CLIENT_PORT)),
             )
             .then(|world| {
-                assert_eq!((world.flows(), world.nat_returns()), (1, 1));
+                assert_eq!((world.flows(), world.nat_returns()), HALF);
                 assert_eq!(world.service_counters().2, 0);
             }),
         row("a RST without an entry has nothing to be translated to")
             .given(|world| world.service(&[EXTERNAL1]))
             .ingress_same(Frame::rst(5), Reason::NoFlow)
-            .then(|world| assert_eq!((world.flows(), world.nat_returns()), (0, 0))),
+            .then(|world| assert_eq!((world.flows(), world.nat_returns()), ((0, 0), (0, 0)))),
         row("a port that another client has is left to it").given(|world| {
             world.service(&[EXTERNAL1]);
             let held = world.hold_nat_port(EXTERNAL1, CLIENT_PORT, LIVE);
@@ -322,31 +384,42 @@ fn ports<F: Family>() -> Vec<Row<F>> {
         row("no port left")
             .given(|world| {
                 world.service(&[EXTERNAL1]);
-                // Whatever port the program takes, another client has it the next time.
-                for _ in 0..64 {
-                    if world
-                        .xdp(&syn::<F>().emit(), UPLINK)
-                        .is(Reason::NatPortsExhausted, syn::<F>().emit().len())
-                    {
-                        break;
-                    }
-                    let port = nat_port(world, &syn());
-                    world.hold_nat_port(EXTERNAL1, port, LIVE);
-                    world.evict(&syn());
-                }
-                assert_eq!(world.flow(&syn()), None);
-                let taken = world.nat_returns();
-                assert!((2..=12).contains(&taken), "{taken} ports tried");
+                exhaust(world);
+            })
+            .ingress(syn(), Reason::NatPortsReset, reset::<F>(&syn()))
+            .then(|world| {
+                assert_eq!((world.flow(&syn()), world.half_flow(&syn())), (None, None));
+                world.change_service(|service| service.with_flags(Service::SILENT));
             })
             .ingress_same(syn(), Reason::NatPortsExhausted),
     ]
+}
+
+/// Whatever port the client's SYN gets, another client has it the next time, until none is left.
+fn exhaust<F: Family>(world: &mut World<F>) {
+    let frame = syn::<F>().emit();
+    for _ in 0..64 {
+        if world
+            .run(&frame, UPLINK)
+            .is(Reason::NatPortsReset, frame.len())
+        {
+            break;
+        }
+        let port = nat_port(world, &syn());
+        world.evict(&syn());
+        world.forget_nat_return(EXTERNAL1, port);
+        world.hold_nat_port(EXTERNAL1, port, LIVE);
+    }
+    let (taken, half) = world.nat_returns();
+    assert!((2..=12).contains(&taken), "{taken} ports tried");
+    assert_eq!(half, 0);
 }
 
 /// The SYN `frame` gets a port that is not its own, at least 1024 and no service's, and its
 /// reply finds the way back.
 fn takes_another_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) {
     let own = frame.segment().sport;
-    let run = world.xdp(&frame.emit(), UPLINK);
+    let run = world.run(&frame.emit(), UPLINK);
     assert!(run.is(Reason::Nat, run.frame.len()), "{run:?}");
     let port = nat_port(world, frame);
     assert!(port != own && port >= 1024 && port != VIP_PORT, "{port}");
@@ -354,7 +427,7 @@ fn takes_another_port<F: Family>(world: &mut World<F>, frame: &Frame<F>) {
     assert_eq!(lb_tests::packet::diff(&sent, &run.frame), None);
 
     let back = syn_ack::<F>(EXTERNAL1, port);
-    let run = world.xdp(&back.emit(), UPLINK);
+    let run = world.run(&back.emit(), UPLINK);
     assert!(run.is(Reason::NatReply, run.frame.len()), "{run:?}");
     let got = reply(back).dport(own).emit();
     assert_eq!(lb_tests::packet::diff(&got, &run.frame), None);
@@ -375,12 +448,16 @@ fn strays<F: Family>() -> Vec<Row<F>> {
             syn_ack(EXTERNAL1, CLIENT_PORT).sport(22),
             Reason::NotBalanced,
         ),
-        begun("the backend is down: data is dropped, a SYN goes elsewhere")
+        begun("the backend is down, its flows to be kept: they go on, a SYN goes elsewhere")
             .then(|world| {
                 world.service(&[EXTERNAL2]);
                 world.set_state(EXTERNAL1, BackendState::Down);
             })
-            .ingress_same(Frame::data(), Reason::BackendDown)
+            .ingress(
+                Frame::data(),
+                Reason::Nat,
+                request(EXTERNAL1, CLIENT_PORT, Frame::data()),
+            )
             .ingress(syn(), Reason::Nat, request(EXTERNAL2, CLIENT_PORT, syn()))
             .ingress(
                 syn_ack(EXTERNAL2, CLIENT_PORT),
@@ -412,10 +489,10 @@ fn strays<F: Family>() -> Vec<Row<F>> {
             )
             .ingress(syn(), Reason::Nat, request(EXTERNAL1, CLIENT_PORT, syn()))
             .then(|world| {
-                let flow = world.flow(&syn()).unwrap();
+                let flow = world.half_flow(&syn()).unwrap();
                 assert_eq!((flow.state(), flow.cl_ack()), (FlowState::Syn, None));
                 assert_eq!(world.service_counters().2, 2);
-                assert_eq!(world.nat_returns(), 1);
+                assert_eq!(world.nat_returns(), (1, 0));
             }),
     ]
 }

@@ -14,7 +14,10 @@ use lb_tests::{
 use nix::{libc, setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::world::{LOCAL, MASTER3, World};
+use crate::{
+    answer::reset,
+    world::{Ingress, LOCAL, MASTER3, World},
+};
 
 sockopt_impl!(
     /// The kernel keeps an answered request as such until its first data arrives.
@@ -57,9 +60,15 @@ fn connect<F: Family>(port: u16) -> TcpStream {
     socket.into()
 }
 
-/// Run `scenario` in a namespace that has the VIP and the client's address, with a service whose
-/// local backend no Maglev slot leads to.
-fn scenario<F: Family>(scenario: impl FnOnce(&mut World<F>) + Send) {
+/// Run `scenario` with each program in a namespace that has the VIP and the client's address, with a
+/// service whose local backend no Maglev slot leads to.
+fn scenario<F: Family>(scenario: impl Fn(&mut World<F>) + Send + Sync) {
+    for ingress in Ingress::ALL {
+        play(ingress, &scenario);
+    }
+}
+
+fn play<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut World<F>) + Sync)) {
     let namespace = NetNs::new("sockets").unwrap();
     for address in [F::VIP, F::CLIENT] {
         let address: IpAddr = address.into();
@@ -70,7 +79,9 @@ fn scenario<F: Family>(scenario: impl FnOnce(&mut World<F>) + Send) {
     }
     let played = namespace.enter(|| {
         let mut world = World::new();
+        world.comes_in_by(ingress);
         world.reset();
+        world.vlan(UPLINK, 3, OWN_MAC);
         world.service(&[LOCAL, MASTER3]);
         world.maglev(&[MASTER3]);
         scenario(&mut world);
@@ -82,7 +93,7 @@ fn scenario<F: Family>(scenario: impl FnOnce(&mut World<F>) + Send) {
 /// `frame` comes in and is delivered here.
 #[track_caller]
 fn stays<F: Family>(world: &World<F>, frame: &Frame<F>) {
-    let run = world.xdp(&frame.emit(), UPLINK);
+    let run = world.run(&frame.emit(), UPLINK);
     assert!(run.is(Reason::Local, run.frame.len()), "{run:?}");
     let expected = frame.clone().dport(BACKEND_PORT).emit();
     assert_eq!(diff(&expected, &run.frame), None);
@@ -91,7 +102,7 @@ fn stays<F: Family>(world: &World<F>, frame: &Frame<F>) {
 /// `frame` comes in and goes where the Maglev table says.
 #[track_caller]
 fn leaves<F: Family>(world: &World<F>, frame: &Frame<F>) {
-    let run = world.xdp(&frame.emit(), UPLINK);
+    let run = world.run(&frame.emit(), UPLINK);
     assert!(run.is(Reason::Dsr, run.frame.len()), "{run:?}");
     let expected = frame.clone().macs(OWN_MAC, MASTER_MACS[2]).emit();
     assert_eq!(diff(&expected, &run.frame), None);
@@ -150,7 +161,7 @@ fn handover<F: Family>() {
         let _server = listener.accept().unwrap();
         world.maglev(&[MASTER3]);
         stays(world, &Frame::data());
-        assert_eq!(world.flows(), 0);
+        assert_eq!(world.flows(), (0, 0));
     });
 }
 
@@ -164,8 +175,12 @@ fn without_backends<F: Family>() {
         world.maglev(&[]);
         stays(world, &Frame::data());
         let other = Frame::<F>::data().sport(CLIENT_PORT + 1);
-        let run = world.xdp(&other.emit(), UPLINK);
-        assert!(run.is(Reason::NoBackend, run.frame.len()), "{run:?}");
+        let run = world.run(&other.emit(), UPLINK);
+        assert!(
+            run.is(Reason::NoBackendReset, other.emit().len()),
+            "{run:?}"
+        );
+        assert_eq!(diff(&reset(&other), &run.frame), None);
     });
 }
 
