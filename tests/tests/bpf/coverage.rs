@@ -19,7 +19,7 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::ConnectNoBackend, "a hook of connect(): connect.rs"),
 ];
 
-/// Reasons of stages that are not there yet.
+/// Reasons whose rows are to come.
 const LATER: &[Reason] = &[
     Reason::IcmpLocal,
     Reason::IcmpDsr,
@@ -28,10 +28,22 @@ const LATER: &[Reason] = &[
     Reason::IcmpNatRedirect,
     Reason::IcmpNatReply,
     Reason::IcmpNatReplyRedirect,
-    Reason::IcmpOther,
     Reason::ListenerAssigned,
     Reason::SendLocal,
     Reason::SendRemote,
+    Reason::BackendDown,
+    Reason::FlowReset,
+    Reason::ResetConfirmed,
+    Reason::BadChecksum,
+    Reason::SourceDenied,
+    Reason::SourceRate,
+    Reason::DsrStateless,
+    Reason::DsrStatelessRedirect,
+    Reason::Flood,
+    Reason::BadUdpHeader,
+    Reason::NotOurVlan,
+    Reason::VlanMismatch,
+    Reason::AnswerFailed,
 ];
 
 /// Reasons that one version has not.

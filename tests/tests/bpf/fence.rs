@@ -265,7 +265,7 @@ fn nd_in() -> Vec<Message> {
             Way::In,
             Frame::<V6>::packet(echo::<V6>()).emit(),
             None,
-            Reason::Neighbour,
+            Reason::IcmpOther,
         ),
     ]
 }

@@ -41,7 +41,7 @@ impl<F: Family> Node<F> {
     #[track_caller]
     fn syn(&mut self, reason: Reason) {
         let frame = Frame::<F>::syn();
-        let run = self.world.xdp(&frame.emit(), UPLINK);
+        let run = self.world.run(&frame.emit(), UPLINK);
         let counted: Vec<_> = run.counted.iter().map(|(reason, ..)| *reason).collect();
         assert!(counted.contains(&reason), "{run:?}");
         let name = format!("half_flows{}", F::SUFFIX);

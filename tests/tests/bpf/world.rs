@@ -5,6 +5,7 @@ use std::{
     cell::Cell,
     marker::PhantomData,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::AsRawFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -32,6 +33,7 @@ use lb_tests::{
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::socket::{Shutdown, shutdown},
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
@@ -135,7 +137,7 @@ impl<F: Family> World<F> {
             self.put("suspects", id, Suspect::NONE);
         }
         self.spend(0);
-        self.listeners.clear();
+        self.fall_silent();
         self.plane.events().unwrap();
         for index in 0..4 {
             self.lease(index, Lease::NONE);
@@ -463,9 +465,12 @@ impl<F: Family> World<F> {
         self.listeners.push(listener);
     }
 
-    /// Nobody listens.
+    /// Nobody listens. (A process that another test starts has a copy of each listener for a moment:
+    /// closing this one would not end it.)
     pub(crate) fn fall_silent(&mut self) {
-        self.listeners.clear();
+        for listener in self.listeners.drain(..) {
+            shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
+        }
     }
 
     /// Alternating Maglev slots for these backends.
