@@ -22,6 +22,7 @@ Examples:
   xvip check --config new.toml      Validate a file before it is installed
   xvip run                          Run the controller of this node
   xvip status                       Show who owns the VIP and which backends are up
+  xvip reload                       Go on with the changed configuration
   xvip trace --client 192.0.2.7     Follow a client's packets
   xvip vrrp step-down               Give the VIP to another node, before maintenance
 
@@ -55,6 +56,15 @@ Examples:
   xvip status
   xvip status --json | jq '.vrrp[] | {name, state, owner}'
   xvip status --json | jq '.services[].backends[] | select(.state != \"up\")'";
+
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  xvip check && xvip reload
+  systemctl reload xvip             The same, with ExecReload=xvip reload
+
+The running xvip reads its configuration file again and prints what is different. Connections,
+addresses and the results of checks stay. A file with an error changes nothing. SIGHUP does the
+same; what comes of it is in the log and in `xvip status`.";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:
@@ -129,6 +139,9 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Make the running xvip go on with its changed configuration file
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(Target),
     /// List or count conntrack entries
     #[command(after_help = FLOWS_EXAMPLES)]
     Flows(FlowsArgs),
@@ -224,6 +237,7 @@ mod tests {
             "check",
             "status",
             "detach",
+            "reload",
             "vrrp step-down",
             "vrrp resume a",
             "flows",
@@ -265,6 +279,7 @@ mod tests {
         for line in [
             "xvip frobnicate",
             "xvip status --yaml",
+            "xvip reload now",
             "xvip run --log-level verbose",
             "xvip run --log-format xml",
             "xvip vrrp",

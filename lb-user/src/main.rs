@@ -13,12 +13,15 @@ use lb_user::{
         Paths,
         client::{self, ClientError},
         lock::{InstanceLock, LockError},
-        model::{self, Status, VrrpReply},
+        model::{self, ReloadReply, Status, VrrpReply},
         render::{self, Colour},
     },
     cli::{Cli, Command, ExitCode, Global, Target, VrrpArgs, VrrpCommand},
-    config::{self, ConfigErrors, HostFacts, model::Config},
-    io::runtime::{self, RunError},
+    config::{self, ConfigErrors, model::Config},
+    io::{
+        reload,
+        runtime::{self, RunError},
+    },
     logging::{self, LogError},
 };
 
@@ -42,6 +45,9 @@ fn main() -> ExitCode {
 enum Failure {
     #[error("the configuration is not valid\n{0}")]
     Config(#[from] ConfigErrors),
+    /// The running xvip refused an invalid configuration.
+    #[error("{0}")]
+    Reload(String),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -59,7 +65,7 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) => ExitCode::Config,
+            Self::Config(_) | Self::Reload(_) => ExitCode::Config,
             Self::Client(error) => client_exit_code(error),
             Self::Lock(error) if error.is_permission() => ExitCode::Unsupported,
             Self::Run(error) if error.is_unsupported() => ExitCode::Unsupported,
@@ -109,6 +115,7 @@ fn execute(cli: &Cli) -> Result<(), Failure> {
             let socket = socket(&cli.global, &args.target)?;
             observe::explain(&socket, args)
         }
+        Command::Reload(target) => reload(&cli.global, target),
         Command::Detach => detach(&cli.global),
         Command::Vrrp(VrrpCommand::StepDown(args)) => {
             let vrrp = args.name.clone();
@@ -161,11 +168,26 @@ fn change_vrrp(global: &Global, args: &VrrpArgs, command: &model::Command) -> Re
     print(&lines.collect::<String>())
 }
 
+/// Makes the running xvip read its configuration again.
+fn reload(global: &Global, target: &Target) -> Result<(), Failure> {
+    let socket = socket(global, target)?;
+    let reply: ReloadReply =
+        client::ask_for(&socket, &model::Command::Reload).map_err(|error| match error {
+            ClientError::Refused(reason) if load(global).is_err() => Failure::Reload(reason),
+            error => Failure::Client(error),
+        })?;
+    let unchanged = ["nothing has changed".to_owned()];
+    let changes = if reply.changes.is_empty() {
+        &unchanged[..]
+    } else {
+        &reply.changes
+    };
+    let lines = changes.iter().map(|change| format!("{change}\n"));
+    print(&lines.collect::<String>())
+}
+
 fn load(global: &Global) -> Result<Config, Failure> {
-    let hostname = nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    Ok(config::load(&global.config, &HostFacts { hostname })?)
+    Ok(config::load(&global.config, &reload::host_facts())?)
 }
 
 fn paths(config: &Config) -> Paths {
@@ -173,10 +195,18 @@ fn paths(config: &Config) -> Paths {
 }
 
 fn socket(global: &Global, target: &Target) -> Result<PathBuf, Failure> {
-    match &target.socket {
-        Some(path) => Ok(path.clone()),
-        None => Ok(paths(&load(global)?).socket()),
+    if let Some(path) = &target.socket {
+        return Ok(path.clone());
     }
+    load(global)
+        .map(|config| paths(&config).socket())
+        .or_else(|invalid| {
+            // An xvip that runs with the file as it was can be asked all the same.
+            let node = config::node_of(&global.config);
+            let socket =
+                node.map(|(state_dir, instance)| Paths::new(&state_dir, &instance).socket());
+            socket.filter(|path| path.exists()).ok_or(invalid)
+        })
 }
 
 /// Colours for a terminal, unless it has none or its user wants none (<https://no-color.org>).

@@ -44,6 +44,8 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         vrrp: Option<String>,
     },
+    /// Reads the configuration file again, and goes on with it if it is valid.
+    Reload,
     /// Asks for conntrack entries: a [`super::stream`].
     Flows(FlowQuery),
     /// Follows packets: a [`super::stream`] that ends when the client goes away, at the latest.
@@ -70,6 +72,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Command::StepDown`] and [`Command::Resume`].
     Vrrp(VrrpReply),
+    /// To [`Command::Reload`].
+    Reload(ReloadReply),
     /// To [`Command::Flows`], [`Command::Trace`] and [`Command::Explain`]: items follow.
     Stream(Started),
 }
@@ -79,6 +83,15 @@ pub enum Reply {
 pub struct VrrpReply {
     /// Their names, in configuration order.
     pub instances: Vec<String>,
+}
+
+/// A configuration that was loaded anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReply {
+    /// The file.
+    pub config_file: String,
+    /// What is different now, in words.
+    pub changes: Vec<String>,
 }
 
 /// Why the controller refused a command.
@@ -104,6 +117,9 @@ pub enum CommandError {
         /// The client's network of that trace.
         client: IpNet,
     },
+    /// The configuration is not valid, or needs a restart: one line for each thing that is wrong.
+    #[error("the configuration is refused, the one before goes on\n{0}")]
+    Config(String),
     /// The data plane cannot be asked.
     #[error("{0}")]
     Failed(String),
@@ -122,6 +138,9 @@ pub struct Status {
     pub uptime_ms: u64,
     /// The configuration file that the controller runs with.
     pub config_file: String,
+    /// How the controller came by its configuration.
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// What is attached to the kernel.
     pub data_plane: DataPlaneStatus,
     /// VRRP instances in configuration order.
@@ -135,6 +154,27 @@ pub struct Status {
     /// Conntrack entries, and those that were collected.
     #[serde(default)]
     pub conntrack: ConntrackStatus,
+}
+
+/// The configuration in force, and one that is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Milliseconds since it was loaded.
+    pub since_ms: u64,
+    /// How often it was loaded anew since the controller started.
+    pub reloads: u64,
+    /// What the file held that was refused later; absent when the file was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedConfig>,
+}
+
+/// A configuration that the controller did not go on with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedConfig {
+    /// Milliseconds since it was refused.
+    pub since_ms: u64,
+    /// What is wrong with it, one line for each thing: `FILE:LINE:COLUMN: KEY: what is wrong`.
+    pub error: String,
 }
 
 /// What the garbage collector of conntrack entries has seen and done.
@@ -256,6 +296,10 @@ pub struct ServiceStatus {
     pub bytes: u64,
     /// New connections.
     pub connections: u64,
+    /// Why its packets got their verdicts: only the reasons with a count, in the order of their
+    /// number.
+    #[serde(default)]
+    pub reasons: Vec<ReasonStatus>,
     /// Backends in configuration order.
     pub backends: Vec<BackendStatus>,
 }
@@ -283,6 +327,15 @@ pub struct BackendStatus {
     pub bytes: u64,
     /// New connections that went there.
     pub connections: u64,
+    /// Packets of clients that were answered with a reset in its stead, as it had gone down.
+    #[serde(default)]
+    pub resets: u64,
+    /// Connections that it refused.
+    #[serde(default)]
+    pub refused: u64,
+    /// Packets for it that were dropped.
+    #[serde(default)]
+    pub drops: u64,
     /// Flows that are open now; absent where they are not tracked or not counted.
     pub active_flows: Option<u64>,
     /// Part of the Maglev slots, 0 to 1: its share of the connections to come.
@@ -374,6 +427,14 @@ pub(crate) mod tests {
             instance: "default".into(),
             uptime_ms: 3_723_000,
             config_file: "/etc/xvip/xvip.toml".into(),
+            config: ConfigStatus {
+                since_ms: 3_600_000,
+                reloads: 1,
+                refused: Some(RefusedConfig {
+                    since_ms: 12_000,
+                    error: "xvip.toml:2:1: node.interfces: unknown key".into(),
+                }),
+            },
             data_plane: DataPlaneStatus {
                 abi_version: 1,
                 attach: vec![AttachStatus {
@@ -410,6 +471,11 @@ pub(crate) mod tests {
                 packets: 48_000,
                 bytes: 9_437_184,
                 connections: 1_200,
+                reasons: vec![ReasonStatus {
+                    reason: "local".into(),
+                    packets: 16_000,
+                    bytes: 3_145_728,
+                }],
                 backends: vec![
                     backend("master01", 10, Method::Local, BackendState::Up, "200 OK"),
                     backend("master02", 11, Method::Dsr, BackendState::Draining, "500"),
@@ -463,6 +529,9 @@ pub(crate) mod tests {
             packets: 16_000,
             bytes: 3_145_728,
             connections: 400,
+            resets: 3,
+            refused: 2,
+            drops: 1,
             active_flows: Some(7),
             share: 0.5,
             resolved: true,
@@ -477,7 +546,7 @@ pub(crate) mod tests {
             json!({
                 "name": name, "address": address, "weight": 1, "method": method, "state": state,
                 "since_ms": 64_000, "reason": reason, "packets": 16_000, "bytes": 3_145_728,
-                "connections": 400, "active_flows": 7, "share": 0.5, "resolved": true,
+                "connections": 400, "resets": 3, "refused": 2, "drops": 1, "active_flows": 7, "share": 0.5, "resolved": true,
             })
         };
         let mut down = backend("master03", "10.0.2.12:6443", "nat", "down", "refused");
@@ -488,6 +557,12 @@ pub(crate) mod tests {
         let expected = json!({
             "version": "0.1.0", "node": "master01", "instance": "default", "uptime_ms": 3_723_000,
             "config_file": "/etc/xvip/xvip.toml",
+            "config": {
+                "since_ms": 3_600_000, "reloads": 1,
+                "refused": {
+                    "since_ms": 12_000, "error": "xvip.toml:2:1: node.interfces: unknown key",
+                },
+            },
             "data_plane": {
                 "abi_version": 1,
                 "attach": [{
@@ -506,6 +581,7 @@ pub(crate) mod tests {
             "services": [{
                 "name": "apiserver", "address": "10.0.2.100", "port": 1644, "protocol": "tcp",
                 "packets": 48_000, "bytes": 9_437_184, "connections": 1_200,
+                "reasons": [{"reason": "local", "packets": 16_000, "bytes": 3_145_728}],
                 "backends": [
                     backend("master01", "10.0.2.10:6443", "local", "up", "200 OK"),
                     backend("master02", "10.0.2.11:6443", "dsr", "draining", "500"),
@@ -549,6 +625,7 @@ pub(crate) mod tests {
                     vrrp: Some("control-plane".into()),
                 },
             ),
+            (r#"{"command":"reload"}"#, Command::Reload),
             (r#"{"command":"resume"}"#, Command::Resume { vrrp: None }),
         ] {
             assert_eq!(serde_json::from_str::<Command>(text).unwrap(), command);

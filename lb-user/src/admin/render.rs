@@ -54,6 +54,13 @@ fn heading(status: &Status, colour: Colour) -> String {
         status.config_file
     );
     push_line(&mut text, &printable(&line));
+    if let Some(refused) = &status.config.refused {
+        let age = Age(refused.since_ms);
+        let line = format!("the configuration was refused {age} ago, the one before goes on:");
+        for line in std::iter::once(line.as_str()).chain(refused.error.lines()) {
+            push_line(&mut text, &Cell::new(line).tint(Tint::Red).paint(colour));
+        }
+    }
     for warning in &status.data_plane.warnings {
         let line = format!("warning: {}", printable(warning));
         push_line(&mut text, &Cell::new(line).tint(Tint::Yellow).paint(colour));
@@ -167,6 +174,14 @@ fn service(service: &ServiceStatus, colour: Colour) -> String {
         Bytes(service.bytes)
     );
     push_line(&mut text, &printable(&line));
+    if !service.reasons.is_empty() {
+        let reasons = service.reasons.iter();
+        let reasons = join(reasons.map(|one| format!("{} {}", one.reason, one.packets)));
+        push_line(
+            &mut text,
+            &printable(&format!("packets by reason: {reasons}")),
+        );
+    }
     let mut table = Table::new([
         "BACKEND",
         "ADDRESS",
@@ -179,9 +194,12 @@ fn service(service: &ServiceStatus, colour: Colour) -> String {
         "ACTIVE",
         "PACKETS",
         "BYTES",
+        "RESETS",
+        "REFUSED",
+        "DROPPED",
         "REASON",
     ])
-    .numbers([4, 5, 6, 7, 8, 9, 10]);
+    .numbers([4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
     for backend in &service.backends {
         table.row(backend_row(backend));
     }
@@ -189,7 +207,7 @@ fn service(service: &ServiceStatus, colour: Colour) -> String {
     text
 }
 
-fn backend_row(backend: &BackendStatus) -> [Cell; 12] {
+fn backend_row(backend: &BackendStatus) -> [Cell; 15] {
     let method = if backend.resolved {
         Cell::new(backend.method)
     } else {
@@ -212,6 +230,9 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 12] {
         optional(backend.active_flows),
         Cell::new(backend.packets),
         Cell::new(Bytes(backend.bytes)),
+        Cell::new(backend.resets),
+        Cell::new(backend.refused),
+        Cell::new(backend.drops),
         match &backend.unresolved {
             Some(why) => Cell::new(format!("{}; unresolved: {why}", backend.reason)),
             None => Cell::new(&backend.reason),
@@ -480,16 +501,19 @@ mod tests {
         let expected = "\
 control-plane: 10.0.2.100/24 is owned by this node (10.0.2.10)
 xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
+the configuration was refused 12.0s ago, the one before goes on:
+xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
 
 VRRP           INTERFACE  VRID  VERSION  PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
 control-plane  enp0s3       51        3       200  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
 
 service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
-BACKEND   ADDRESS         METHOD            STATE     SINCE  WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  REASON
-master01  10.0.2.10:6443  local             up        1m04s       1  50.0%          400       7    16000  3.0 MiB  200 OK
-master02  10.0.2.11:6443  dsr               draining  1m04s       1  50.0%          400       7    16000  3.0 MiB  500
-master03  10.0.2.12:6443  nat (unresolved)  down      1m04s       1   0.0%          400       -    16000  3.0 MiB  refused; unresolved: there is no route to it
+packets by reason: local 16000
+BACKEND   ADDRESS         METHOD            STATE     SINCE  WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  RESETS  REFUSED  DROPPED  REASON
+master01  10.0.2.10:6443  local             up        1m04s       1  50.0%          400       7    16000  3.0 MiB       3        2        1  200 OK
+master02  10.0.2.11:6443  dsr               draining  1m04s       1  50.0%          400       7    16000  3.0 MiB       3        2        1  500
+master03  10.0.2.12:6443  nat (unresolved)  down      1m04s       1   0.0%          400       -    16000  3.0 MiB       3        2        1  refused; unresolved: there is no route to it
 
 ATTACHED TO     MODE     NOTE
 enp0s3          generic  the driver has no native XDP
@@ -550,6 +574,7 @@ collected      386  ended 386
         document.vrrp.clear();
         document.services.clear();
         document.peers.clear();
+        document.config.refused = None;
         document.reasons.clear();
         document.conntrack = ConntrackStatus::default();
         document.data_plane.warnings.clear();

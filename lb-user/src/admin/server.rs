@@ -350,6 +350,7 @@ impl Client {
     fn log(&self, command: &Command) {
         match command {
             Command::Status => debug!(uid = self.uid, "admin: status"),
+            Command::Reload => info!(uid = self.uid, "admin: reload"),
             Command::StepDown { vrrp } => info!(uid = self.uid, vrrp, "admin: step down"),
             Command::Resume { vrrp } => info!(uid = self.uid, vrrp, "admin: resume"),
             Command::Flows(_) => debug!(uid = self.uid, "admin: flows"),

@@ -52,6 +52,21 @@ pub fn load(path: &Path, facts: &HostFacts) -> Result<Config, ConfigErrors> {
     parse(text, &file, facts, &|named| fs::read(named))
 }
 
+/// `node.state_dir` and `node.instance` of the file at `path`, as far as they can be told although
+/// it is not valid: whoever looks for the xvip that runs with what the file held before needs no
+/// more. `None`: the file cannot be read.
+pub fn node_of(path: &Path) -> Option<(PathBuf, String)> {
+    let text = fs::read_to_string(path).ok()?;
+    let (document, _) = toml::de::DeTable::parse_recoverable(&text);
+    let node = document.get_ref().get("node");
+    let text = |key: &str, default: &str| {
+        let value = node.and_then(|node| node.get_ref().get(key)?.get_ref().as_str());
+        value.unwrap_or(default).to_owned()
+    };
+    let state_dir = text("state_dir", node::DEFAULT_STATE_DIR);
+    Some((state_dir.into(), text("instance", node::DEFAULT_INSTANCE)))
+}
+
 /// Validate the configuration `text`, read from `file` (shown in errors; its directory is where
 /// relative paths start). `read_file` gives the contents of the files that it names.
 pub fn parse(

@@ -11,6 +11,11 @@ use super::{
     value::{self, Fault},
 };
 
+/// Default of `node.instance`.
+pub(super) const DEFAULT_INSTANCE: &str = "default";
+/// Default of `node.state_dir`.
+pub(super) const DEFAULT_STATE_DIR: &str = "/run/xvip";
+
 /// More entries per second than any CPU makes.
 const MAX_LIMIT: u32 = 10_000_000;
 
@@ -34,8 +39,8 @@ pub(super) struct PeerDraft {
 /// Read `[node]`.
 pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraft {
     let name = read_name(&mut table, &context.facts.hostname);
-    let instance = table.get_or("instance", "default".to_owned(), |value| {
-        value.text("default", value::instance)
+    let instance = table.get_or("instance", DEFAULT_INSTANCE.to_owned(), |value| {
+        value.text(DEFAULT_INSTANCE, value::instance)
     });
     let interfaces = read_interfaces(&mut table);
     let attach = table.get_or("attach", AttachMode::Auto, |value| {
@@ -49,8 +54,8 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
     let cgroup = table.get_or("cgroup", CgroupPath::Auto, |value| {
         value.text("auto", cgroup)
     });
-    let state_dir = table.get_or("state_dir", PathBuf::from("/run/xvip"), |value| {
-        value.text("/run/xvip", value::absolute_path)
+    let state_dir = table.get_or("state_dir", PathBuf::from(DEFAULT_STATE_DIR), |value| {
+        value.text(DEFAULT_STATE_DIR, value::absolute_path)
     });
     let new_flow_limit = table.get_or("new_flow_limit", DEFAULT_NEW_FLOW_LIMIT, limit);
     let adoption_limit = table.get_or("adoption_limit", DEFAULT_ADOPTION_LIMIT, limit);

@@ -605,6 +605,29 @@ fn loads_files() {
     assert_eq!(config.vrrp[0].password, Some(Password(*b"s3cret\0\0")));
 }
 
+/// The instance of a file that is not valid, or not even TOML, is found as far as it is written.
+#[test]
+fn finds_the_instance_of_a_wrong_file() {
+    let scratch = Scratch::new("wrong");
+    let found = |text: &str| {
+        let (directory, instance) = node_of(&scratch.file("x.toml", text.as_bytes())).unwrap();
+        (directory.display().to_string(), instance)
+    };
+    let node = "[node]\ninstance = \"a\"\nstate_dir = \"/run/b\"\n";
+    for rest in ["", "colour = 1", "[[vrrp]\n", "[[service]]\nport ="] {
+        let text = format!("{node}{rest}");
+        assert_eq!(found(&text), ("/run/b".into(), "a".into()), "{text}");
+    }
+    for text in ["", "node = 1", "[node]\ninstance = 7"] {
+        assert_eq!(
+            found(text),
+            ("/run/xvip".into(), "default".into()),
+            "{text}"
+        );
+    }
+    assert_eq!(node_of(&scratch.0.join("none.toml")), None);
+}
+
 /// A file that cannot be read, or is no text, is an error like the others.
 #[test]
 fn refuses_unreadable_files() {

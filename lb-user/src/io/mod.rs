@@ -17,6 +17,7 @@ pub mod privilege;
 pub mod probe;
 pub mod raw_socket;
 pub mod reader;
+pub mod reload;
 pub mod resets;
 pub mod runtime;
 pub mod status;

@@ -35,8 +35,9 @@ use super::{
     observe::{Asker, Observer},
     plane_events::PlaneEvents,
     privilege::{self, PrivilegeError},
-    probe::{ProbeSetupError, Prober},
+    probe::Prober,
     reader::{self, NetworkReader},
+    reload::{self, Fresh, Read, ReloadError, Reloads, ServiceProbeError},
     resets::{ResetError, Resetter},
     status,
     sysctl::{self, Requirement, SysctlError},
@@ -107,13 +108,8 @@ pub enum RunError {
     #[error(transparent)]
     Netns(#[from] NetnsCookieError),
     /// A service's checks.
-    #[error("service {service:?}: {source}")]
-    Probe {
-        /// Name of the service.
-        service: String,
-        /// What is wrong.
-        source: ProbeSetupError,
-    },
+    #[error(transparent)]
+    Probe(#[from] ServiceProbeError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] BindError),
@@ -139,7 +135,8 @@ impl RunError {
     }
 }
 
-/// Run the controller of `config` until SIGTERM or SIGINT. `config_file` is shown in status.
+/// Run the controller of `config` until SIGTERM or SIGINT. `config_file` is where it was read from,
+/// and is read from again on request.
 pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(), RunError> {
     privilege::check()?;
     let probes = runtime::Builder::new_multi_thread()
@@ -175,7 +172,7 @@ struct Engine {
     netlink: Netlink,
     events: NetEvents,
     reader: NetworkReader,
-    /// By instance: where its socket is to be, and the socket once it is open.
+    /// By slot of the instance: where its socket is to be, and the socket once it is open.
     listening: Vec<Option<NonZeroU32>>,
     sockets: Vec<Option<VrrpSocket>>,
     socket_retry: Option<Instant>,
@@ -193,6 +190,7 @@ struct Engine {
     resetter: Resetter,
     plane_events: PlaneEvents,
     facts: status::Facts,
+    reloads: Reloads,
     collector: Collector,
     observer: Observer,
 }
@@ -227,7 +225,7 @@ impl Engine {
         if !outcome.failures.is_empty() {
             return Err(outcome.failures.remove(0).into());
         }
-        let probers = probers(&config)?;
+        let probers = reload::probers(&config)?;
         let (probed, results) = mpsc::unbounded_channel();
         let reader = NetworkReader::start(Netlink::open()?, probed.clone())?;
         let (counting, counted) = mpsc::unbounded_channel();
@@ -235,7 +233,6 @@ impl Engine {
         let now = clock::now();
         let facts = status::Facts {
             started: now,
-            config_file,
             cgroup: cgroup.map(|cgroup| cgroup.path),
         };
         info!(
@@ -270,6 +267,7 @@ impl Engine {
             resetter: Resetter::start(&pins)?,
             plane_events: PlaneEvents::open(&pins)?,
             facts,
+            reloads: Reloads::new(config_file, probe_runtime.clone(), now),
             collector: Collector::start(Conntrack::open(&pins)?)?,
             observer,
         };
@@ -304,9 +302,8 @@ impl Engine {
                 Some(counted) = self.counted.recv() => self.answer_status(counted),
                 _ = terminate.recv() => self.inputs.push_back(Input::Stop),
                 _ = interrupt.recv() => self.inputs.push_back(Input::Stop),
-                _ = hangup.recv() => {
-                    warn!("SIGHUP: this version reads its configuration at start only; restart xvip");
-                }
+                _ = hangup.recv() => self.reloads.ask(None),
+                read = self.reloads.next() => self.take_config(read),
                 never = &mut serve => match never {},
             }
         }
@@ -481,7 +478,7 @@ impl Engine {
         if ifindex.is_none() {
             return;
         }
-        if let Some(vrrp) = self.controller.config().vrrp.get(instance) {
+        if let Some(vrrp) = self.controller.vrrp_config(instance) {
             let result = set_vip_sysctls(self.controller.config(), &vrrp.interface);
             warn_of("cannot set up the interface of a VRRP instance", result);
         }
@@ -498,7 +495,7 @@ impl Engine {
     }
 
     fn open_socket(&mut self, position: usize) {
-        let Some(config) = self.controller.config().vrrp.get(position) else {
+        let Some(config) = self.controller.vrrp_config(position) else {
             return;
         };
         // Without an interface there is nothing to try again.
@@ -673,11 +670,38 @@ impl Engine {
         self.inputs.push_back(input);
     }
 
+    // --- Configuration ------------------------------------------------------------------------
+
+    /// The configuration was read again: go on with it, or with the one before.
+    fn take_config(&mut self, read: Read) {
+        let result = read.and_then(|fresh| self.go_on_with(*fresh));
+        // Whoever asked may rely on it when he has the answer.
+        self.feed();
+        self.reloads.finish(clock::now(), result);
+    }
+
+    fn go_on_with(&mut self, fresh: Fresh) -> Result<Vec<String>, ReloadError> {
+        let Fresh { config, probers } = fresh;
+        let now = clock::now();
+        let reloaded = self.controller.reload(now, config);
+        let changes = reloaded.map_err(ReloadError::Fixed)?;
+        self.probers = probers;
+        let positions = 0..self.controller.config().vrrp.len();
+        let slots = positions.filter_map(|position| self.controller.slot(position));
+        let places = slots.max().map_or(0, |last| last.saturating_add(1));
+        // A socket of a slot that is no longer used is closed by an action.
+        let places = places.max(self.sockets.len());
+        self.sockets.resize_with(places, || None);
+        self.listening.resize(places, None);
+        Ok(changes)
+    }
+
     // --- Admin --------------------------------------------------------------------------------
 
     fn answer(&mut self, request: AdminRequest) {
         let reply = match request.command {
             Command::Status => return self.count(request.reply),
+            Command::Reload => return self.reloads.ask(Some(request.reply)),
             Command::Flows(query) => {
                 let asker = Asker::new(request.reply, request.lines);
                 return self.observer.flows(&self.controller, query, asker);
@@ -734,6 +758,8 @@ impl Engine {
             now,
         );
         status.conntrack = self.collector.status();
+        status.config_file = self.reloads.file().display().to_string();
+        status.config = self.reloads.status(now);
         // The asker may be gone.
         let _ = reply.send(Ok(Reply::Status(Box::new(status))));
     }
@@ -752,8 +778,8 @@ impl Engine {
         let reply = VrrpReply {
             instances: names.collect(),
         };
-        self.inputs
-            .extend(chosen.iter().map(|&position| input(position)));
+        let slots = chosen.iter().filter_map(|&at| self.controller.slot(at));
+        self.inputs.extend(slots.map(input));
         Ok(Reply::Vrrp(reply))
     }
 }
@@ -808,21 +834,6 @@ fn ensure_sysctls(config: &Config, requirements: &[Requirement]) -> Result<(), R
     }
     undo::remember(config, &changes)?;
     Ok(())
-}
-
-fn probers(config: &Config) -> Result<Vec<Arc<Prober>>, RunError> {
-    config
-        .services
-        .iter()
-        .map(|service| {
-            Prober::new(&service.health)
-                .map(Arc::new)
-                .map_err(|source| RunError::Probe {
-                    service: service.name.clone(),
-                    source,
-                })
-        })
-        .collect()
 }
 
 fn report_attachment(own: &Attachment) {

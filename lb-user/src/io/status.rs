@@ -10,8 +10,9 @@ use lb_common::{
 use super::bpf::{Counts, DataPlane};
 use crate::{
     admin::model::{
-        AttachStatus, AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus,
-        Method, PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
+        AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
+        DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState,
+        VrrpStatus,
     },
     config::model::{Peer, VrrpVersion},
     core::{
@@ -27,8 +28,6 @@ use crate::{
 pub struct Facts {
     /// When it started.
     pub started: Timestamp,
-    /// The configuration file.
-    pub config_file: PathBuf,
     /// The cgroup of the connect hooks.
     pub cgroup: Option<PathBuf>,
 }
@@ -47,7 +46,9 @@ pub fn status(
         node: config.node.name.clone(),
         instance: config.node.instance.clone(),
         uptime_ms: millis(now, facts.started),
-        config_file: facts.config_file.display().to_string(),
+        // The reloads' own business.
+        config_file: String::new(),
+        config: ConfigStatus::default(),
         data_plane: data_plane_status(controller, data_plane, facts),
         vrrp: (0..config.vrrp.len())
             .filter_map(|i| vrrp(controller, i, now))
@@ -175,6 +176,7 @@ fn service(
         packets: totals.packets(),
         bytes: totals.bytes(),
         connections: totals.connections(),
+        reasons: reasons.iter().map(reason_status).collect(),
         backends: (0..config.backends.len())
             .filter_map(|b| backend(controller, counts, placement, (position, b), now))
             .collect(),
@@ -224,6 +226,9 @@ fn backend(
         packets: totals.packets(),
         bytes: totals.bytes(),
         connections: totals.connections(),
+        resets: totals.resets(),
+        refused: totals.refused(),
+        drops: totals.drops(),
         active_flows: match (method, placement) {
             // The kernel's socket table is their conntrack.
             (Method::Local, _) | (_, None) => None,
