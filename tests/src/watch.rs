@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     client::{self, Load},
+    netns::NetNs,
     process::wait_until,
     topology::Node,
 };
@@ -23,7 +24,18 @@ use crate::{
 struct Stream {
     node: String,
     events: u64,
-    ended: Option<String>,
+    ended: Option<Ended>,
+}
+
+/// How and when a stream ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The node that served it.
+    pub node: String,
+    /// What the client was told.
+    pub why: String,
+    /// When the client noticed.
+    pub at: Instant,
 }
 
 /// Watch streams of a client. Dropping it closes them.
@@ -37,11 +49,21 @@ pub struct Watches {
 impl Watches {
     /// Opens `count` streams from a node and waits for the first event of each.
     pub fn open(node: &Node, load: &Load, count: usize, deadline: Duration) -> Result<Self> {
+        Self::open_in(node.namespace(), load, count, deadline)
+    }
+
+    /// The same from a namespace that is no node's.
+    pub fn open_in(
+        namespace: &NetNs,
+        load: &Load,
+        count: usize,
+        deadline: Duration,
+    ) -> Result<Self> {
         let streams = Shared(Arc::new(Mutex::new(vec![Stream::default(); count])));
         let (stop, stopped) = oneshot::channel();
         let (shared, load) = (streams.clone(), load.clone());
         // Detached: it ends with `stop`.
-        drop(node.namespace().spawn(move || {
+        drop(namespace.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -85,8 +107,19 @@ impl Watches {
         let streams = self.streams.all();
         let ended = streams
             .iter()
-            .filter_map(|stream| Some((stream.node.clone(), stream.ended.clone()?)));
+            .filter_map(|stream| stream.ended.clone())
+            .map(|ended| (ended.node, ended.why));
         ended.collect()
+    }
+
+    /// Waits until every stream has ended.
+    pub fn wait_ended(&self, deadline: Duration) -> Result<Vec<Ended>> {
+        let ended = || -> Option<Vec<Ended>> {
+            let streams = self.streams.all();
+            streams.iter().map(|stream| stream.ended.clone()).collect()
+        };
+        wait_until("the end of every watch", deadline, || Ok(ended()))
+            .with_context(|| format!("{} ended", self.ended().len()))
     }
 
     /// How many streams each node serves.
@@ -123,7 +156,11 @@ async fn follow(streams: Shared, number: usize, load: Load) {
         Ok(()) => "the server closed it".to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    streams.change(number, |stream| stream.ended = Some(why));
+    let at = Instant::now();
+    streams.change(number, |stream| {
+        let node = stream.node.clone();
+        stream.ended = Some(Ended { node, why, at });
+    });
 }
 
 async fn read_events(streams: &Shared, number: usize, load: &Load) -> Result<()> {

@@ -165,7 +165,11 @@ impl Worker {
             warn!(%error, "cannot read which clients a dead backend has");
         }
         let milliseconds = started.elapsed().as_millis();
-        info!(flows = found.len(), milliseconds, "flows of a dead backend");
+        if found.is_empty() {
+            debug!(milliseconds, "no flows of a dead backend");
+        } else {
+            info!(flows = found.len(), milliseconds, "flows of a dead backend");
+        }
         found
     }
 

@@ -16,6 +16,7 @@ mod ports;
 mod reload;
 mod repair;
 mod requests;
+mod resets;
 mod restart;
 mod sources;
 mod takeover;
