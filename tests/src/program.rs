@@ -286,7 +286,7 @@ impl DataPlane {
         Ok(counters)
     }
 
-    /// What was counted since the program was loaded for service id `service` (below [`SERVICES`]).
+    /// What was counted since the program was loaded for service id `service` (below `SERVICES`).
     pub fn service(&self, service: u32) -> Result<Counters> {
         let all = self.reasons()?;
         let own = all

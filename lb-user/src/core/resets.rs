@@ -45,8 +45,8 @@ pub const ROUNDS: [Duration; 4] = [
 ];
 /// How long the entries of reset flows are kept: whatever a client sends is answered meanwhile.
 pub const KEPT: Duration = Duration::from_mins(1);
-/// Challenges that a client host gets in [`WINDOW`]: Linux answered no more than 1,000 in a second
-/// before 6.2 (`tcp_challenge_ack_limit`).
+/// Challenges that a client host gets in a second: Linux answered no more than 1,000 before 6.2
+/// (`tcp_challenge_ack_limit`).
 pub const PER_HOST: u32 = 500;
 const WINDOW: Duration = Duration::from_secs(1);
 

@@ -359,7 +359,7 @@ impl ServiceHealth {
     }
 
     /// Probes `backend` out of turn, as soon as a probe under way has ended: something else than a
-    /// probe says that it is not well. Such probes come no closer than [`MIN_GAP`].
+    /// probe says that it is not well. Such probes come no closer than 100 ms.
     pub fn check_soon(&mut self, backend: usize, now: Timestamp) {
         if let Some(checker) = self.checkers.get_mut(backend) {
             checker.hasten(now, MIN_GAP);
