@@ -339,3 +339,62 @@ fn checks_and_instances_change_while_they_run() {
     }
     watches.wait_events(2, PATIENCE).unwrap();
 }
+
+/// Backends are taken out of the services while their apiservers run: the streams that they serve
+/// end by a reset, in every method, those of the backend that is left go on, and nobody else is
+/// asked from then on.
+#[test]
+fn streams_of_removed_backends_are_reset_in_every_method() {
+    skip_unless_root!();
+    let mut cluster = Cluster::builder()
+        .plain_backends(1)
+        .stand_in(&["--listen", "[::]:6443"])
+        .start(|plane| {
+            plane.vips = BOTH.into();
+            STEADY_ADVERTS.clone_into(&mut plane.advert_interval);
+        })
+        .unwrap();
+    let watches = BOTH.map(|vip| {
+        let load = cluster.load(vip);
+        Watches::open(cluster.client(), &load, 32, PATIENCE).unwrap()
+    });
+    // m1 is the owner's own (local), m3 another master's (dsr), b1 has no xvip (nat).
+    let removed = ["m1", "m3", "b1"];
+    for node in cluster.masters() {
+        let text = BOTH.into_iter().flat_map(|vip| {
+            removed.map(|name| {
+                let address = SocketAddr::new(cluster.node(name).address_like(vip), 6443);
+                format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n")
+            })
+        });
+        let text: Vec<_> = text.collect();
+        cluster.edit_config(&node, |config| {
+            for section in &text {
+                *config = config.replace(section, "");
+            }
+        });
+    }
+    cluster.reload_all().unwrap();
+    for watches in &watches {
+        let by_node = watches.by_node();
+        let lost: usize = removed.iter().filter_map(|name| by_node.get(*name)).sum();
+        assert!(
+            removed.iter().all(|name| by_node.contains_key(*name)),
+            "{by_node:?}"
+        );
+        cluster
+            .wait("the streams of removed backends to end", || {
+                Ok((watches.ended().len() >= lost).then_some(()))
+            })
+            .unwrap();
+        for (node, why) in watches.ended() {
+            assert!(removed.contains(&node.as_str()), "{node}: {why}");
+            assert!(why.contains("reset"), "{node}: {why}");
+        }
+        assert_eq!(watches.ended().len(), lost);
+    }
+    for vip in BOTH {
+        let report = cluster.requests(&cluster.load(vip)).unwrap();
+        assert_eq!(report.by_node, BTreeMap::from([("m2".to_owned(), 1000)]));
+    }
+}
