@@ -7,9 +7,10 @@ use lb_common::abi::Service;
 use proptest::prelude::*;
 
 use super::node::{APISERVER_KEY, Link, Mood, ms, net};
+use crate::config::model::Config;
 use crate::core::{
-    controller::Input,
-    fixture::{APISERVER, APISERVER6, ETH0, LO, ip, mac},
+    controller::{Input, reload::RETIREMENT},
+    fixture::{self, APISERVER, APISERVER6, ETH0, LO, ip, mac},
     tables::Tables,
     vrrp::RxMeta,
 };
@@ -41,6 +42,57 @@ enum Event {
     Cut,
     Heal,
     Garbage(Vec<u8>),
+    Reload(usize),
+}
+
+/// A service that comes and goes.
+const WEB: &str = r#"
+[[service]]
+name = "web"
+address = "10.0.2.100"
+port = 80
+allow = ["10.0.0.0/8"]
+[service.health]
+type = "tcp"
+[[service.backend]]
+name = "web10"
+address = "10.0.2.10:8080"
+[[service.backend]]
+name = "web11"
+address = "10.0.2.11:8080"
+"#;
+
+/// How many configurations there are.
+const CONFIGS: usize = 9;
+
+/// A node's configuration; number 0 is that of the start.
+fn config(host: u8, number: usize) -> Config {
+    let both = format!("{APISERVER}{APISERVER6}");
+    let text = fixture::text(host, &both);
+    let without = |text: &str, from: &str, to: &str| {
+        let start = text.find(from).unwrap();
+        let end = text[start..].find(to).map_or(text.len(), |end| start + end);
+        format!("{}{}", &text[..start], &text[end..])
+    };
+    let text = match number {
+        1 => text + WEB,
+        2 => fixture::text(host, APISERVER),
+        3 => fixture::text(host, &format!("{WEB}{APISERVER6}")),
+        4 => without(&text, "[[vrrp]]\nname = \"v4\"", "[[vrrp]]\nname = \"v6\""),
+        5 => without(&text, "[[vrrp]]\nname = \"v6\"", "[[peer]]"),
+        6 => text.replace(
+            &format!("priority = {}", 700 - 50 * u32::from(host)),
+            "priority = 90",
+        ),
+        7 => without(
+            &text,
+            "[[service.backend]]\nname = \"master10\"",
+            "[[service.backend]]\nname = \"master11\"",
+        ),
+        8 => text.replace("type = \"tcp\"", "type = \"none\""),
+        _ => text,
+    };
+    fixture::parse(&text)
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -71,6 +123,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Cut),
         1 => Just(Event::Heal),
         1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Event::Garbage),
+        4 => (0..CONFIGS).prop_map(Event::Reload),
     ]
 }
 
@@ -131,7 +184,10 @@ fn apply(link: &mut Link, at: usize, event: Event) {
                 message,
             });
         }
-        Event::AddVips | Event::DeliverReadings | Event::Restart => {}
+        Event::Reload(number) if node.controller.is_some() && !node.frozen => {
+            node.reload(config(node.host, number)).unwrap();
+        }
+        Event::AddVips | Event::DeliverReadings | Event::Restart | Event::Reload(_) => {}
     }
     link.run(Duration::ZERO, |_| {});
 }
@@ -152,9 +208,11 @@ fn recover(link: &mut Link) {
         if node.uplink() == 0 {
             node.plug(ETH0);
         }
-        for instance in 0..2 {
+        // Other numbers after instances have come and gone.
+        for instance in 0..8 {
             node.input(Input::Resume { instance });
         }
+        node.reload(config(node.host, 0)).unwrap();
     }
 }
 
@@ -171,11 +229,15 @@ proptest! {
         for node in &mut link.nodes {
             node.careful = false;
         }
+        let reloads = history.iter().any(|(_, event)| matches!(event, Event::Reload(_)));
         for (at, event) in history {
             apply(&mut link, at, event);
         }
         recover(&mut link);
         link.run(ms(40_000), |_| {});
+        if reloads {
+            link.run(RETIREMENT, |_| {});
+        }
         for node in &mut link.nodes {
             node.assert_converged();
             node.trace();

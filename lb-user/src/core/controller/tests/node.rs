@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendState, Mac, MaglevTable, Service, ServiceKey};
 
 use crate::{
-    config::model::Config,
+    config::model::{Config, VrrpConfig},
     core::{
         controller::{Action, Controller, Event, Fixed, Input, VIP_LIFETIME},
         desired::{Builder, Facts},
@@ -210,6 +210,13 @@ impl Node {
             address,
             mac,
         });
+    }
+
+    /// Slot of the instance of a family; each node has its own.
+    fn slot_of(&self, ipv6: bool) -> Option<usize> {
+        let mut instances = self.config.vrrp.iter();
+        let position = instances.position(|vrrp| vrrp.is_ipv6() == ipv6)?;
+        self.controller.as_ref()?.slot(position)
     }
 
     /// Answers to readings come late from now on.
@@ -510,6 +517,15 @@ impl Node {
             }
             Action::Listen { instance, ifindex } => {
                 self.log(format!("listen {} on {ifindex:?}", instance + 1));
+                let is_ipv6 = self
+                    .controller()
+                    .vrrp_config(instance)
+                    .map(VrrpConfig::is_ipv6);
+                if let Some(is_ipv6) = is_ipv6.filter(|_| ifindex.is_some()) {
+                    let address = self.source(is_ipv6);
+                    let input = Input::VrrpSource { instance, address };
+                    self.inputs.push_back(input);
+                }
             }
             Action::Report(event) => self.log(format!("report {}", words(&event))),
         }
@@ -752,13 +768,13 @@ impl Link {
     fn deliver(&mut self) {
         while let Some(from) = self.nodes.iter().position(|node| !node.outbox.is_empty()) {
             let sent = std::mem::take(&mut self.nodes[from].outbox);
-            for (instance, advert) in sent {
+            for (_, advert) in sent {
                 let src = self.nodes[from].source(advert.addresses[0].is_ipv6());
                 let bytes = packet::emit(&advert, src, group(src));
                 for to in 0..self.nodes.len() {
                     let node = &mut self.nodes[to];
                     let hears = to != from && !self.cut.contains(&(from, to)) && node.uplink() != 0;
-                    if hears && node.controller.is_some() {
+                    if let Some(instance) = node.slot_of(src.is_ipv6()).filter(|_| hears) {
                         node.inbox.push_back((instance, src, bytes.clone()));
                         node.wake();
                     }
