@@ -51,6 +51,8 @@ const SMALL: &[(&str, u32)] = &[
 /// Service ids whose counters are looked at are below this one.
 const SERVICES: u32 = 3;
 
+/// Lies before the frames that XDP programs get.
+const POISON: [u8; 32] = [0xa5; 32];
 /// What a frame may grow by.
 const TAILROOM: usize = 64;
 
@@ -313,6 +315,15 @@ impl DataPlane {
             .collect()
     }
 
+    /// No CPU has made an entry yet in this second.
+    pub fn forget_budget(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("budget").context(missing("budget"))?;
+        let mut map: PerCpuArray<_, [u32; 4]> = PerCpuArray::try_from(map)?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        Ok(map.set(0, PerCpuValues::try_from(vec![[0; 4]; cpus])?, 0)?)
+    }
+
     /// The reasons counted since the last call (or run).
     pub fn counted(&self) -> Result<Vec<(Reason, u64, u64)>> {
         let now = self.reasons()?;
@@ -364,11 +375,15 @@ impl DataPlane {
     pub fn xdp(&self, frame: &[u8], ifindex: u32) -> Result<(Action, Vec<u8>)> {
         let program = self.ebpf.program("xdp_ingress").context("no xdp_ingress")?;
         let program: &Xdp = program.try_into()?;
+        // Metadata: what is right before the frame is not the program's business.
+        let poisoned = [&POISON, frame].concat();
+        let (start, end) = (POISON.len() as u32, poisoned.len() as u32);
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let context = [start, end, 0, ifindex, 0, 0];
         let context = context.map(u32::to_ne_bytes).concat();
-        let (action, frame) = test_run(program, frame, &context)?;
-        Ok((Action::xdp(action), frame))
+        let (action, mut frame) = test_run(program, &poisoned, &context)?;
+        ensure!(frame.starts_with(&POISON), "written before the frame");
+        Ok((Action::xdp(action), frame.split_off(POISON.len())))
     }
 
     /// Run `tc_ingress` on a frame that came in through interface `ifindex` of the calling thread's

@@ -39,6 +39,11 @@ impl Flow {
         Self::new(backend, epoch, FlowState::Udp, now)
     }
 
+    /// An established one of a former owner's.
+    pub(super) fn held(backend: u32, epoch: u16, now: u32) -> Self {
+        Self::new(backend, epoch, FlowState::Established, now)
+    }
+
     fn new(backend: u32, epoch: u16, state: FlowState, now: u32) -> Self {
         Self {
             backend,

@@ -1,6 +1,6 @@
 //! Packets of a service: conntrack, and the selection of a backend for those that it does not know.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     abi::{self, BackendState, Method},
@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use super::{
-    Model, Outcome, Socket,
+    Model, NANOS, Outcome, Socket,
     pipeline::{GOLDEN, Packet, Target, Upper, flow_hash},
     tables::{Backend, Flow, Service, Tuple},
     wire::{TCP, Tcp},
@@ -273,6 +273,9 @@ impl Model {
             return Ok(Ok(Target::known(local, 0)));
         }
         self.admit(packet, service)?;
+        if packet.may_begin() && !self.within_rate(packet, service) {
+            return Err(Reason::SourceRate);
+        }
         let new = packet.may_begin();
         let mut avoid = failed;
         let mut nobody_listens = false;
@@ -298,7 +301,7 @@ impl Model {
             };
             let backend = self.backend(id, service).ok_or(Reason::Inconsistent)?;
             let is_local = backend.method() == Some(Method::Local);
-            if is_local && packet.is_syn() && self.socket(&packet.flow(), service) == Socket::None {
+            if is_local && packet.is_syn() && !self.listens(packet, service) {
                 if nobody_listens {
                     return Err(Reason::NoOtherBackend);
                 }
@@ -327,6 +330,37 @@ impl Model {
         } else {
             Err(Reason::SourceDenied)
         }
+    }
+
+    /// Whether a source may open one more flow: a leaky bucket that runs out at a rate.
+    fn within_rate(&mut self, packet: &Packet<'_>, service: &Service) -> bool {
+        let (rate, burst) = service.source_rate;
+        if rate == 0 {
+            return true;
+        }
+        let source = match packet.src {
+            IpAddr::V4(_) => packet.src,
+            // All of a /64 is one source.
+            IpAddr::V6(six) => IpAddr::V6((u128::from(six) >> 64 << 64).into()),
+        };
+        let interval = NANOS / u64::from(rate);
+        let due = self.state.rates.entry((service.id, source)).or_default();
+        let at = (*due).max(self.now_ns);
+        if at - self.now_ns > interval * u64::from(burst.saturating_sub(1)) {
+            return false;
+        }
+        *due = at + interval;
+        true
+    }
+
+    /// Whether something takes connections to this node's own backend: at the VIP, or, by way of
+    /// `sk_lookup`, at the backend's address only.
+    fn listens(&self, packet: &Packet<'_>, service: &Service) -> bool {
+        let local = self.tables.backends.get(&service.local_backend);
+        self.socket(&packet.flow(), service) != Socket::None
+            || local.is_some_and(|local| {
+                local.service == service.id && self.sockets.listeners.contains(&local.addr)
+            })
     }
 
     /// A backend refused a connection: it is suspect, and the controller hears of it once.
@@ -367,7 +401,12 @@ impl Model {
             Upper::Tcp(tcp) => Flow::of_tcp(id, backend.epoch, &tcp, now),
             Upper::Udp(_) | Upper::Icmp => Flow::of_udp(id, backend.epoch, now),
         };
+        let within = self.state.budget.take(!target.new, self.tables.limits, now);
         if method == Method::Nat {
+            // Nobody can translate a reply without an entry.
+            if !within {
+                return Err(Reason::Flood);
+            }
             let Some((port, path)) = self.allocate(packet, id, backend, now) else {
                 let silent = service.flags & abi::Service::SILENT != 0;
                 return if packet.is_udp() || silent {
@@ -379,7 +418,10 @@ impl Model {
             (flow.nat_port, flow.path) = (port, path);
             target.nat_port = port;
         }
-        self.state.half_flows.insert(key, flow);
+        if within {
+            self.state.half_flows.insert(key, flow);
+        }
+        target.stateless = !within;
         Ok(Ok(target))
     }
 

@@ -2,8 +2,9 @@
 //! else a network has, all of it damaged now and then, and changes of the tables in between.
 
 mod icmp;
+mod scripts;
 
-use std::net::IpAddr;
+use std::{collections::VecDeque, net::IpAddr};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -32,6 +33,8 @@ const FIN: u8 = TcpHeader::FIN;
 const RST: u8 = TcpHeader::RST;
 const PSH: u8 = TcpHeader::PSH;
 
+/// The longest socket buffer that a program run takes is somewhat longer.
+const LONGEST_BUFFER: usize = 3000;
 /// The shortest frame that a program run takes.
 const SHORTEST: usize = 14;
 /// Data bytes of a segment are below this number.
@@ -46,6 +49,10 @@ const PORTS: [u16; 6] = [
     world::CONNECTED[0],
     world::CONNECTED[1],
 ];
+/// Or below this one, now and then: more than a page, and than what is answered.
+const LARGE: usize = 12_000;
+/// Limits of entries: few or no limit at all.
+const LIMITS: [u32; 4] = [0, 1, 3, 10];
 /// Steps of the clock: none of them adds up to a limit.
 const AGES: [u32; 4] = [25, 90, 7_000, 8_000];
 
@@ -100,6 +107,8 @@ pub struct Generator {
     base: Tables,
     four: Vec<Conversation<V4>>,
     six: Vec<Conversation<V6>>,
+    /// Steps that belong to the last one.
+    next: VecDeque<Step>,
 }
 
 /// The tags of a frame that tables describe so.
@@ -114,7 +123,7 @@ fn tags(tags: u32) -> Vec<(u16, u16)> {
 
 /// Where a client's frames come in, mostly untagged.
 fn way(random: &mut Random) -> (u32, Vec<(u16, u16)>) {
-    let (ifindex, id, _) = if random.once_in(4) {
+    let (ifindex, id, _) = if random.once_in(8) {
         *random.pick(&world::UPLINKS)
     } else {
         *random.pick(&[world::UPLINKS[0], world::UPLINKS[0], world::UPLINKS[1]])
@@ -142,11 +151,23 @@ impl Generator {
             base,
             four,
             six,
+            next: VecDeque::new(),
         }
     }
 
     /// The next step, given what the model has come to.
     pub fn step(&mut self, model: &Model) -> Step {
+        if let Some(step) = self.next.pop_front() {
+            return step;
+        }
+        if self.random.once_in(400) {
+            let Self { random, base, .. } = self;
+            self.next = if random.once_in(2) {
+                scripts::any::<V4>(random, base)
+            } else {
+                scripts::any::<V6>(random, base)
+            };
+        }
         if self.random.once_in(12) {
             return Step::Change(self.change(model));
         }
@@ -260,7 +281,8 @@ impl Generator {
             .keys()
             .chain(state.half_returns.keys())
             .collect();
-        match random.below(20) {
+        match random.below(22) {
+            20 => Change::Limits(*random.pick(&LIMITS), *random.pick(&LIMITS)),
             0 if !flows.is_empty() => Change::EvictFlow(**random.pick(&flows)),
             1 if !returns.is_empty() => Change::EvictReturn(**random.pick(&returns)),
             2..5 if !flows.is_empty() => Change::Age(**random.pick(&flows), *random.pick(&AGES)),
@@ -320,8 +342,9 @@ fn other_service(random: &mut Random, base: &Tables) -> Change {
     let services: Vec<_> = base.services.iter().collect();
     let (key, service) = *random.pick(&services);
     let mut service = service.clone();
-    match random.below(9) {
+    match random.below(14) {
         0 => return Change::Service(*key, None),
+        9.. => service.source_rate = (1, 1 + random.word() % 2),
         1 => service.flags = 0,
         2 => service.flags |= abi::Service::SILENT,
         3 => service.flags = abi::Service::SILENT,
@@ -347,10 +370,10 @@ fn other_backend(random: &mut Random, base: &Tables) -> Change {
     let backends: Vec<_> = base.backends.iter().collect();
     let (id, backend) = *random.pick(&backends);
     let mut backend = backend.clone();
-    match random.below(16) {
+    match random.below(20) {
         0 => return Change::Backend(*id, None),
         1 => backend.service += 1,
-        12 | 13 => backend.epoch += 1,
+        12 | 13 | 16.. => backend.epoch += 1,
         14 => (backend.epoch, backend.state) = (backend.epoch + 1, 0),
         15 => {
             let (ifindex, tags, _) = *random.pick(&world::UPLINKS);
@@ -365,7 +388,8 @@ fn other_backend(random: &mut Random, base: &Tables) -> Change {
     Change::Backend(*id, Some(backend))
 }
 
-/// Whether a program run takes a frame for a socket buffer: it wants all of the IP header.
+/// Whether a program run takes a frame for a socket buffer: it wants all of the IP header, and has
+/// room for less than a page.
 pub fn is_buffer(frame: &[u8]) -> bool {
     let kind = frame
         .get(12..14)
@@ -375,7 +399,7 @@ pub fn is_buffer(frame: &[u8]) -> bool {
         ETHERTYPE_IPV6 => 40,
         _ => 0,
     };
-    frame.len() >= SHORTEST + header
+    (SHORTEST + header..=LONGEST_BUFFER).contains(&frame.len())
 }
 
 fn address<F: Family>(addr: IpAddr) -> F::Addr {
@@ -393,6 +417,7 @@ fn conversation<F: Family>(random: &mut Random) -> Conversation<F> {
         (F::VIP, world::NAT_PORT),
         (second, VIP_PORT),
         (F::VIP, world::UDP_PORT),
+        (F::VIP, world::BOUND_PORT),
     ];
     let (vip, dport) = *random.pick(&services);
     let (ifindex, tags) = way(random);
@@ -455,7 +480,8 @@ fn incoming<F: Family>(
 
 /// The next segment of a conversation.
 fn segment<F: Family>(random: &mut Random, speaker: &mut Conversation<F>) -> Frame<F> {
-    let data: Vec<u8> = (0..random.below(MAX_DATA)).map(|_| random.byte()).collect();
+    let most = if random.once_in(100) { LARGE } else { MAX_DATA };
+    let data: Vec<u8> = (0..random.below(most)).map(|_| random.byte()).collect();
     let mut tcp = Tcp {
         sport: speaker.sport,
         dport: speaker.dport,
@@ -618,7 +644,12 @@ fn decorate<F: Family>(random: &mut Random, ifindex: &mut u32, frame: &mut Frame
         7 => *ifindex = *random.pick(&[UPLINK, OTHER_UPLINK, world::NO_UPLINK]),
         8 => frame.checksum_error = random.word() as u16,
         9 => frame.padding = vec![0x5a; 1 + random.below(40)],
-        10 => frame.ttl = *random.pick(&[0, 1, 2, 255]),
+        10 => {
+            frame.ttl = *random.pick(&[0, 1, 1, 2, 255]);
+            if random.once_in(2) {
+                frame.from = MASTER_MACS[1];
+            }
+        }
         _ => frame.from = *random.pick(&[MASTER_MACS[1], MASTER_MACS[2], ROUTER2_MAC]),
     }
     // IPv4 has room for 40 bytes of options.

@@ -107,6 +107,14 @@ enum Socket {
     Connection,
 }
 
+/// A time in nanoseconds, in seconds.
+pub(super) fn seconds(ns: u64) -> u32 {
+    (ns / NANOS) as u32
+}
+
+/// Nanoseconds of a second.
+const NANOS: u64 = 1_000_000_000;
+
 /// The data plane of one node.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -120,6 +128,8 @@ pub struct Model {
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// By backend.
     pub backends: BTreeMap<u32, Count>,
+    /// Nanoseconds of the coarse clock.
+    now_ns: u64,
     /// Keys of flows and return entries that the last packet asked for.
     touched: RefCell<BTreeSet<Tuple>>,
 }
@@ -134,10 +144,11 @@ impl Model {
         }
     }
 
-    /// A frame comes in through interface `ifindex` at `now` (seconds of the coarse clock).
-    pub fn ingress(&mut self, frame: &[u8], ifindex: u32, now: u32) -> Outcome {
+    /// A frame comes in through interface `ifindex` at `now_ns` (nanoseconds of the coarse clock).
+    pub fn ingress(&mut self, frame: &[u8], ifindex: u32, now_ns: u64) -> Outcome {
         self.touched.get_mut().clear();
-        let outcome = self.judge_ingress(frame, ifindex, now);
+        self.now_ns = now_ns;
+        let outcome = self.judge_ingress(frame, ifindex, seconds(now_ns));
         self.count(&outcome, frame.len());
         outcome
     }
@@ -150,10 +161,10 @@ impl Model {
         outcome
     }
 
-    /// The tables change.
-    pub fn change(&mut self, change: &Change) {
+    /// The tables change at `now_ns`.
+    pub fn change(&mut self, change: &Change, now_ns: u64) {
         self.tables.change(change);
-        self.state.change(change);
+        self.state.change(change, &self.tables, seconds(now_ns));
     }
 
     /// The keys that the last packet asked for.

@@ -10,6 +10,7 @@ use super::{
     tables::{Backend, Flow, Return, Tuple},
     wire::endpoint,
 };
+use crate::packet::{ROUTER_MAC, UPLINK};
 
 /// Source ports that are tried for a new flow.
 const TRIES: u32 = 12;
@@ -17,7 +18,7 @@ const TRIES: u32 = 12;
 const FIRST_PORT: u16 = 1024;
 
 /// The source ports for a client, in the order in which they are tried: its own, then by its hash.
-fn candidates(client: SocketAddr) -> impl Iterator<Item = u16> {
+pub(in crate::model) fn candidates(client: SocketAddr) -> impl Iterator<Item = u16> {
     let hash = flow_hash(client);
     (0..TRIES).map(move |attempt| {
         if attempt == 0 && client.port() >= FIRST_PORT {
@@ -39,6 +40,18 @@ pub(super) struct Found {
 }
 
 impl Return {
+    /// That of a flow which comes from the router.
+    pub(super) fn held(flow: &Tuple, backend: u32) -> Self {
+        Self {
+            client: flow.src,
+            vip_port: flow.dst.port(),
+            backend,
+            ifindex: UPLINK,
+            tags: 0,
+            mac: ROUTER_MAC,
+        }
+    }
+
     /// Whether it is `flow`'s.
     fn is_of(&self, flow: &Tuple) -> bool {
         self.client == flow.src && self.vip_port == flow.dst.port()

@@ -26,10 +26,13 @@ use lb_common::{
 use super::{
     Count,
     tables::{Backend, Change, Flow, Port, Return, Service, State, Tables, Tuple},
-    trial::Entries,
+    trial::{self, Entries},
     world,
 };
-use crate::program::{Action, DataPlane, SkBuff};
+use crate::{
+    packet::{ROUTER_MAC, UPLINK},
+    program::{Action, DataPlane, SkBuff},
+};
 
 /// A program that is the ingress pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,11 +206,13 @@ fn service(value: &Service) -> abi::Service {
         flags,
         fallback: [first, second],
         idle_seconds,
+        source_rate: (rate, burst),
     } = *value;
     abi::Service::new(id, table, local_backend, local_port, false)
         .with_flags(flags)
         .with_fallback(first, second)
         .with_idle_seconds(idle_seconds)
+        .with_source_rate(rate, burst)
 }
 
 fn backend<A: MapAddress>(value: &Backend) -> abi::Backend<A> {
@@ -228,16 +233,15 @@ fn backend<A: MapAddress>(value: &Backend) -> abi::Backend<A> {
 impl Plane {
     /// Load the object for one of the pipeline's programs.
     pub fn load(ingress: Ingress) -> Result<Self> {
-        let mut data = DataPlane::load(&[ingress.name(), "tc_egress"])?;
-        data.array("node")?
-            .set(0, NodeConfig::new(0).with_limits(0, 0), 0)?;
-        Ok(Self {
-            data,
+        let mut plane = Self {
+            data: DataPlane::load(&[ingress.name(), "tc_egress"])?,
             ingress,
             tables: Tables::default(),
             reasons: BTreeMap::new(),
             backends: BTreeMap::new(),
-        })
+        };
+        plane.change(&Change::Limits(0, 0))?;
+        Ok(plane)
     }
 
     /// The program.
@@ -255,6 +259,7 @@ impl Plane {
         for backend in 0..world::BACKENDS {
             self.data.array("suspects")?.set(backend, 0_u32, 0)?;
         }
+        self.data.forget_budget()?;
         self.refusals()?;
         self.reasons = BTreeMap::new();
         self.backends = BTreeMap::new();
@@ -269,7 +274,7 @@ impl Plane {
         for map in ["returns", "half_returns"] {
             self.clear::<FlowKey<A>, NatReturn<A>>(&name::<A>(map))?;
         }
-        Ok(())
+        self.clear::<SourceKey<A>, u64>(&name::<A>("source_rates"))
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, map: &str) -> Result<()> {
@@ -313,6 +318,11 @@ impl Plane {
             }
             Change::EvictFlow(tuple) | Change::EvictReturn(tuple) | Change::Age(tuple, _) => {
                 by_family!(tuple.src.ip(), self.change_of(change))
+            }
+            Change::Hold(back, ..) => by_family!(back.src.ip(), self.change_of(change)),
+            Change::Limits(new, adopted) => {
+                let config = NodeConfig::new(0).with_limits(*new, *adopted);
+                Ok(self.data.array("node")?.set(0, config, 0)?)
             }
             Change::Backend(_, Some(backend)) => {
                 by_family!(backend.addr.ip(), self.change_of(change))
@@ -400,7 +410,25 @@ impl Plane {
                 }
                 Ok(())
             }
+            Change::Hold(back, holder, backend) => {
+                let epoch = self
+                    .tables
+                    .backends
+                    .get(backend)
+                    .map_or(0, |backend| backend.epoch);
+                let now = super::seconds(trial::now_ns()?);
+                let flow =
+                    abi::Flow::new(*backend, back.dst.port(), 0, FlowState::Established, now);
+                let key = flow_key::<A>(holder);
+                self.put(&name::<A>("flows"), key, Some(flow.in_epoch(epoch)))?;
+                let (client, vip_port) = (holder.src, holder.dst.port());
+                let addr = A::of(client.ip());
+                let entry =
+                    NatReturn::new(addr, client.port(), vip_port, *backend, UPLINK, ROUTER_MAC);
+                self.put(&name::<A>("returns"), flow_key::<A>(back), Some(entry))
+            }
             Change::Maglev(..)
+            | Change::Limits(..)
             | Change::Lease(..)
             | Change::Uplink(..)
             | Change::PeerMac(..)
@@ -471,6 +499,8 @@ impl Plane {
         self.flows::<[u8; 16]>("flows", &mut state.flows)?;
         self.flows::<[u8; 4]>("half_flows", &mut state.half_flows)?;
         self.flows::<[u8; 16]>("half_flows", &mut state.half_flows)?;
+        self.rates::<[u8; 4]>(&mut state.rates)?;
+        self.rates::<[u8; 16]>(&mut state.rates)?;
         self.returns::<[u8; 4]>("returns", &mut state.returns)?;
         self.returns::<[u8; 16]>("returns", &mut state.returns)?;
         self.returns::<[u8; 4]>("half_returns", &mut state.half_returns)?;
@@ -483,6 +513,16 @@ impl Plane {
         for entry in &map {
             let (key, value) = entry?;
             all.insert(tuple(&key), flow(&value));
+        }
+        Ok(())
+    }
+
+    fn rates<A: MapAddress>(&mut self, all: &mut BTreeMap<(u32, IpAddr), u64>) -> Result<()> {
+        let name = name::<A>("source_rates");
+        let map = self.data.hash::<SourceKey<A>, u64>(&name)?;
+        for entry in &map {
+            let (key, due) = entry?;
+            all.insert((key.service(), key.addr().into()), due);
         }
         Ok(())
     }

@@ -43,6 +43,9 @@ pub struct Service {
     pub fallback: [u16; 2],
     /// Seconds of silence that end a UDP flow.
     pub idle_seconds: u16,
+    /// New flows that a source may make in a second (0: any number), and at once.
+    #[serde(default)]
+    pub source_rate: (u32, u32),
 }
 
 /// A backend.
@@ -145,6 +148,8 @@ pub struct Tables {
     pub reply_ports: BTreeMap<Port, u16>,
     /// Rules of a service about sources: the prefix that is longest decides.
     pub sources: BTreeMap<(u32, IpAddr, u8), bool>,
+    /// Entries that may be made in a second for new flows, and for adopted ones; 0: any number.
+    pub limits: (u32, u32),
 }
 
 /// What the data plane writes.
@@ -162,6 +167,37 @@ pub struct State {
     pub suspects: BTreeMap<u32, u32>,
     /// (service, backend) of each refusal that the controller was told of.
     pub refusals: Vec<(u32, u32)>,
+    /// When the next new flow of a source of a service is due, in nanoseconds of the coarse clock.
+    pub rates: BTreeMap<(u32, IpAddr), u64>,
+    /// What the limits have been used up of.
+    pub budget: Budget,
+}
+
+/// Entries made in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    second: u32,
+    new_flows: u32,
+    adopted: u32,
+}
+
+impl Budget {
+    /// Whether one more entry may be made now.
+    pub(super) fn take(&mut self, adopted: bool, limits: (u32, u32), now: u32) -> bool {
+        if self.second != now {
+            *self = Self {
+                second: now,
+                ..Self::default()
+            };
+        }
+        let (used, limit) = if adopted {
+            (&mut self.adopted, limits.1)
+        } else {
+            (&mut self.new_flows, limits.0)
+        };
+        *used += 1;
+        limit == 0 || *used <= limit
+    }
 }
 
 /// A change of the tables, by the controller or by time.
@@ -198,6 +234,11 @@ pub enum Change {
     EvictReturn(Tuple),
     /// A flow's last packet was this many seconds earlier, a half-open one's too.
     Age(Tuple, u32),
+    /// A return entry (and its port) is that of another flow, which has an entry, too; both of this
+    /// backend.
+    Hold(Tuple, Tuple, u32),
+    /// Limits of entries for new and for adopted flows.
+    Limits(u32, u32),
 }
 
 /// Put a value into a map, or remove it.
@@ -232,7 +273,9 @@ impl Tables {
             Change::PeerAddr(addr, node) => set(&mut self.peer_addrs, addr, node),
             Change::ReplyPort(key, port) => set(&mut self.reply_ports, key, port),
             Change::Source(rule, allows) => set(&mut self.sources, rule, allows),
+            Change::Limits(new, adopted) => self.limits = (new, adopted),
             Change::Suspect(..)
+            | Change::Hold(..)
             | Change::EvictFlow(_)
             | Change::EvictReturn(_)
             | Change::Age(..) => {}
@@ -274,9 +317,20 @@ impl State {
             .is_some_and(|until| now < *until)
     }
 
-    /// Carry out a change that time makes.
-    pub(super) fn change(&mut self, change: &Change) {
+    /// Carry out a change that time makes, or a former owner.
+    pub(super) fn change(&mut self, change: &Change, tables: &Tables, now: u32) {
         match change {
+            Change::Hold(back, holder, backend) => {
+                let epoch = tables
+                    .backends
+                    .get(backend)
+                    .map_or(0, |backend| backend.epoch);
+                let mut flow = Flow::held(*backend, epoch, now);
+                flow.nat_port = back.dst.port();
+                self.flows.insert(*holder, flow);
+                let entry = Return::held(holder, *backend);
+                self.returns.insert(*back, entry);
+            }
             Change::EvictFlow(tuple) => {
                 self.flows.remove(tuple);
                 self.half_flows.remove(tuple);
@@ -345,6 +399,11 @@ impl Tables {
             map_changes(&self.peer_addrs, &to.peer_addrs, Change::PeerAddr),
             map_changes(&self.reply_ports, &to.reply_ports, Change::ReplyPort),
             map_changes(&self.sources, &to.sources, Change::Source),
+            if self.limits == to.limits {
+                Vec::new()
+            } else {
+                vec![Change::Limits(to.limits.0, to.limits.1)]
+            },
         ]
         .concat()
     }

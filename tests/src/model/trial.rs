@@ -10,7 +10,7 @@ use lb_common::reason::Verdict;
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
-    Count, Model, Outcome, Sockets,
+    Count, Model, NANOS, Outcome, Sockets,
     case::Step,
     plane::Plane,
     tables::{Flow, Return, State, Tables, Tuple},
@@ -27,11 +27,14 @@ pub struct Mismatch {
     pub what: String,
 }
 
-/// Seconds of the clock that the programs read: a timer tick late at most.
-pub fn now_seconds() -> Result<u32> {
+/// Nanoseconds of the clock that the programs read: a timer tick late at most.
+pub fn now_ns() -> Result<u64> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok(u32::try_from(now.tv_sec())?)
+    Ok(u64::try_from(now.tv_sec())? * NANOS + u64::try_from(now.tv_nsec())?)
 }
+
+/// What the two may read differently of a time: a machine that does something else meanwhile.
+const LATE_NS: u64 = NANOS / 2;
 
 /// A program and the model at some point of a sequence.
 pub struct Trial<'a> {
@@ -75,12 +78,12 @@ impl<'a> Trial<'a> {
     pub fn step(&mut self, step: &Step) -> Compared {
         let compared = match step {
             Step::Change(change) => {
-                self.model.change(change);
+                self.model.change(change, now_ns()?);
                 self.plane.change(change)?;
                 Ok(())
             }
             Step::In { ifindex, frame } => {
-                let expected = self.model.ingress(frame, *ifindex, now_seconds()?);
+                let expected = self.model.ingress(frame, *ifindex, now_ns()?);
                 let (action, got) = self.plane.ingress(frame, *ifindex)?;
                 self.compare(frame, &expected, action, &got)?
             }
@@ -161,6 +164,10 @@ impl<'a> Trial<'a> {
                 ));
             }
         }
+        wrong.extend(differences(&state.rates, &got.rates, |key, a, b| {
+            let near = a.zip(b).is_some_and(|(a, b)| a.abs_diff(*b) < LATE_NS);
+            (!near).then(|| format!("rate of {key:?}: expected {a:?}, got {b:?}"))
+        }));
         wrong.extend(difference("refusals", &state.refusals, &got.refusals));
         let reasons = self.plane.reasons()?;
         wrong.extend(differences(&self.model.reasons, &reasons, |key, a, b| {

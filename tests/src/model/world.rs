@@ -1,4 +1,4 @@
-//! The stations and tables that packets meet: in each family four services with backends of every
+//! The stations and tables that packets meet: in each family five services with backends of every
 //! method, on this node, two peers and two machines without xvip.
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,12 +27,16 @@ pub const NAT_BACKEND_PORT: u16 = 9443;
 pub const UDP_PORT: u16 = 53;
 /// Its backends listen on this one.
 pub const UDP_BACKEND_PORT: u16 = 5353;
+/// Port of the service whose backend on this node listens on the node's address only.
+pub const BOUND_PORT: u16 = 7001;
+/// Its backends listen on this one.
+pub const BOUND_BACKEND_PORT: u16 = 7002;
 /// Seconds of silence that end its flows.
 pub const UDP_IDLE: u16 = 60;
 /// Service ids are below this one.
-pub const SERVICES: u32 = 9;
+pub const SERVICES: u32 = 11;
 /// Backend ids are below this one.
-pub const BACKENDS: u32 = 40;
+pub const BACKENDS: u32 = 44;
 /// The lease of the fenced VIP.
 pub const LEASE: u32 = 1;
 /// Clients' ports whose connections this node's kernel has.
@@ -74,7 +78,7 @@ pub fn clients<F: Family>() -> Vec<IpAddr> {
 
 /// First id of a family's services and backends: 1 for IPv4.
 fn ids<F: Family>() -> (u32, u32) {
-    if F::SUFFIX == '4' { (1, 1) } else { (5, 20) }
+    if F::SUFFIX == '4' { (1, 1) } else { (6, 22) }
 }
 
 /// A backend on a station: 0 is this node, 1 and 2 its peers, 3 and 4 the machines without xvip.
@@ -116,7 +120,7 @@ fn family<F: Family>(tables: &mut Tables) {
     for (station, addr) in F::MASTERS.iter().enumerate().skip(1) {
         tables.peer_addrs.insert((*addr).into(), station as u32 + 1);
     }
-    // Every method; nat alone; nothing listens on this node; UDP.
+    // Every method; nat alone; nothing listens on this node; UDP; a listener on one address.
     let services = [
         (
             vip,
@@ -128,6 +132,13 @@ fn family<F: Family>(tables: &mut Tables) {
         (vip, NAT_PORT, NAT_BACKEND_PORT, IPPROTO_TCP, &[3, 4][..]),
         (second, VIP_PORT, BACKEND_PORT, IPPROTO_TCP, &[0, 1, 3][..]),
         (vip, UDP_PORT, UDP_BACKEND_PORT, IPPROTO_UDP, &[0, 1, 3][..]),
+        (
+            vip,
+            BOUND_PORT,
+            BOUND_BACKEND_PORT,
+            IPPROTO_TCP,
+            &[0, 1, 3][..],
+        ),
     ];
     let mut next = base;
     for (id, (vip, port, backend_port, proto, stations)) in (first..).zip(services) {
@@ -140,6 +151,7 @@ fn family<F: Family>(tables: &mut Tables) {
             flags: abi::Service::USABLE,
             fallback: [0; 2],
             idle_seconds: if proto == IPPROTO_UDP { UDP_IDLE } else { 0 },
+            source_rate: (0, 0),
         };
         for station in stations {
             let new = backend::<F>(id, *station, backend_port);
@@ -186,6 +198,8 @@ pub fn sockets() -> Sockets {
     fn of<F: Family>(sockets: &mut Sockets) {
         let server = SocketAddr::new(F::VIP.into(), BACKEND_PORT);
         sockets.listeners.insert(server);
+        let bound = SocketAddr::new(F::MASTERS[0].into(), BOUND_BACKEND_PORT);
+        sockets.listeners.insert(bound);
         for port in CONNECTED {
             sockets.connections.insert(Tuple {
                 src: SocketAddr::new(F::CLIENT.into(), port),
