@@ -212,3 +212,44 @@ fn read(file: &std::path::Path) -> Read {
     let probers = probers(&config)?;
     Ok(Box::new(Fresh { config, probers }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever asks while the file is being read gets the next reading; each answer is sent once.
+    #[tokio::test]
+    async fn who_asks_late_gets_the_next_reading() {
+        let missing = PathBuf::from("/nonexistent/xvip.toml");
+        let now = Timestamp::default();
+        let mut reloads = Reloads::new(missing, runtime::Handle::current(), now);
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let (asker, answer) = oneshot::channel();
+            reloads.ask(Some(asker));
+            answers.push(answer);
+        }
+        let read = reloads.next().await;
+        assert!(matches!(read, Err(ReloadError::Config(_))));
+        reloads.finish(now, read.map(|_| Vec::new()));
+        let first = answers[0].try_recv().unwrap().unwrap_err().to_string();
+        assert!(
+            first.contains("/nonexistent/xvip.toml: cannot be read"),
+            "{first}"
+        );
+        assert!(answers[1].try_recv().is_err());
+
+        let read = reloads.next().await;
+        assert!(read.is_err());
+        reloads.finish(now, Ok(vec!["node: changed".to_owned()]));
+        for answer in &mut answers[1..] {
+            let Reply::Reload(reply) = answer.try_recv().unwrap().unwrap() else {
+                panic!("another answer");
+            };
+            assert_eq!(reply.changes, ["node: changed"]);
+        }
+        let status = reloads.status(now);
+        assert_eq!((status.reloads, status.refused), (1, None));
+        assert!(reloads.under_way.is_none() && reloads.next.is_none());
+    }
+}

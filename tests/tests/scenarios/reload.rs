@@ -18,6 +18,7 @@ use lb_tests::{
     watch::Watches,
 };
 use lb_user::admin::model::{
+    AttachedMode,
     BackendState::{Draining, Up},
     VrrpState::{Active, Backup},
 };
@@ -397,4 +398,50 @@ fn streams_of_removed_backends_are_reset_in_every_method() {
         let report = cluster.requests(&cluster.load(vip)).unwrap();
         assert_eq!(report.by_node, BTreeMap::from([("m2".to_owned(), 1000)]));
     }
+}
+
+/// Another way of attachment, and limits of new flows, at run time: streams go on, and every mode
+/// forwards both families.
+#[test]
+fn the_way_of_attachment_changes_under_streams() {
+    skip_unless_root!();
+    let mut cluster = Cluster::builder()
+        .masters(2)
+        .stand_in(&["--listen", "[::]:6443"])
+        .start(|plane| {
+            plane.vips = BOTH.into();
+            STEADY_ADVERTS.clone_into(&mut plane.advert_interval);
+            "attach = \"auto\"".clone_into(&mut plane.node);
+        })
+        .unwrap();
+    let watches = BOTH.map(|vip| {
+        let load = cluster.load(vip);
+        Watches::open(cluster.client(), &load, 8, PATIENCE).unwrap()
+    });
+    let before = roles(&cluster);
+    let mut last = "attach = \"auto\"".to_owned();
+    for (mode, expected) in [
+        ("tc", AttachedMode::Tc),
+        ("generic", AttachedMode::Generic),
+        ("native", AttachedMode::Native),
+    ] {
+        let next = format!("attach = \"{mode}\"\nnew_flow_limit = 5000\nadoption_limit = 100");
+        cluster.edit_all(|config| *config = config.replace(&last, &next));
+        last = next;
+        cluster.reload_all().unwrap();
+        for node in cluster.masters() {
+            cluster
+                .wait("the other mode", || {
+                    let attached = cluster.status(&node)?.data_plane.attach;
+                    Ok((attached[0].mode == expected).then_some(()))
+                })
+                .unwrap();
+        }
+        for (vip, watches) in BOTH.into_iter().zip(&watches) {
+            watches.wait_events(2, PATIENCE).unwrap();
+            let report = cluster.requests(&cluster.load(vip)).unwrap();
+            assert_eq!(report.ok, 1000, "{mode}: {report}");
+        }
+    }
+    assert_eq!(roles(&cluster), before);
 }
