@@ -11,6 +11,7 @@ mod epochs;
 mod fixture;
 pub mod frame;
 pub mod health;
+pub mod listeners;
 pub mod local_sockets;
 pub mod maglev;
 pub mod network;

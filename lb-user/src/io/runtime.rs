@@ -28,6 +28,7 @@ use super::{
     bpf::{self, BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
     clock,
     collect::Collector,
+    listeners::ListenerWatch,
     mounts,
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
@@ -192,6 +193,7 @@ struct Engine {
     facts: status::Facts,
     reloads: Reloads,
     collector: Collector,
+    listeners: ListenerWatch,
     observer: Observer,
 }
 
@@ -269,6 +271,7 @@ impl Engine {
             facts,
             reloads: Reloads::new(config_file, probe_runtime.clone(), now),
             collector: Collector::start(Conntrack::open(&pins)?)?,
+            listeners: ListenerWatch::start(&pins)?,
             observer,
         };
         engine.take_outcome(outcome);
@@ -760,6 +763,8 @@ impl Engine {
         status.conntrack = self.collector.status();
         status.config_file = self.reloads.file().display().to_string();
         status.config = self.reloads.status(now);
+        let warnings = &mut status.data_plane.warnings;
+        warnings.extend(self.listeners.warnings());
         // The asker may be gone.
         let _ = reply.send(Ok(Reply::Status(Box::new(status))));
     }

@@ -17,6 +17,12 @@ const ELSEWHERE: &[(Reason, &str)] = &[
     (Reason::ConnectLocal, "a hook of connect(): connect.rs"),
     (Reason::ConnectRemote, "a hook of connect(): connect.rs"),
     (Reason::ConnectNoBackend, "a hook of connect(): connect.rs"),
+    (
+        Reason::ListenerAssigned,
+        "the program of socket lookups: listeners.rs",
+    ),
+    (Reason::SendLocal, "a hook of sendmsg(): datagrams.rs"),
+    (Reason::SendRemote, "a hook of sendmsg(): datagrams.rs"),
 ];
 
 /// Reasons whose rows are to come.
@@ -28,9 +34,6 @@ const LATER: &[Reason] = &[
     Reason::IcmpNatRedirect,
     Reason::IcmpNatReply,
     Reason::IcmpNatReplyRedirect,
-    Reason::ListenerAssigned,
-    Reason::SendLocal,
-    Reason::SendRemote,
     Reason::BackendDown,
     Reason::FlowReset,
     Reason::ResetConfirmed,

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
 };
 
 use lb_common::{
@@ -17,6 +18,7 @@ use lb_tests::{
     netns::NetNs,
     packet::{BACKEND_PORT, Family, Frame, UPLINK, V4, V6, VIP_PORT},
 };
+use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::world::{LOCAL, MASTER3, SERVICE, World};
@@ -140,6 +142,8 @@ fn restarted<F: Family>() {
             let listener = backend::<F>();
             node.syn(Reason::Local);
             assert_eq!(node.taken_by(&listener), 1);
+            // A process that another test starts has a copy of it for a moment.
+            shutdown(listener.as_raw_fd(), Shutdown::Both).unwrap();
             drop(listener);
             assert!(connect::<F>().is_none());
             node.syn(Reason::Dsr);

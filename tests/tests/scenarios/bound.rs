@@ -157,6 +157,53 @@ fn bound_listeners_that_restart_are_found_again() {
     }
 }
 
+/// With MPTCP (as Go programs listen) a bound listener cannot be given the VIP's connections: not one
+/// is lost, for another backend takes them, and the status says what helps.
+#[test]
+fn bound_mptcp_listeners_are_said_and_lose_nothing() {
+    skip_unless_root!();
+    let mut cluster = Cluster::builder()
+        .masters(1)
+        .plain_backends(1)
+        .stand_in(&[
+            "--listen",
+            "{ipv4}:6443",
+            "--listen",
+            "[{ipv6}]:6443",
+            "--mptcp",
+        ])
+        .start(|plane| plane.vips = BOTH.into())
+        .unwrap();
+    if cluster.stand_in("m1").output().contains("no MPTCP here") {
+        lb_tests::skip::note("this kernel has no MPTCP");
+        return;
+    }
+    for vip in BOTH {
+        let report = cluster.requests(&cluster.load(vip)).unwrap();
+        assert_eq!(report.ok, 1000, "{report}");
+        assert_eq!(report.by_node.len(), 1, "{report}");
+        assert!(report.by_node.contains_key("b1"), "{report}");
+    }
+    let warnings = |cluster: &Cluster| cluster.status("m1").unwrap().data_plane.warnings;
+    let said = cluster.wait("a warning for each family", || {
+        Ok(Some(warnings(&cluster)).filter(|said| said.len() == 2))
+    });
+    for (said, vip) in said.unwrap().iter().zip(BOTH) {
+        let own = cluster.node("m1").address_like(vip).to_string();
+        assert!(
+            said.contains(&own) && said.contains(&vip.to_string()),
+            "{said}"
+        );
+        assert!(said.contains("wildcard"), "{said}");
+    }
+    // It is this listener's problem, and goes with it.
+    cluster.kill_stand_in("m1").unwrap();
+    let quiet = cluster.wait("the warnings to go", || {
+        Ok(warnings(&cluster).is_empty().then_some(()))
+    });
+    quiet.unwrap();
+}
+
 /// `xvip detach` ends it.
 #[test]
 fn detaching_removes_the_program() {

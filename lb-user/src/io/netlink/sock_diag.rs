@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::headers::IPPROTO_TCP;
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use nix::{
@@ -24,7 +24,7 @@ use super::{
     decode::Messages,
     socket::{ANSWER_TIMEOUT, receive},
 };
-use crate::core::local_sockets::Connection;
+use crate::core::{listeners::Listener, local_sockets::Connection};
 
 /// `AF_INET`
 const IPV4: u8 = 2;
@@ -50,6 +50,18 @@ const BEFORE_ID: usize = 4;
 /// TCP states in which a connection can be ended by a reset, as bits: ESTABLISHED, SYN-SENT, both
 /// FIN-WAITs, CLOSE-WAIT, LAST-ACK, CLOSING.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+
+/// LISTEN, as a bit.
+const LISTENING: u32 = 1 << 10;
+/// The extension `INET_DIAG_INFO`, as a bit: the kernel tells the upper layer only with it.
+const INFO: u8 = 1 << 1;
+/// Bytes of `struct inet_diag_msg`: attributes follow.
+const MESSAGE: usize = 72;
+/// `INET_DIAG_SKV6ONLY`
+const ONLY_V6: u16 = 11;
+/// `INET_DIAG_ULP_INFO`, and `INET_ULP_INFO_NAME` in it.
+const UPPER: u16 = 19;
+const UPPER_NAME: u16 = 1;
 
 /// A connection with the name that the kernel has for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,9 +98,21 @@ impl SockDiag {
     pub fn connections(&mut self) -> Result<Vec<TcpSocket>, NetlinkError> {
         let mut all = Vec::new();
         for family in [IPV4, IPV6] {
-            let body = request(family, &[0; ID]);
+            let body = request(family, 0, STATES, &[0; ID]);
             self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body, |payload| {
                 all.extend(tcp_socket(payload));
+            })?;
+        }
+        Ok(all)
+    }
+
+    /// Every listening TCP socket of both families.
+    pub fn listeners(&mut self) -> Result<Vec<Listener>, NetlinkError> {
+        let mut all = Vec::new();
+        for family in [IPV4, IPV6] {
+            let body = request(family, INFO, LISTENING, &[0; ID]);
+            self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body, |payload| {
+                all.extend(listener(payload));
             })?;
         }
         Ok(all)
@@ -97,7 +121,7 @@ impl SockDiag {
     /// Ends a connection as if its process had aborted it: the other end gets a RST, the process an
     /// error. Whether it was still there.
     pub fn destroy(&mut self, socket: &TcpSocket) -> Result<bool, NetlinkError> {
-        let body = request(socket.family, &socket.id);
+        let body = request(socket.family, 0, STATES, &socket.id);
         match self.ask(SOCK_DESTROY, NLM_F_ACK, &body, |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
@@ -179,9 +203,27 @@ fn verdict(payload: &[u8], request: &str) -> Result<(), NetlinkError> {
     }
 }
 
-/// `struct inet_diag_req_v2`.
-fn request(family: u8, id: &[u8; ID]) -> Vec<u8> {
-    [&[family, IPPROTO_TCP, 0, 0][..], &STATES.to_ne_bytes(), id].concat()
+/// `struct inet_diag_req_v2`; `more`: extensions as bits.
+fn request(family: u8, more: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let head = [family, IPPROTO_TCP, more, 0];
+    [&head[..], &states.to_ne_bytes(), id].concat()
+}
+
+/// A listening socket; `None` for what is none. Those of MPTCP are TCP sockets with an upper layer.
+fn listener(message: &[u8]) -> Option<Listener> {
+    let at = tcp_socket(message)?.connection.local;
+    let (mut only_v6, mut mptcp) = (false, false);
+    for attribute in NlasIterator::new(message.get(MESSAGE..)?).flatten() {
+        match attribute.kind() {
+            ONLY_V6 => only_v6 = attribute.value().first() == Some(&1),
+            UPPER => {
+                let mut parts = NlasIterator::new(attribute.value()).flatten();
+                mptcp = parts.any(|part| part.kind() == UPPER_NAME && part.value() == b"mptcp\0");
+            }
+            _ => {}
+        }
+    }
+    Some(Listener { at, only_v6, mptcp })
 }
 
 /// `struct inet_diag_msg`; `None` for what is none.
@@ -213,6 +255,36 @@ fn tcp_socket(message: &[u8]) -> Option<TcpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Listening sockets of this process are listed with what they are.
+    #[test]
+    fn listeners_are_listed() {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let listen = |protocol| -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(protocol))?;
+            socket.set_only_v6(true)?;
+            socket.bind(&SocketAddr::from(([0u16; 8], 0)).into())?;
+            socket.listen(1)?;
+            Ok(socket)
+        };
+        let own = |socket: &Socket| socket.local_addr().unwrap().as_socket().unwrap();
+        let plain = listen(Protocol::TCP).unwrap();
+        let mptcp = listen(Protocol::MPTCP).ok();
+        let all = SockDiag::open().unwrap().listeners().unwrap();
+        let listed = |at, mptcp| {
+            let wanted = Listener {
+                at,
+                only_v6: true,
+                mptcp,
+            };
+            all.contains(&wanted)
+        };
+        assert!(listed(own(&plain), false), "{all:?}");
+        // Not every kernel has it.
+        if let Some(mptcp) = mptcp {
+            assert!(listed(own(&mptcp), true), "{all:?}");
+        }
+    }
 
     /// A message of the kernel becomes a connection; a cut one becomes none.
     #[test]
