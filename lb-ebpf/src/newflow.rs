@@ -287,6 +287,11 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
                     let local = self.service.local_backend();
                     return Ok(Outcome::Forward(Self::target(local, 0, true)).into());
                 }
+                // The one that left the flow unanswered is better than none.
+                Err(_) if avoid.backend != 0 => {
+                    avoid.backend = 0;
+                    continue;
+                }
                 Err(reason) => return self.unusable(reason).map(Chosen::from),
             };
             let backend = select::backend::<F>(id, self.service).ok_or(Reason::Inconsistent)?;

@@ -599,6 +599,23 @@ pub fn echo<F: Family>() -> Upper {
     Upper::Raw(F::ICMP, None, bytes)
 }
 
+/// "Too big", as routers say it (RFC 1191 section 4, RFC 4443 section 3.2), about a packet of which
+/// `keep` bytes are quoted at most.
+pub fn too_big<F: Family>(quoted: &Frame<F>, keep: usize) -> Upper {
+    const MTU: u16 = 1400;
+    let packet = &quoted.emit()[quoted.l3()..];
+    let packet = &packet[..keep.min(packet.len())];
+    let [high, low] = MTU.to_be_bytes();
+    if F::ICMP == IPPROTO_ICMPV6 {
+        let message = [&[2, 0, 0, 0, 0, 0, high, low], packet].concat();
+        return Upper::Raw(F::ICMP, Some(2), message);
+    }
+    let mut message = [&[3, 4, 0, 0, 0, 0, high, low], packet].concat();
+    let sum = checksum::checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    Upper::Raw(F::ICMP, None, message)
+}
+
 /// An ARP packet from `sender` about `target`; `operation` is [`ArpPacket::REQUEST`] or
 /// [`ArpPacket::REPLY`].
 pub fn arp(operation: [u8; 2], from: Mac, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {

@@ -290,6 +290,11 @@ impl Model {
                         ..Target::known(local, 0)
                     }));
                 }
+                // The one that did not answer is better than none.
+                Err(_) if avoid != 0 => {
+                    avoid = 0;
+                    continue;
+                }
                 Err(reason) => {
                     let silent = service.flags & abi::Service::SILENT != 0;
                     return if packet.is_udp() || silent {

@@ -9,7 +9,7 @@ use lb_tests::{
 };
 
 use crate::{
-    dsr, egress, fence, local, malformed, nat,
+    dsr, egress, fence, icmp, local, malformed, nat, resets, udp, vlan,
     world::{EXTERNAL1, EXTERNAL2, Ingress, LOCAL, MASTER2, MASTER3, Row, World, tags},
 };
 
@@ -176,6 +176,10 @@ fn tables4() -> Vec<Vec<Row<V4>>> {
         malformed::rows4(),
         fence::rows4(),
         egress::rows(),
+        resets::rows(),
+        vlan::rows(),
+        udp::rows(),
+        icmp::rows(),
     ]
 }
 
@@ -187,6 +191,10 @@ fn tables6() -> Vec<Vec<Row<V6>>> {
         malformed::rows6(),
         fence::rows6(),
         egress::rows(),
+        resets::rows(),
+        vlan::rows(),
+        udp::rows(),
+        icmp::rows(),
     ]
 }
 

@@ -7,6 +7,10 @@
     clippy::unwrap_used,
     reason = "a failed helper is a failed test"
 )]
+#![allow(
+    clippy::too_many_lines,
+    reason = "rows are tables: one after another, whatever their number"
+)]
 
 mod abi;
 mod answer;
@@ -16,13 +20,19 @@ mod coverage;
 mod datagrams;
 mod dsr;
 mod egress;
+mod ends;
 mod fence;
 mod hostile;
+mod icmp;
 mod listeners;
 mod local;
 mod malformed;
 mod model;
 mod nat;
+mod resets;
 mod sockets;
+mod sources;
+mod udp;
 mod verifier;
+mod vlan;
 mod world;

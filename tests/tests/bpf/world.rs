@@ -20,7 +20,7 @@ use lb_common::{
     },
     conntrack::FlowState,
     hash,
-    headers::IPPROTO_TCP,
+    headers::{IPPROTO_TCP, IPPROTO_UDP},
     reason::{Reason, Verdict},
 };
 use lb_tests::{
@@ -56,6 +56,9 @@ pub(crate) const SERVICE: u32 = 1;
 /// Its Maglev table.
 pub(crate) const TABLE: u32 = 2 * SERVICE;
 
+/// Bytes of the longest socket buffer that a program run takes: a page, and room for the kernel.
+const LONGEST: usize = 3_600;
+
 /// A program that is the ingress pipeline: every row is played with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ingress {
@@ -70,14 +73,16 @@ impl Ingress {
     pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 
     /// Whether a program run takes `frame` for this program: a socket buffer must have all of the
-    /// IP header that its Ethernet type announces.
+    /// IP header that its Ethernet type announces, and fit into a page. (Socket buffers with a VLAN
+    /// tag beside the frame, or with segments to be cut, are none that a program run makes for
+    /// ingress: the scenarios send those.)
     pub(crate) fn takes(self, frame: &[u8]) -> bool {
         let header = match frame.get(12..14) {
             Some([0x08, 0x00]) => 20,
             Some([0x86, 0xdd]) => 40,
             _ => 0,
         };
-        self == Self::Xdp || frame.len() >= 14 + header
+        self == Self::Xdp || (frame.len() >= 14 + header && frame.len() <= LONGEST)
     }
 }
 
@@ -324,6 +329,40 @@ impl<F: Family> World<F> {
         self.insert(&Self::map("services"), key, service);
     }
 
+    /// The UDP service with these backends, whose flows end after `idle` seconds.
+    pub(crate) fn udp_service(&mut self, backends: &[u32], idle: u16) {
+        self.service(backends);
+        for id in backends
+            .iter()
+            .filter(|id| Self::method(**id) == Method::Nat)
+        {
+            let addr = Self::described(*id, Method::Nat).addr();
+            let source = ServiceKey::new(addr, BACKEND_PORT, IPPROTO_UDP);
+            self.insert(&Self::map("nat_sources"), source, Node::new(0));
+        }
+        let local = backends.contains(&LOCAL);
+        let port = if local { BACKEND_PORT } else { 0 };
+        let local = if local { LOCAL } else { 0 };
+        let service = Service::new(SERVICE, TABLE, local, port, !backends.is_empty());
+        let key = ServiceKey::new(F::VIP, VIP_PORT, IPPROTO_UDP);
+        let value = service.with_idle_seconds(idle);
+        self.insert(&Self::map("services"), key, value);
+    }
+
+    /// The UDP service's local backend listens on `port`.
+    pub(crate) fn change_udp_service(&mut self, port: u16) {
+        let service = Service::new(SERVICE, TABLE, LOCAL, port, true);
+        let key = ServiceKey::new(F::VIP, VIP_PORT, IPPROTO_UDP);
+        self.insert(&Self::map("services"), key, service);
+    }
+
+    /// UDP replies from `VIP:backend_port` leave with `port`.
+    pub(crate) fn udp_reply_port(&mut self, backend_port: u16, port: u16) {
+        let key = ServiceKey::new(F::VIP, backend_port, IPPROTO_UDP);
+        let value = ReplyPort::new(port).of_service(SERVICE as u16);
+        self.insert(&Self::map("reply_ports"), key, value);
+    }
+
     /// Change what is written of the service.
     pub(crate) fn change_service(&mut self, change: impl FnOnce(Service) -> Service) {
         let key = ServiceKey::new(F::VIP, VIP_PORT, IPPROTO_TCP);
@@ -411,6 +450,11 @@ impl<F: Family> World<F> {
     pub(crate) fn is_suspect(&mut self, id: u32) -> bool {
         let map = self.plane.array::<Suspect>("suspects").unwrap();
         map.get(&id, 0).unwrap().is_suspect(now())
+    }
+
+    /// What is to be known of a backend that refused a connection.
+    pub(crate) fn doubt(&mut self, id: u32, suspect: Suspect) {
+        self.put("suspects", id, suspect);
     }
 
     /// (kind, service, backend) of what the controller was told since the last call.
@@ -534,7 +578,8 @@ impl<F: Family> World<F> {
         for map in ["flows", "half_flows"] {
             let map = Self::map(map);
             if let Some(flow) = self.get::<_, Flow>(&map, frame.key()) {
-                let seen = now() - seconds;
+                // A machine that has just started has no such past.
+                let seen = now().saturating_sub(seconds);
                 let aged = Flow::new(
                     flow.backend(),
                     flow.nat_port(),
@@ -545,6 +590,35 @@ impl<F: Family> World<F> {
                 self.insert(&map, frame.key(), aged.in_epoch(flow.epoch()));
             }
         }
+    }
+
+    /// Another client's UDP flow has `nat_port` towards `backend`. Returns its return entry.
+    pub(crate) fn udp_holder(&mut self, backend: u32, nat_port: u16) -> NatReturn<F::Addr> {
+        let addr = Self::described(backend, Method::Nat).addr();
+        let back = FlowKey::new(addr, BACKEND_PORT, F::VIP, nat_port, IPPROTO_UDP);
+        let entry = NatReturn::new(F::NOT_VIP, nat_port, VIP_PORT, backend, UPLINK, ROUTER2_MAC);
+        let mut half = self
+            .plane
+            .hash::<FlowKey<F::Addr>, NatReturn<F::Addr>>(&Self::map("half_returns"))
+            .unwrap();
+        half.remove(&back).unwrap();
+        self.insert(&Self::map("returns"), back, entry);
+        let flow = Flow::new(backend, nat_port, 0, FlowState::Udp, now());
+        let key = FlowKey::new(F::NOT_VIP, nat_port, F::VIP, VIP_PORT, IPPROTO_UDP);
+        self.insert(&Self::map("flows"), key, flow);
+        entry
+    }
+
+    /// Whether a UDP flow has a return entry: an established one, a half-open one.
+    pub(crate) fn udp_return(&mut self, backend: u32, nat_port: u16) -> (bool, bool) {
+        let addr = Self::described(backend, Method::Nat).addr();
+        let key = FlowKey::new(addr, BACKEND_PORT, F::VIP, nat_port, IPPROTO_UDP);
+        (
+            self.get::<_, NatReturn<F::Addr>>(&Self::map("returns"), key)
+                .is_some(),
+            self.get::<_, NatReturn<F::Addr>>(&Self::map("half_returns"), key)
+                .is_some(),
+        )
     }
 
     fn return_key(backend: u32, nat_port: u16) -> FlowKey<F::Addr> {
@@ -605,7 +679,7 @@ impl<F: Family> World<F> {
     ) -> NatReturn<F::Addr> {
         let entry = NatReturn::new(F::NOT_VIP, nat_port, VIP_PORT, backend, UPLINK, ROUTER2_MAC);
         self.set_nat_return(backend, nat_port, entry);
-        let flow = Flow::new(backend, nat_port, 0, state, now() - age);
+        let flow = Flow::new(backend, nat_port, 0, state, now().saturating_sub(age));
         self.insert(&Self::map("flows"), Self::holder(nat_port), flow);
         entry
     }
@@ -627,6 +701,18 @@ impl<F: Family> World<F> {
             now.packets() - before.packets(),
             now.bytes() - before.bytes(),
             now.connections() - before.connections(),
+        )
+    }
+
+    /// (segments that were answered with RST in its stead, refused connections, dropped packets) of a
+    /// backend in this row.
+    pub(crate) fn backend_failures(&self, id: u32) -> (u64, u64, u64) {
+        let now = self.plane.backends(BACKENDS).unwrap();
+        let (now, before) = (now[id as usize], self.backends[id as usize]);
+        (
+            now.resets() - before.resets(),
+            now.refused() - before.refused(),
+            now.drops() - before.drops(),
         )
     }
 
