@@ -2,7 +2,11 @@
 //! see a reset within a second of its being declared DOWN.
 
 use std::{
+    io::{self, Write},
+    net::IpAddr,
     num::NonZeroUsize,
+    sync::Arc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -11,13 +15,18 @@ use lb_tests::{
     client::Load,
     cluster::{Builder, Cluster, PATIENCE},
     control_plane::{BOTH, VIP4, VIP6},
+    endpoint::{connect, was_reset},
     kernel,
     netns::{NetNs, unique},
     process::{Process, output},
     skip_unless_root,
+    standin::content,
     watch::Watches,
 };
-use lb_user::admin::model::BackendState::{Down, Draining};
+use lb_user::admin::model::{
+    BackendState::{Down, Draining},
+    VrrpState,
+};
 use nix::sys::signal::Signal;
 
 /// Streams of each family.
@@ -36,26 +45,35 @@ fn cluster() -> Cluster {
     builder().start(|plane| plane.vips = BOTH.into()).unwrap()
 }
 
-/// Streams of both families that are all served by `backend`, from the client's node or from a
-/// namespace behind it: the other backends are not ready while they are opened.
-fn streams_on(cluster: &Cluster, backend: &str, behind: Option<&NetNs>) -> [Watches; 2] {
-    let others = ["m1", "m2", "m3", "b1"];
-    let others = others.into_iter().filter(|other| *other != backend);
+/// Does something while `backend` is the only one that gets new connections, as `owner` sees it: the
+/// others are not ready.
+fn with_only<T>(cluster: &Cluster, owner: &str, backend: &str, work: impl FnOnce() -> T) -> T {
+    let others = ["m1", "m2", "m3", "b1"].into_iter();
+    let others = others.filter(|other| *other != backend);
     for other in others.clone() {
         cluster.stand_in(other).signal(Signal::SIGUSR1).unwrap();
     }
     for other in others.clone() {
-        cluster.wait_backend("m1", other, Draining).unwrap();
+        cluster.wait_backend(owner, other, Draining).unwrap();
     }
-    let namespace = behind.unwrap_or(cluster.client().namespace());
-    let watches = BOTH.map(|vip| {
-        let load = cluster.load(vip);
-        Watches::open_in(namespace, &load, STREAMS, PATIENCE).unwrap()
-    });
+    let done = work();
     for other in others {
         cluster.stand_in(other).signal(Signal::SIGUSR2).unwrap();
     }
     cluster.wait_settled("m1").unwrap();
+    done
+}
+
+/// Streams of both families that are all served by `backend`, from the client's node or from a
+/// namespace behind it.
+fn streams_on(cluster: &Cluster, backend: &str, behind: Option<&NetNs>) -> [Watches; 2] {
+    let namespace = behind.unwrap_or(cluster.client().namespace());
+    let watches = with_only(cluster, "m1", backend, || {
+        BOTH.map(|vip| {
+            let load = cluster.load(vip);
+            Watches::open_in(namespace, &load, STREAMS, PATIENCE).unwrap()
+        })
+    });
     for watches in &watches {
         let by_node = watches.by_node();
         assert_eq!(by_node.get(backend), Some(&STREAMS), "{by_node:?}");
@@ -299,14 +317,10 @@ fn clients_behind_masquerade_are_reset() {
 /// Processes that follow the watch of `backend` by VIP, on the host of `m3` and in a network of their
 /// own as a pod of `m3` has: their `connect()` goes straight to the backend.
 fn local_processes(cluster: &Cluster, backend: &str) -> Vec<Process> {
-    let others = ["m1", "m2", "m3", "b1"].into_iter();
-    let others = others.filter(|other| *other != backend);
-    for other in others.clone() {
-        cluster.stand_in(other).signal(Signal::SIGUSR1).unwrap();
-    }
-    for other in others.clone() {
-        cluster.wait_backend("m3", other, Draining).unwrap();
-    }
+    with_only(cluster, "m3", backend, || begin_processes(cluster, backend))
+}
+
+fn begin_processes(cluster: &Cluster, backend: &str) -> Vec<Process> {
     let m3 = cluster.node("m3");
     let networks = [
         ("host", m3.namespace()),
@@ -327,10 +341,6 @@ fn local_processes(cluster: &Cluster, backend: &str) -> Vec<Process> {
     for process in &processes {
         process.wait_for_output(&served, PATIENCE).unwrap();
     }
-    for other in others {
-        cluster.stand_in(other).signal(Signal::SIGUSR2).unwrap();
-    }
-    cluster.wait_settled("m1").unwrap();
     processes
 }
 
@@ -369,6 +379,90 @@ fn local_processes_of_a_frozen_local_backend_are_reset() {
     cluster.stand_in("m3").freeze().unwrap();
     assert_processes_reset(&cluster, "m3", &processes);
     assert_told(&cluster, "m3");
+}
+
+/// How a connection ended that somebody sent by all the time, and when.
+type Upload = JoinHandle<(Instant, io::ErrorKind)>;
+
+/// Sends 1 KB of `body` every 10 ms, of which a dead backend acknowledges nothing.
+fn upload(cluster: &Cluster, vip: IpAddr, body: Arc<[u8]>) -> Upload {
+    let target = cluster.load(vip).target;
+    let mut stream = connect(cluster.client(), None, target).unwrap();
+    let length = body.len();
+    let head =
+        format!("POST /bytes HTTP/1.1\r\nHost: {target}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    thread::spawn(move || {
+        for part in body.chunks(1024) {
+            if let Err(error) = stream.write_all(part) {
+                return (Instant::now(), error.kind());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        (Instant::now(), io::ErrorKind::Other)
+    })
+}
+
+/// Clients that are busy are told like those that wait: their segments are answered.
+#[test]
+fn busy_clients_are_reset() {
+    skip_unless_root!();
+    let cluster = Cluster::builder()
+        .plain_backends(1)
+        .stand_in(&["--listen", "[::]:6443", "--plain"])
+        .start(|plane| {
+            plane.vips = BOTH.into();
+            plane.health = plane.health.replace("https", "http");
+        })
+        .unwrap();
+    // More than can be sent in the time.
+    let body: Arc<[u8]> = content(8 << 20).into();
+    for backend in ["m2", "b1"] {
+        let uploads: Vec<_> = with_only(&cluster, "m1", backend, || {
+            let all = BOTH.into_iter().cycle().take(10);
+            all.map(|vip| upload(&cluster, vip, body.clone())).collect()
+        });
+        cluster.net().cut(backend).unwrap();
+        cluster.wait_backend("m1", backend, Down).unwrap();
+        let down = Instant::now();
+        let ends: Vec<_> = uploads
+            .into_iter()
+            .map(|upload| upload.join().unwrap())
+            .collect();
+        let last = ends.iter().map(|(at, _)| *at).max().unwrap();
+        let after = last.saturating_duration_since(down);
+        println!(
+            "{backend}: the last of {} uploads ended {after:?} after DOWN",
+            ends.len()
+        );
+        for (_, why) in ends {
+            let told = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+            assert!(told.contains(&why), "{backend}: {why}");
+        }
+        assert!(after < BAR, "{backend}: {after:?}");
+        cluster.net().join(backend).unwrap();
+        cluster.wait_settled("m1").unwrap();
+    }
+}
+
+/// The owner is lost, with a backend of its own. The next one has never heard of that backend's
+/// connections: who has one is told as soon as it says something.
+#[test]
+fn clients_of_a_lost_owner_are_reset_when_they_speak() {
+    skip_unless_root!();
+    let cluster = cluster();
+    let connections: Vec<_> = with_only(&cluster, "m1", "m1", || {
+        let all = BOTH.into_iter().cycle().take(20);
+        let open = |vip| connect(cluster.client(), None, cluster.load(vip).target).unwrap();
+        all.map(open).collect()
+    });
+    cluster.net().cut("m1").unwrap();
+    cluster.wait_state("m2", VrrpState::Active).unwrap();
+    cluster.wait_backend("m2", "m1", Down).unwrap();
+    for mut connection in connections {
+        connection.write_all(b"still there?").unwrap();
+        assert!(was_reset(&mut connection).unwrap());
+    }
 }
 
 /// Most apiservers get slow at once, as with a slow etcd: they drain, and not one stream is reset.
