@@ -35,8 +35,14 @@ pub(crate) fn egress(ctx: &TcContext) -> Reason {
 
 /// A packet from VIP:backend port gets the service's port. `bpf_l4_csum_replace` handles
 /// checksums that are left to the hardware and segments that are not cut yet.
+///
+/// What came in from outside is no reply of this node: `tc_ingress` sends it on with the VIP as
+/// source, and every port of it is what it shall be.
 #[inline(always)]
 fn reply<F: Family>(ctx: &TcContext, l3: usize) -> Reason {
+    if packet::came_in(ctx) {
+        return Reason::EgressOther;
+    }
     let Ok(ip) = F::locate(ctx, l3) else {
         return Reason::EgressOther;
     };

@@ -213,6 +213,13 @@ impl Context for TcContext {
     }
 }
 
+/// Whether the packet was received by this node, whatever its way was since.
+#[inline(always)]
+pub(crate) fn came_in(ctx: &TcContext) -> bool {
+    // SAFETY: the context is the valid `__sk_buff` that the kernel called the program with.
+    unsafe { (*ctx.skb.skb).ingress_ifindex != 0 }
+}
+
 /// Length of the directly accessible part of the frame in bytes.
 #[inline(always)]
 pub(crate) fn linear<C: Context>(ctx: &C) -> usize {

@@ -32,7 +32,9 @@ pub(crate) fn ethernet<C: Context>(ctx: &C) -> Result<Ethernet, Reason> {
     let mut l3 = EthHeader::LEN;
     let mut tags = u32::from(ctx.taken_tag());
     for _ in 0..2 {
-        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+        // (One tag may be out of the frame already.)
+        let full = tags > 0xffff;
+        if full || (ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ) {
             break;
         }
         let tag: VlanTag = packet::load(ctx, l3).ok_or(Reason::Truncated)?;
