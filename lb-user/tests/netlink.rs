@@ -417,16 +417,16 @@ fn a_socket_stays_in_its_namespace() {
     assert_eq!(names[0].name, "lo");
 }
 
-/// A bridge is told from other links.
+/// A bridge and a pair of virtual interfaces are told from other links.
 #[test]
-fn bridges_are_told_from_other_links() {
+fn kinds_are_told_from_other_links() {
     let namespace = Namespace::new();
     namespace.ip("link add br0 type bridge");
     namespace.ip("link add v0 type veth peer name v1");
     let links = namespace.run(|| Netlink::open().unwrap().links().unwrap());
     let kind = |name: &str| links.iter().find(|link| link.name == name).unwrap().kind;
     assert_eq!(kind("br0"), LinkType::Bridge);
-    assert_eq!(kind("v0"), LinkType::Other);
+    assert_eq!(kind("v0"), LinkType::Veth);
     assert_eq!(kind("lo"), LinkType::Other);
 }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -322,6 +323,19 @@ impl Cluster {
         }
     }
 
+    /// What shows every kind of mistake with segments and checksums: a megabyte each way, in plain
+    /// HTTP (`--plain`), which leaves the CPU to the network.
+    pub fn bulk(&self, vip: impl Into<IpAddr>) -> Load {
+        Load {
+            requests: 40,
+            concurrency: NonZeroUsize::MIN.saturating_add(5),
+            bytes: 1_000_000,
+            upload: 1_000_000,
+            plain: true,
+            ..self.load(vip)
+        }
+    }
+
     /// Makes requests from the client's node.
     pub fn requests(&self, load: &Load) -> Result<Report> {
         self.client().namespace().block_on(|| client::run(load))
@@ -458,6 +472,19 @@ impl Cluster {
             &format!("{address} to {verb} {interface} of {node}"),
             || Ok((self.has(node, interface, address)? == wanted).then_some(())),
         )
+    }
+
+    /// TCP segments of either family with a wrong checksum that a node's kernel has received.
+    pub fn bad_checksums(&self, node: &str) -> Result<u64> {
+        let table = self.net.node(node).namespace().enter(|| {
+            std::fs::read_to_string("/proc/thread-self/net/snmp").context("cannot read net/snmp")
+        })?;
+        let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next(), lines.next());
+        let mut pairs = names.unwrap_or_default().split(' ');
+        let at = pairs.position(|name| name == "InCsumErrors");
+        let value = at.and_then(|at| values?.split(' ').nth(at));
+        Ok(value.context("no InCsumErrors in net/snmp")?.parse()?)
     }
 
     /// Bytes received and sent by a node's uplink.

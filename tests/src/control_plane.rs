@@ -15,6 +15,13 @@ pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 /// Both.
 pub const BOTH: [IpAddr; 2] = [IpAddr::V4(VIP4), IpAddr::V6(VIP6)];
 
+/// For stand-ins without TLS (`--plain`) and masters that are kept busy: a VIP moves, and a backend goes
+/// DOWN, only where something is dead.
+pub fn be_patient(plane: &mut ControlPlane<'_>) {
+    "1s".clone_into(&mut plane.advert_interval);
+    "type = \"http\"\ninterval = \"1s\"\nfall = 10".clone_into(&mut plane.health);
+}
+
 /// A control plane: who takes part and how. Change fields as the scenario wants them.
 #[derive(Clone, Debug)]
 pub struct ControlPlane<'a> {
@@ -39,7 +46,7 @@ pub struct ControlPlane<'a> {
     pub service: String,
     /// Lines of every `[service.health]`.
     pub health: String,
-    /// Further lines of `[node]`.
+    /// Further lines of `[node]`; native XDP is used unless they say otherwise.
     pub node: String,
 }
 
@@ -100,9 +107,15 @@ impl<'a> ControlPlane<'a> {
     }
 
     fn head(&self, master: &Node) -> String {
+        // `auto` is tc on the lab's veth pairs; their other ends have the stub that XDP needs.
+        let attach = if self.node.contains("attach = ") {
+            ""
+        } else {
+            "attach = \"native\"\n"
+        };
         format!(
             "[node]\nname = \"{}\"\ninstance = \"{}\"\ninterfaces = [\"eth0\"]\n\
-             cgroup = \"{}\"\nstate_dir = \"{}\"\n{}\n\n",
+             cgroup = \"{}\"\nstate_dir = \"{}\"\n{attach}{}\n\n",
             master.name(),
             master.instance(),
             master.cgroup().display(),

@@ -6,7 +6,7 @@
 //! of an uplink: XDP sees a VLAN's frames on the interface that carries it, with their tags; tc
 //! sees them on the sub-interface, without.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::network::{Interface, LinkKind, Network, Port};
 use crate::config::model::{AttachMode, Config};
@@ -162,15 +162,50 @@ fn modes(wanted: AttachMode, plan: &Plan, carrier: Option<&Interface>) -> (Vec<M
         };
     }
     match wanted {
-        AttachMode::Auto if carrier.is_some_and(|found| found.kind == LinkKind::Bridge) => {
-            let why = format!("{name} is a bridge, which has no native XDP");
-            (vec![Mode::Tc, Mode::Generic], vec![why])
-        }
-        AttachMode::Auto => (vec![Mode::Native, Mode::Tc, Mode::Generic], vec![]),
+        AttachMode::Auto => match unsuited(name, carrier) {
+            Some(why) => (vec![Mode::Tc, Mode::Generic], vec![why]),
+            None => (vec![Mode::Native, Mode::Tc, Mode::Generic], vec![]),
+        },
         AttachMode::Native => (vec![Mode::Native], vec![]),
         AttachMode::Tc => (vec![Mode::Tc], vec![]),
         AttachMode::Generic => (vec![Mode::Generic], vec![]),
     }
+}
+
+/// Why native XDP will not do on a carrier, whatever the kernel says.
+fn unsuited(name: &str, carrier: Option<&Interface>) -> Option<String> {
+    match carrier?.kind {
+        LinkKind::Bridge => Some(format!("{name} is a bridge, which has no native XDP")),
+        LinkKind::Veth => Some(format!(
+            "{name} is one end of a veth pair, and the other end need not take what XDP sends"
+        )),
+        LinkKind::Other | LinkKind::Vlan(_) => None,
+    }
+}
+
+/// The plans where carriers work together: native XDP cannot send a packet out of an interface
+/// without it. `refused` are carriers whose driver has none. Where a better mode was asked for by
+/// name, it stays.
+pub fn even_out(plans: &[Plan], refused: &BTreeSet<u32>) -> Vec<Plan> {
+    let lacks = |plan: &&Plan| {
+        !plan.modes.is_empty()
+            && (refused.contains(&plan.carrier) || !plan.modes.contains(&Mode::Native))
+    };
+    let Some(lacking) = plans.iter().find(lacks) else {
+        return plans.to_vec();
+    };
+    let mut plans = plans.to_vec();
+    for plan in &mut plans {
+        let choice = plan.modes.len() > 1 && plan.modes.contains(&Mode::Native);
+        if choice && !refused.contains(&plan.carrier) {
+            plan.modes.retain(|mode| *mode != Mode::Native);
+            plan.passed_over.push(format!(
+                "native XDP cannot send packets out of {}, which has none",
+                lacking.name
+            ));
+        }
+    }
+    plans
 }
 
 /// A VLAN whose frames XDP on its carrier cannot tell from others.
@@ -307,6 +342,48 @@ mod tests {
             plans[0].note(Mode::Tc, &[]).unwrap(),
             "br0 is a bridge, which has no native XDP, so tc is used"
         );
+    }
+
+    /// What is sent on by XDP gets lost in a veth pair whose other end runs none.
+    #[test]
+    fn veth_pairs_go_by_tc() {
+        let network = network(&[link(ETH0, "eth0", LinkKind::Veth)]);
+        let auto = plans(&config(&["eth0"], AttachMode::Auto), &network);
+        assert_eq!(auto[0].modes, [Mode::Tc, Mode::Generic]);
+        assert_eq!(
+            auto[0].note(Mode::Tc, &[]).unwrap(),
+            "eth0 is one end of a veth pair, and the other end need not take what XDP sends, so tc \
+             is used"
+        );
+        let native = plans(&config(&["eth0"], AttachMode::Native), &network);
+        assert_eq!(native[0].modes, [Mode::Native]);
+    }
+
+    /// One card without native XDP takes it from the others, too: before it is tried where that is
+    /// known, else after the driver has refused. What is asked for by name stays.
+    #[test]
+    fn one_without_native_xdp_takes_it_from_all() {
+        let mut links = [
+            link(ETH0, "eth0", LinkKind::Other),
+            link(7, "eth1", LinkKind::Other),
+        ];
+        let modes = |plans: &[Plan]| -> Vec<Vec<Mode>> {
+            plans.iter().map(|plan| plan.modes.clone()).collect()
+        };
+        let (two, none) = (["eth0", "eth1"], BTreeSet::new());
+        let auto = plans(&config(&two, AttachMode::Auto), &network(&links));
+        assert_eq!(even_out(&auto, &none), auto);
+        let refused = BTreeSet::from([7]);
+        let evened = even_out(&auto, &refused);
+        assert_eq!(modes(&evened), [ALL[1..].to_vec(), ALL.to_vec()]);
+        let note = evened[0].note(Mode::Tc, &[]).unwrap();
+        assert!(note.contains("out of eth1"), "{note}");
+        let native = plans(&config(&two, AttachMode::Native), &network(&links));
+        assert_eq!(even_out(&native, &refused), native);
+        links[0].kind = LinkKind::Bridge;
+        let bridged = plans(&config(&two, AttachMode::Auto), &network(&links));
+        let evened = even_out(&bridged, &none);
+        assert_eq!(modes(&evened), [ALL[1..].to_vec(), ALL[1..].to_vec()]);
     }
 
     /// Two VLANs and their carrier itself: one attachment, three keys.

@@ -35,6 +35,8 @@ pub enum LinkKind {
     Other,
     /// A bridge of this node.
     Bridge,
+    /// One end of a pair of virtual interfaces.
+    Veth,
     /// One VLAN of another interface.
     Vlan(Vlan),
 }
@@ -181,7 +183,7 @@ impl Network {
         let carrier = self.interfaces.get(&outer.parent)?;
         match carrier.kind {
             LinkKind::Vlan(_) => None,
-            LinkKind::Other | LinkKind::Bridge => Some(Port {
+            LinkKind::Other | LinkKind::Bridge | LinkKind::Veth => Some(Port {
                 ifindex: carrier.ifindex,
                 tags: u32::from(outer.id) | u32::from(inner.id) << 16,
             }),

@@ -112,6 +112,7 @@ fn kind(link: &LinkInfo) -> LinkKind {
     match link.kind {
         LinkType::Other => LinkKind::Other,
         LinkType::Bridge => LinkKind::Bridge,
+        LinkType::Veth => LinkKind::Veth,
         LinkType::Vlan {
             parent,
             id,

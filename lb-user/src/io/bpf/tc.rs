@@ -58,6 +58,11 @@ fn loaded(object: &mut Ebpf, side: Side) -> Result<&mut SchedClassifier, BpfErro
     Ok(program)
 }
 
+/// Load the program: the verifier takes its time, in which no advert is sent.
+pub(super) fn preload(object: &mut Ebpf, side: Side) -> Result<(), BpfError> {
+    loaded(object, side).map(drop)
+}
+
 /// Replace the program of the link that is pinned as `link`, if there is one and it is attached.
 pub(super) fn adopt(
     object: &mut Ebpf,

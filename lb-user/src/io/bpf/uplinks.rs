@@ -28,7 +28,7 @@ use super::{
     tc::{self, Filter, Side},
     xdp,
 };
-use crate::core::attach::{Attachment, Mode, Place, Plan};
+use crate::core::attach::{self, Attachment, Mode, Place, Plan};
 
 /// What came of a plan.
 #[derive(Default)]
@@ -75,6 +75,10 @@ pub(super) struct Attacher {
     held: BTreeMap<String, Held>,
     /// By the carrier's index.
     settled: BTreeMap<u32, Settled>,
+    /// See [`Attacher::preload`].
+    preloaded: bool,
+    /// Carriers whose driver refused native XDP.
+    no_native: BTreeSet<u32>,
     /// Who stands before a program at every look, by the name of its pin.
     overtaken: BTreeMap<String, Rivals>,
     /// Filters of clsact, by interface name.
@@ -95,6 +99,8 @@ impl Attacher {
             pins,
             held: BTreeMap::new(),
             settled: BTreeMap::new(),
+            preloaded: false,
+            no_native: BTreeSet::new(),
             overtaken: BTreeMap::new(),
             filters: BTreeSet::new(),
             knows_filters: false,
@@ -110,6 +116,46 @@ impl Attacher {
 
     /// See [`super::DataPlane::attach`].
     pub(super) fn carry_out(&mut self, plans: &[Plan]) -> Outcome {
+        self.preload(plans);
+        let carriers: BTreeSet<u32> = plans.iter().map(|plan| plan.carrier).collect();
+        self.no_native.retain(|carrier| carriers.contains(carrier));
+        let known = self.no_native.clone();
+        self.attach_all(&attach::even_out(plans, &known));
+        if self.no_native != known {
+            // A driver has just refused: what that means for the others.
+            self.outcome.attached.clear();
+            self.outcome.failures.clear();
+            self.attach_all(&attach::even_out(plans, &self.no_native.clone()));
+        }
+        if self.lacks_tcx {
+            self.outcome.warnings.push(
+                "this kernel has no tcx links (before Linux 6.6): the tc programs are clsact filters"
+                    .to_owned(),
+            );
+        }
+        std::mem::take(&mut self.outcome)
+    }
+
+    /// At the first call, before VRRP starts: have everything loaded that a change of the interfaces
+    /// may ask for later. What fails does so again when it is needed.
+    fn preload(&mut self, plans: &[Plan]) {
+        if self.preloaded {
+            return;
+        }
+        self.preloaded = true;
+        let modes: BTreeSet<Mode> = plans.iter().flat_map(|plan| &plan.modes).copied().collect();
+        for mode in modes {
+            let loaded = match mode {
+                Mode::Native | Mode::Generic => xdp::preload(&mut self.object),
+                Mode::Tc => tc::preload(&mut self.object, Side::Ingress),
+            };
+            if let Err(error) = loaded {
+                debug!(?mode, %error, "cannot load the ingress program");
+            }
+        }
+    }
+
+    fn attach_all(&mut self, plans: &[Plan]) {
         let mut links = BTreeSet::new();
         let mut filters = BTreeSet::new();
         for plan in plans {
@@ -135,13 +181,6 @@ impl Attacher {
         self.settled
             .retain(|carrier, _| plans.iter().any(|plan| plan.carrier == *carrier));
         self.remove_others(&links, &filters);
-        if self.lacks_tcx {
-            self.outcome.warnings.push(
-                "this kernel has no tcx links (before Linux 6.6): the tc programs are clsact filters"
-                    .to_owned(),
-            );
-        }
-        std::mem::take(&mut self.outcome)
     }
 
     // --- The ingress program ------------------------------------------------------------------
@@ -172,6 +211,9 @@ impl Attacher {
                     return Some(mode);
                 }
                 Err(error) => {
+                    if mode == Mode::Native {
+                        self.no_native.insert(plan.carrier);
+                    }
                     refused.push((mode, cause(&error)));
                     failure = Some(error);
                 }

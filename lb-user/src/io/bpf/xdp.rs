@@ -31,6 +31,11 @@ fn loaded(object: &mut Ebpf) -> Result<&mut Xdp, BpfError> {
     Ok(program)
 }
 
+/// Load the program: the verifier takes its time, in which no advert is sent.
+pub(super) fn preload(object: &mut Ebpf) -> Result<(), BpfError> {
+    loaded(object).map(drop)
+}
+
 /// Replace the program of the link that is pinned as `link`, if there is one and it is attached.
 pub(super) fn adopt(object: &mut Ebpf, pins: &Pins, link: &str) -> Result<bool, BpfError> {
     Ok(update(loaded(object)?, pins, link))

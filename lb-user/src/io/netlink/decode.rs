@@ -183,6 +183,7 @@ fn link_type(details: &[u8], parent: Option<u32>) -> Result<LinkType, DecodeErro
     })?;
     match (name.as_str(), data, parent) {
         ("bridge", ..) => Ok(LinkType::Bridge),
+        ("veth", ..) => Ok(LinkType::Veth),
         ("vlan", Some(data), Some(parent)) if parent != 0 => vlan(data, parent),
         _ => Ok(LinkType::Other),
     }
@@ -439,7 +440,8 @@ mod tests {
         let service = vlan_data(5, [0x88, 0xa8]);
         assert_eq!(typed_link(Some(2), b"vlan\0", &service), expected(true));
         assert_eq!(typed_link(None, b"vlan\0", &customer), LinkType::Other);
-        assert_eq!(typed_link(Some(2), b"veth\0", &[]), LinkType::Other);
+        assert_eq!(typed_link(Some(2), b"veth\0", &[]), LinkType::Veth);
+        assert_eq!(typed_link(Some(2), b"macvlan\0", &[]), LinkType::Other);
         assert_eq!(typed_link(None, b"bridge\0", &[]), LinkType::Bridge);
         let mut elsewhere = link_bytes(0);
         elsewhere.extend(attribute(IFLA_LINK_NETNSID, &0u32.to_ne_bytes()));

@@ -26,7 +26,7 @@ impl LinkInfo {
     pub const fn vlan_parent(&self) -> Option<u32> {
         match self.kind {
             LinkType::Vlan { parent, .. } => Some(parent),
-            LinkType::Bridge | LinkType::Other => None,
+            LinkType::Bridge | LinkType::Veth | LinkType::Other => None,
         }
     }
 }
@@ -39,6 +39,8 @@ pub enum LinkType {
     Other,
     /// A bridge.
     Bridge,
+    /// One end of a pair of virtual interfaces.
+    Veth,
     /// One VLAN of another interface.
     Vlan {
         /// Index of that interface.
