@@ -20,6 +20,7 @@ mod resets;
 mod restart;
 mod sources;
 mod takeover;
+mod tc;
 mod udp;
 mod uplinks;
 mod vrrp;

@@ -5,8 +5,9 @@ use std::process::Command;
 use anyhow::Result;
 use aya::programs::TcAttachType;
 use lb_tests::{
+    client::Load,
     cluster::{Cluster, PATIENCE},
-    control_plane::{BOTH, VIP4},
+    control_plane::{BOTH, VIP4, be_patient},
     process::output,
     skip_unless_root,
     tc_stub::{TcStub, chain},
@@ -16,14 +17,21 @@ use lb_user::admin::model::{AttachStatus, AttachedMode, VrrpState};
 
 fn dual_stack() -> Cluster {
     Cluster::builder()
-        .stand_in(&["--listen", "[::]:6443"])
-        .start(|plane| plane.vips = BOTH.into())
+        .stand_in(&["--listen", "[::]:6443", "--plain"])
+        .start(|plane| {
+            plane.vips = BOTH.into();
+            be_patient(plane);
+        })
         .unwrap()
 }
 
 fn all_is_well(cluster: &Cluster) {
     for vip in BOTH {
-        let report = cluster.requests(&cluster.load(vip)).unwrap();
+        let load = Load {
+            plain: true,
+            ..cluster.load(vip)
+        };
+        let report = cluster.requests(&load).unwrap();
         assert_eq!(report.ok, 1000, "{report}");
     }
 }
@@ -128,28 +136,126 @@ fn a_missing_uplink_is_waited_for() {
 #[test]
 fn the_first_place_is_kept() {
     skip_unless_root!();
-    let cluster = dual_stack();
-    let m1 = cluster.node("m1").namespace();
-    let watches = Watches::open(cluster.client(), &cluster.load(VIP4), 12, PATIENCE).unwrap();
-    let side = TcAttachType::Egress;
-    // Its thread ends with the closure, the program does not.
-    let stranger = m1.enter(|| TcStub::attach_first("eth0", side)).unwrap();
-    let order = || m1.enter(|| chain("eth0", side));
-    assert_eq!(order().unwrap(), ["stranger", "tc_egress"]);
-    cluster
-        .wait("xvip's program to be first", || {
-            Ok((order()? == ["tc_egress", "stranger"]).then_some(()))
+    for (side, attach, name) in [
+        (TcAttachType::Egress, "native", "tc_egress"),
+        (TcAttachType::Ingress, "tc", "tc_ingress"),
+    ] {
+        let cluster = Cluster::builder()
+            .stand_in(&["--listen", "[::]:6443", "--plain"])
+            .start(|plane| {
+                plane.vips = BOTH.into();
+                be_patient(plane);
+                plane.node = format!("attach = \"{attach}\"");
+            })
+            .unwrap();
+        let m1 = cluster.node("m1").namespace();
+        let load = Load {
+            plain: true,
+            ..cluster.load(VIP4)
+        };
+        let watches = Watches::open(cluster.client(), &load, 12, PATIENCE).unwrap();
+        // Its thread ends with the closure, the program does not.
+        let stranger = m1.enter(|| TcStub::attach_first("eth0", side)).unwrap();
+        let order = || m1.enter(|| chain("eth0", side));
+        assert_eq!(order().unwrap(), ["stranger", name]);
+        cluster
+            .wait("xvip's program to be first", || {
+                Ok((order()? == [name, "stranger"]).then_some(()))
+            })
+            .unwrap();
+        all_is_well(&cluster);
+        watches.wait_events(2, PATIENCE).unwrap();
+        let said = cluster.xvip("m1").output();
+        assert!(
+            said.contains("stranger") && said.contains("repaired"),
+            "{said}"
+        );
+        drop(stranger);
+        assert_eq!(order().unwrap(), [name]);
+    }
+}
+
+/// The route to a backend leaves by an interface that carries no data plane: status says so, and no
+/// packet is sent there. Once the route is right, the backend serves.
+#[test]
+fn a_backend_behind_no_uplink_is_shown() {
+    skip_unless_root!();
+    let mut cluster = Cluster::builder()
+        .masters(1)
+        .plain_backends(1)
+        .prepare(|_| {})
+        .unwrap();
+    let m1 = cluster.node("m1");
+    let to = format!("{}/32", cluster.node("b1").ipv4());
+    for command in [
+        "link add back0 type veth peer name back1",
+        "link set back0 up",
+        "link set back1 up",
+        &format!("route add {to} dev back0"),
+    ] {
+        m1.namespace().ip(command).unwrap();
+    }
+    cluster.start_xvip("m1").unwrap();
+    cluster.wait_state("m1", VrrpState::Active).unwrap();
+    let why = cluster
+        .wait("b1 to be unresolved", || {
+            Ok(cluster.backend("m1", "b1")?.unresolved)
         })
         .unwrap();
-    all_is_well(&cluster);
-    watches.wait_events(2, PATIENCE).unwrap();
-    let said = cluster.xvip("m1").output();
-    assert!(
-        said.contains("stranger") && said.contains("repaired"),
-        "{said}"
-    );
-    drop(stranger);
-    assert_eq!(order().unwrap(), ["tc_egress"]);
+    assert!(why.contains("back0") && why.contains("no uplink"), "{why}");
+    let mut status = cluster.cli("m1", &["status"]).unwrap();
+    assert!(output(&mut status).unwrap().contains(&why));
+    cluster
+        .node("m1")
+        .namespace()
+        .ip(&format!("route del {to}"))
+        .unwrap();
+    cluster.wait_settled("m1").unwrap();
+    let report = cluster.requests(&cluster.load(VIP4)).unwrap();
+    assert_eq!((report.ok, report.by_node.len()), (1000, 2), "{report}");
+}
+
+/// Ten thousand routes come and go again and again, as a routing daemon's do: no advert is missed, and
+/// what changes for the data plane is still seen.
+#[test]
+fn flapping_routes_hold_nothing_up() {
+    skip_unless_root!();
+    let cluster = Cluster::builder()
+        .masters(2)
+        .start(|plane| "1s".clone_into(&mut plane.advert_interval))
+        .unwrap();
+    let m1 = cluster.node("m1");
+    let before = cluster.vrrp("m1").unwrap();
+    let batch = |verb: &str| {
+        let lines = (0..10_000_u32).map(|n| {
+            let [_, _, high, low] = n.to_be_bytes();
+            format!("route {verb} 198.18.{high}.{low}/32 dev eth0\n")
+        });
+        let file = m1.directory().join(format!("{verb}.batch"));
+        std::fs::write(&file, lines.collect::<String>()).unwrap();
+        file
+    };
+    let files = [batch("add"), batch("del")];
+    for _ in 0..5 {
+        for file in &files {
+            let mut ip = m1.namespace().command("ip");
+            output(ip.arg("-batch").arg(file)).unwrap();
+        }
+    }
+    let after = cluster.vrrp("m1").unwrap();
+    assert_eq!(after.transitions, before.transitions, "{after:?}");
+    assert_eq!(cluster.vrrp("m2").unwrap().state, VrrpState::Backup);
+    assert!(after.adverts_sent > before.adverts_sent);
+    // An unreachable route is a change like those before it.
+    let to = format!("{}/32", cluster.node("m2").ipv4());
+    m1.namespace()
+        .ip(&format!("route add unreachable {to}"))
+        .unwrap();
+    cluster
+        .wait("m2 to be unresolved", || {
+            Ok(cluster.backend("m1", "m2")?.unresolved)
+        })
+        .unwrap();
 }
 
 /// Somebody removes the links' pins, or detaches the links themselves: both come back, the former
