@@ -1,7 +1,11 @@
 //! The BPF object under test: loaded with maps of its own, run on one frame at a time through
 //! `BPF_PROG_TEST_RUN`, and asked which reasons it counted.
 
-use std::{cell::RefCell, env, fs, path::PathBuf};
+use std::{
+    env, fs, mem,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
@@ -152,7 +156,7 @@ impl SkBuff {
 pub struct DataPlane {
     ebpf: Ebpf,
     /// Reason counters after the last run.
-    seen: RefCell<Vec<Counters>>,
+    seen: Mutex<Vec<Counters>>,
 }
 
 impl DataPlane {
@@ -197,9 +201,9 @@ impl DataPlane {
         }
         let plane = Self {
             ebpf,
-            seen: RefCell::default(),
+            seen: Mutex::default(),
         };
-        *plane.seen.borrow_mut() = plane.reasons()?;
+        plane.counted()?;
         Ok(plane)
     }
 
@@ -327,7 +331,8 @@ impl DataPlane {
     /// The reasons counted since the last call (or run).
     pub fn counted(&self) -> Result<Vec<(Reason, u64, u64)>> {
         let now = self.reasons()?;
-        let before = self.seen.replace(now.clone());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mem::replace(&mut *seen, now.clone());
         let reasons = Reason::ALL.iter().cycle();
         let changes = reasons.zip(now.iter().zip(&before));
         Ok(changes
@@ -389,12 +394,17 @@ impl DataPlane {
     /// Run `tc_ingress` on a frame that came in through interface `ifindex` of the calling thread's
     /// network namespace, without a look at the counters.
     pub fn tc_ingress(&self, frame: &[u8], ifindex: u32) -> Result<(Action, Vec<u8>)> {
-        let program = self.ebpf.program("tc_ingress").context("no tc_ingress")?;
-        let program: &SchedClassifier = program.try_into()?;
         let buffer = SkBuff {
             ifindex,
             ..SkBuff::default()
         };
+        self.tc_ingress_buffer(frame, buffer)
+    }
+
+    /// The same with a frame in a socket buffer with these fields.
+    pub fn tc_ingress_buffer(&self, frame: &[u8], buffer: SkBuff) -> Result<(Action, Vec<u8>)> {
+        let program = self.ebpf.program("tc_ingress").context("no tc_ingress")?;
+        let program: &SchedClassifier = program.try_into()?;
         let (action, frame) = test_run(program, frame, &buffer.bytes())?;
         Ok((Action::tcx(action), frame))
     }

@@ -21,7 +21,7 @@ use lb_tests::{
 use nix::sys::socket::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::world::{LOCAL, MASTER3, SERVICE, World};
+use crate::world::{Ingress, LOCAL, MASTER3, SERVICE, World};
 
 /// Listen on `address` and the backend's port.
 fn listen(address: IpAddr, protocol: Protocol) -> io::Result<TcpListener> {
@@ -93,8 +93,15 @@ fn connect<F: Family>() -> Option<TcpStream> {
     }
 }
 
-/// Run `scenario` in a namespace that has the VIP and the node's address, and the program.
-fn on_a_node<F: Family>(scenario: impl FnOnce(&mut Node<F>) + Send) {
+/// Run `scenario` with each ingress program in a namespace that has the VIP and the node's address, and
+/// the program of socket lookups.
+fn on_a_node<F: Family>(scenario: impl Fn(&mut Node<F>) + Sync) {
+    for ingress in Ingress::ALL {
+        on_a_node_with(ingress, &scenario);
+    }
+}
+
+fn on_a_node_with<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut Node<F>) + Sync)) {
     let namespace = NetNs::new("listeners").unwrap();
     for address in [F::VIP, F::MASTERS[0], F::NOT_VIP] {
         let address: IpAddr = address.into();
@@ -104,7 +111,8 @@ fn on_a_node<F: Family>(scenario: impl FnOnce(&mut Node<F>) + Send) {
             .unwrap();
     }
     let played = namespace.enter(|| {
-        let mut world = World::<F>::with(&["xdp_ingress", "socket_lookup"]);
+        let mut world = World::<F>::with(&["xdp_ingress", "tc_ingress", "socket_lookup"]);
+        world.comes_in_by(ingress);
         world.reset();
         world.service(&[LOCAL, MASTER3]);
         world.client_slot(F::CLIENT, LOCAL, MASTER3);

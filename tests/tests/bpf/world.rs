@@ -73,9 +73,9 @@ impl Ingress {
     pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 
     /// Whether a program run takes `frame` for this program: a socket buffer must have all of the
-    /// IP header that its Ethernet type announces, and fit into a page. (Socket buffers with a VLAN
-    /// tag beside the frame, or with segments to be cut, are none that a program run makes for
-    /// ingress: the scenarios send those.)
+    /// IP header that its Ethernet type announces, and fit into a page. (A program run makes no socket
+    /// buffer with a VLAN tag beside the frame, or with a checksum that is left to the device: the
+    /// scenarios send those.)
     pub(crate) fn takes(self, frame: &[u8]) -> bool {
         let header = match frame.get(12..14) {
             Some([0x08, 0x00]) => 20,
@@ -739,11 +739,19 @@ impl<F: Family> World<F> {
 
     /// Run the ingress pipeline.
     pub(crate) fn run(&self, frame: &[u8], ifindex: u32) -> Run {
-        let (action, frame) = match self.ingress.get() {
+        let ran = match self.ingress.get() {
             Ingress::Xdp => self.plane.xdp(frame, ifindex),
             Ingress::Tc => self.plane.tc_ingress(frame, ifindex),
-        }
-        .unwrap();
+        };
+        self.judged(ran.unwrap())
+    }
+
+    /// Run `tc_ingress` on a socket buffer with these fields.
+    fn run_buffer(&self, frame: &[u8], buffer: SkBuff) -> Run {
+        self.judged(self.plane.tc_ingress_buffer(frame, buffer).unwrap())
+    }
+
+    fn judged(&self, (action, frame): (Action, Vec<u8>)) -> Run {
         let counted = self.plane.counted().unwrap();
         // A socket buffer leaves by a redirection, also through the interface that it came in by.
         let back = counted
@@ -772,7 +780,11 @@ type Deed<F> = Box<dyn Fn(&mut World<F>) + Send + Sync>;
 /// Where a frame meets the programs.
 #[derive(Clone, Copy, Debug)]
 enum Hook {
-    Ingress { ifindex: u32 },
+    Ingress {
+        ifindex: u32,
+    },
+    /// For `tc_ingress` only.
+    Buffer(SkBuff),
     Egress(SkBuff),
 }
 
@@ -876,6 +888,23 @@ impl<F: Family> Row<F> {
         self.run(hook, frame.bytes(), reason, output.bytes())
     }
 
+    /// `frame` comes in in a socket buffer with these fields. XDP has no such thing: there the step is
+    /// left out.
+    #[must_use]
+    pub(crate) fn ingress_buffer(
+        self,
+        buffer: SkBuff,
+        frame: impl Bytes<F>,
+        reason: Reason,
+        output: impl Bytes<F>,
+    ) -> Self {
+        let buffer = SkBuff {
+            ifindex: UPLINK,
+            ..buffer
+        };
+        self.run(Hook::Buffer(buffer), frame.bytes(), reason, output.bytes())
+    }
+
     /// `frame` leaves this node; `output` comes of it.
     #[must_use]
     pub(crate) fn egress(
@@ -939,6 +968,8 @@ impl<F: Family> Row<F> {
                 } => {
                     let run = match hook {
                         Hook::Ingress { .. } if !world.takes(frame) => continue,
+                        Hook::Buffer(_) if world.ingress.get() == Ingress::Xdp => continue,
+                        Hook::Buffer(buffer) => world.run_buffer(frame, *buffer),
                         Hook::Ingress { ifindex } => world.run(frame, *ifindex),
                         Hook::Egress(buffer) => world.tc(frame, *buffer),
                     };
