@@ -53,6 +53,7 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -62,6 +63,7 @@ impl Server {
         let stop = Arc::new(AtomicBool::new(false));
         let mut server = Self {
             stop: stop.clone(),
+            silent: Arc::default(),
             threads: Vec::new(),
         };
         for any in [
@@ -72,14 +74,24 @@ impl Server {
                 .namespace()
                 .enter(|| open(SocketAddr::new(any, port)))?;
             let (name, stop) = (node.name().to_owned(), stop.clone());
+            let silent = server.silent.clone();
             server.threads.push(thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // Nothing came, or the client is gone.
-                    let _ = answer(&socket, &name);
+                    if silent.load(Ordering::Relaxed) {
+                        thread::sleep(POLL);
+                    } else {
+                        // Nothing came, or the client is gone.
+                        let _ = answer(&socket, &name);
+                    }
                 }
             }));
         }
         Ok(server)
+    }
+
+    /// Answers no more, and refuses nothing.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 }
 

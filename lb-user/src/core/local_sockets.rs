@@ -1,4 +1,4 @@
-//! Which TCP sockets of this machine are to be ended when a backend dies: nobody resets them from
+//! Which connected sockets (TCP, and UDP in the second case) of this machine are to be ended when a backend dies: nobody resets them from
 //! outside, for their packets never pass the data plane.
 //!
 //! - Connections of the backend on this node with clients of the VIP. If its process died the
@@ -12,7 +12,7 @@ use lb_common::abi::{ConnectOrigin, Method};
 
 use super::resets::Death;
 
-/// A TCP connection as the kernel lists it.
+/// A connection as the kernel lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// This machine's end.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya::maps::{MapData, MapError};
+use lb_common::headers::IPPROTO_TCP;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -16,12 +17,12 @@ use super::{
     },
     netlink::{
         NetlinkError,
-        sock_diag::{SockDiag, TcpSocket},
+        sock_diag::{Connected, SockDiag},
     },
     netns,
 };
 use crate::core::{
-    local_sockets::{Connection, Origin, is_sent, is_served},
+    local_sockets::{Origin, is_sent, is_served},
     resets::Death,
 };
 
@@ -73,17 +74,18 @@ impl LocalSockets {
             warn!(%error, "cannot read which processes were connected to a dead backend");
             BTreeMap::new()
         });
-        let meant = |connection: &Connection| {
+        let meant = |socket: &Connected| {
+            let connection = &socket.connection;
             let origin = origins.get(&connection.cookie);
             deaths.iter().any(|death| {
-                is_served(connection, death)
+                (socket.protocol == IPPROTO_TCP && is_served(connection, death))
                     || origin.is_some_and(|origin| is_sent(connection, origin, death))
             })
         };
         let mut ended = end_here(meant);
         if !origins.is_empty() {
-            ended += end_elsewhere(&|connection| {
-                origins.contains_key(&connection.cookie) && meant(connection)
+            ended += end_elsewhere(&|socket| {
+                origins.contains_key(&socket.connection.cookie) && meant(socket)
             });
         }
         if ended > 0 {
@@ -118,18 +120,17 @@ impl LocalSockets {
 }
 
 /// Ends connections of the calling thread's network namespace; returns how many.
-fn end_here(meant: impl Fn(&Connection) -> bool) -> usize {
+fn end_here(meant: impl Fn(&Connected) -> bool) -> usize {
     try_end_here(meant).unwrap_or_else(|error| {
         warn!(%error, "cannot end this node's own connections with a dead backend");
         0
     })
 }
 
-fn try_end_here(meant: impl Fn(&Connection) -> bool) -> Result<usize, NetlinkError> {
+fn try_end_here(meant: impl Fn(&Connected) -> bool) -> Result<usize, NetlinkError> {
     let mut sockets = SockDiag::open()?;
-    let is_meant = |socket: &TcpSocket| meant(&socket.connection);
     let mut ended = 0;
-    for socket in sockets.connections()?.into_iter().filter(is_meant) {
+    for socket in sockets.connections()?.into_iter().filter(meant) {
         if sockets.destroy(&socket)? {
             ended += 1;
         }
@@ -138,7 +139,7 @@ fn try_end_here(meant: impl Fn(&Connection) -> bool) -> Result<usize, NetlinkErr
 }
 
 /// Ends connections of all network namespaces.
-fn end_elsewhere(meant: &(impl Fn(&Connection) -> bool + Sync)) -> usize {
+fn end_elsewhere(meant: &(impl Fn(&Connected) -> bool + Sync)) -> usize {
     let namespaces = netns::all(NAMESPACES).unwrap_or_else(|error| {
         warn!(%error, "cannot list the network namespaces");
         Vec::new()

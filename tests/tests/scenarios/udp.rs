@@ -12,7 +12,7 @@ use lb_tests::{
     cluster::{Builder, Cluster, PATIENCE},
     control_plane::BOTH,
     datagram::{Answer, Client, Server, by_process},
-    process::output,
+    process::{output, workspace_binary},
     skip_unless_root,
 };
 use lb_user::admin::model::BackendState::{Down, Draining, Up};
@@ -268,6 +268,43 @@ fn flows_go_on_at_another_owner() {
         .each_ref()
         .map(|(vip, clients)| answers(clients, *vip));
     assert_eq!(back, before);
+}
+
+/// A process whose socket is connected to a backend that says nothing any more: when the checks have
+/// noticed, its next system call fails, and it can connect anew.
+#[test]
+fn connected_sockets_of_a_dead_backend_are_ended() {
+    skip_unless_root!();
+    let mut udp = Udp::start(nodes(), "", "", &["m2"]);
+    let binary = workspace_binary("xvip-client").unwrap();
+    let start = |vip: IpAddr| {
+        let target = service(vip).to_string();
+        let arguments = [
+            "--udp-connected",
+            "--requests=1000000000",
+            "--timeout-ms=600000",
+            "--target",
+            &target,
+        ];
+        let label = if vip.is_ipv4() { "asks-v4" } else { "asks-v6" };
+        let node = udp.cluster.node("m1");
+        node.start(label, binary.to_str().unwrap(), &arguments)
+            .unwrap()
+    };
+    let processes = BOTH.map(start);
+    let connected = udp.cluster.wait("both clients to connect", || {
+        let now = udp.cluster.reason("m1", Reason::ConnectRemote)?;
+        Ok((now == 2).then_some(()))
+    });
+    connected.unwrap();
+    // Nobody refuses what is sent there.
+    udp.servers["m2"].fall_silent();
+    udp.cluster.kill_stand_in("m2").unwrap();
+    for process in &processes {
+        assert!(!process.wait_exit(PATIENCE).unwrap().success());
+        let said = process.output();
+        assert!(said.contains("connection abort"), "{said}");
+    }
 }
 
 /// Processes on the nodes that ask the VIP, connected or not: the node's own server answers, then

@@ -1,4 +1,4 @@
-//! The TCP sockets of a network namespace, listed and ended (`sock_diag(7)`).
+//! The TCP and UDP sockets of a network namespace, listed and ended (`sock_diag(7)`).
 
 use std::{
     io,
@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
 };
 
-use lb_common::headers::IPPROTO_TCP;
+use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_core::{
     DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlasIterator,
 };
@@ -51,6 +51,8 @@ const BEFORE_ID: usize = 4;
 /// FIN-WAITs, CLOSE-WAIT, LAST-ACK, CLOSING.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
+/// ESTABLISHED, as a bit: of UDP, the sockets that are connected.
+const ESTABLISHED: u32 = 1 << 1;
 /// LISTEN, as a bit.
 const LISTENING: u32 = 1 << 10;
 /// The extension `INET_DIAG_INFO`, as a bit: the kernel tells the upper layer only with it.
@@ -65,9 +67,11 @@ const UPPER_NAME: u16 = 1;
 
 /// A connection with the name that the kernel has for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TcpSocket {
+pub struct Connected {
     /// Its ends.
     pub connection: Connection,
+    /// IP protocol: TCP, or UDP for a socket that is connected.
+    pub protocol: u8,
     family: u8,
     id: [u8; ID],
 }
@@ -94,14 +98,23 @@ impl SockDiag {
         })
     }
 
-    /// Every TCP connection of both families, but for those that have ended.
-    pub fn connections(&mut self) -> Result<Vec<TcpSocket>, NetlinkError> {
+    /// Every TCP connection of both families, but for those that have ended, and every connected UDP
+    /// socket.
+    pub fn connections(&mut self) -> Result<Vec<Connected>, NetlinkError> {
         let mut all = Vec::new();
-        for family in [IPV4, IPV6] {
-            let body = request(family, 0, STATES, &[0; ID]);
-            self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body, |payload| {
-                all.extend(tcp_socket(payload));
-            })?;
+        for (protocol, states) in [(IPPROTO_TCP, STATES), (IPPROTO_UDP, ESTABLISHED)] {
+            for family in [IPV4, IPV6] {
+                let body = request(family, protocol, 0, states, &[0; ID]);
+                let listed = self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body, |payload| {
+                    all.extend(connected(payload, protocol));
+                });
+                match listed {
+                    // A kernel that does not list them does not end them either.
+                    Err(error)
+                        if protocol == IPPROTO_UDP && error.errno() == Some(Errno::ENOENT) => {}
+                    other => other?,
+                }
+            }
         }
         Ok(all)
     }
@@ -110,7 +123,7 @@ impl SockDiag {
     pub fn listeners(&mut self) -> Result<Vec<Listener>, NetlinkError> {
         let mut all = Vec::new();
         for family in [IPV4, IPV6] {
-            let body = request(family, INFO, LISTENING, &[0; ID]);
+            let body = request(family, IPPROTO_TCP, INFO, LISTENING, &[0; ID]);
             self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body, |payload| {
                 all.extend(listener(payload));
             })?;
@@ -120,8 +133,8 @@ impl SockDiag {
 
     /// Ends a connection as if its process had aborted it: the other end gets a RST, the process an
     /// error. Whether it was still there.
-    pub fn destroy(&mut self, socket: &TcpSocket) -> Result<bool, NetlinkError> {
-        let body = request(socket.family, 0, STATES, &socket.id);
+    pub fn destroy(&mut self, socket: &Connected) -> Result<bool, NetlinkError> {
+        let body = request(socket.family, socket.protocol, 0, STATES, &socket.id);
         match self.ask(SOCK_DESTROY, NLM_F_ACK, &body, |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
@@ -132,12 +145,13 @@ impl SockDiag {
     /// Whether the kernel can end connections (`CONFIG_INET_DIAG_DESTROY`, Linux 4.5): it is asked
     /// to end one that there cannot be.
     pub fn can_destroy(&mut self) -> Result<bool, NetlinkError> {
-        let nobody = TcpSocket {
+        let nobody = Connected {
             connection: Connection {
                 local: SocketAddr::from(([0; 4], 0)),
                 remote: SocketAddr::from(([0; 4], 0)),
                 cookie: 0,
             },
+            protocol: IPPROTO_TCP,
             family: IPV4,
             id: [0; ID],
         };
@@ -156,7 +170,7 @@ impl SockDiag {
         body: &[u8],
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), NetlinkError> {
-        const WHAT: &str = "TCP sockets";
+        const WHAT: &str = "sockets";
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
         let message = [
@@ -204,14 +218,14 @@ fn verdict(payload: &[u8], request: &str) -> Result<(), NetlinkError> {
 }
 
 /// `struct inet_diag_req_v2`; `more`: extensions as bits.
-fn request(family: u8, more: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
-    let head = [family, IPPROTO_TCP, more, 0];
+fn request(family: u8, protocol: u8, more: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let head = [family, protocol, more, 0];
     [&head[..], &states.to_ne_bytes(), id].concat()
 }
 
 /// A listening socket; `None` for what is none. Those of MPTCP are TCP sockets with an upper layer.
 fn listener(message: &[u8]) -> Option<Listener> {
-    let at = tcp_socket(message)?.connection.local;
+    let at = connected(message, IPPROTO_TCP)?.connection.local;
     let (mut only_v6, mut mptcp) = (false, false);
     for attribute in NlasIterator::new(message.get(MESSAGE..)?).flatten() {
         match attribute.kind() {
@@ -227,7 +241,7 @@ fn listener(message: &[u8]) -> Option<Listener> {
 }
 
 /// `struct inet_diag_msg`; `None` for what is none.
-fn tcp_socket(message: &[u8]) -> Option<TcpSocket> {
+fn connected(message: &[u8], protocol: u8) -> Option<Connected> {
     let family = *message.first()?;
     let id: [u8; ID] = *message.get(BEFORE_ID..)?.first_chunk()?;
     let port = |at: usize| Some(u16::from_be_bytes(*id.get(at..)?.first_chunk()?));
@@ -241,12 +255,13 @@ fn tcp_socket(message: &[u8]) -> Option<TcpSocket> {
     };
     // Two words, the low one first.
     let word = |at: usize| Some(u32::from_ne_bytes(*id.get(at..)?.first_chunk()?));
-    Some(TcpSocket {
+    Some(Connected {
         connection: Connection {
             local: SocketAddr::new(address(4)?, port(0)?),
             remote: SocketAddr::new(address(20)?, port(2)?),
             cookie: u64::from(word(40)?) | u64::from(word(44)?) << 32,
         },
+        protocol,
         family,
         id,
     })
@@ -296,7 +311,7 @@ mod tests {
         message.extend(0u32.to_ne_bytes());
         message.extend(7u32.to_ne_bytes());
         message.extend(1u32.to_ne_bytes());
-        let socket = tcp_socket(&message).unwrap();
+        let socket = connected(&message, IPPROTO_TCP).unwrap();
         assert_eq!(
             socket.connection,
             Connection {
@@ -305,6 +320,6 @@ mod tests {
                 cookie: 0x1_0000_0007,
             }
         );
-        assert_eq!(tcp_socket(&message[..51]), None);
+        assert_eq!(connected(&message[..51], IPPROTO_TCP), None);
     }
 }
