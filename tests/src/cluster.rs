@@ -46,6 +46,7 @@ pub struct Builder {
     tx_offload: bool,
     without_xdp: bool,
     bridged: bool,
+    mtu: Option<u32>,
 }
 
 impl Builder {
@@ -98,6 +99,13 @@ impl Builder {
         self
     }
 
+    /// As [`crate::topology::Builder::mtu`].
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = Some(mtu);
+        self
+    }
+
     /// Makes the nodes, starts all stand-ins and no xvip. `configure` changes what the masters'
     /// configurations say.
     pub fn prepare(self, configure: impl FnOnce(&mut ControlPlane<'_>)) -> Result<Cluster> {
@@ -109,6 +117,9 @@ impl Builder {
         }
         if self.bridged {
             builder = builder.bridged();
+        }
+        if let Some(mtu) = self.mtu {
+            builder = builder.mtu(mtu);
         }
         for name in masters.iter().chain(&plain).chain(&self.bystanders) {
             builder = builder.node(name);
@@ -178,6 +189,7 @@ impl Cluster {
             tx_offload: false,
             without_xdp: false,
             bridged: false,
+            mtu: None,
         }
     }
 

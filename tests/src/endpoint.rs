@@ -130,8 +130,8 @@ pub fn path_mtu(node: &Node, to: IpAddr) -> Result<Option<u32>> {
     mtu.map(|mtu| mtu.parse().context("no number")).transpose()
 }
 
-/// Sends an echo request and waits for the reply.
-pub fn ping(node: &Node, to: IpAddr) -> Result<()> {
+/// Sends an echo request with so many bytes and waits for the reply.
+pub fn ping(node: &Node, to: IpAddr, length: usize) -> Result<()> {
     const ID: [u8; 2] = [0x78, 0x76];
     let (domain, protocol, kind, reply) = if to.is_ipv4() {
         (Domain::IPV4, Protocol::ICMPV4, 8, 0)
@@ -139,7 +139,8 @@ pub fn ping(node: &Node, to: IpAddr) -> Result<()> {
         (Domain::IPV6, Protocol::ICMPV6, 128, 129)
     };
     // The kernel fills in ICMPv6's checksum itself.
-    let request = |sum: [u8; 2]| [&[kind, 0], &sum, &ID, &[0, 1][..], b"ping"].concat();
+    let request =
+        |sum: [u8; 2]| [&[kind, 0], &sum, &ID, &[0, 1][..], &content(length)[..]].concat();
     let sum = checksum(&request([0; 2])).to_be_bytes();
     let socket = node.namespace().enter(|| {
         let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
@@ -149,14 +150,15 @@ pub fn ping(node: &Node, to: IpAddr) -> Result<()> {
     socket.send_to(&request(sum), &SocketAddr::new(to, 0).into())?;
     let mut socket: &Socket = &socket;
     loop {
-        let mut packet = [0; 1500];
-        let length = socket.read(&mut packet).context("no reply")?;
+        let mut packet = vec![0; 65_536];
+        let received = socket.read(&mut packet).context("no reply")?;
         // With its IP header, for IPv4.
         let header = if to.is_ipv4() { 20 } else { 0 };
-        let message = packet.get(header..length).unwrap_or_default();
+        let message = packet.get(header..received).unwrap_or_default();
         if let [kind, code, _, _, id @ ..] = message
             && [*kind, *code] == [reply, 0]
             && id.starts_with(&ID)
+            && id.len() == length + 4
         {
             return Ok(());
         }

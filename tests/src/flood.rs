@@ -21,11 +21,17 @@ pub fn send_frames(
         let socket = open()?;
         let mut sent = 0;
         for number in 0..count {
-            match send(socket.as_raw_fd(), &frame(number), MsgFlags::empty()) {
-                Ok(_) => sent += 1,
-                // The queue is full: as good as lost on the wire.
-                Err(Errno::ENOBUFS | Errno::EAGAIN) => {}
-                Err(error) => return Err(error).context("cannot send"),
+            let frame = frame(number);
+            // A full queue is emptied soon, or what follows is as good as lost on the wire.
+            for _ in 0..1_000 {
+                match send(socket.as_raw_fd(), &frame, MsgFlags::empty()) {
+                    Ok(_) => {
+                        sent += 1;
+                        break;
+                    }
+                    Err(Errno::ENOBUFS | Errno::EAGAIN) => std::thread::yield_now(),
+                    Err(error) => return Err(error).context("cannot send"),
+                }
             }
         }
         Ok(sent)

@@ -26,6 +26,7 @@ pub mod datagram;
 pub mod endpoint;
 pub mod flood;
 pub mod fuzz;
+pub mod ip_options;
 pub mod kernel;
 pub mod knock;
 pub mod lab;

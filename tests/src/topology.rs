@@ -43,6 +43,7 @@ struct Wiring {
     tx_offload: bool,
     without_stub: bool,
     bridged: bool,
+    mtu: Option<u32>,
 }
 
 impl Builder {
@@ -83,6 +84,13 @@ impl Builder {
     #[must_use]
     pub fn bridged(mut self) -> Self {
         self.wiring.bridged = true;
+        self
+    }
+
+    /// Links that take packets of up to so many bytes, where that is more than the usual 1500.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.wiring.mtu = Some(mtu);
         self
     }
 
@@ -169,7 +177,10 @@ impl Topology {
     fn attach_stubs(&mut self, ports: &[String]) -> Result<()> {
         if !self.wiring.without_stub {
             let ports = ports.iter().map(String::as_str);
-            let stub = self.bridge.0.enter(|| XdpStub::attach(ports))?;
+            let stub = self
+                .bridge
+                .0
+                .enter(|| XdpStub::attach(ports, self.wiring.mtu.is_some()))?;
             self.stubs.push(stub);
         }
         Ok(())
@@ -235,6 +246,10 @@ impl Node {
             "link add {name} type veth peer name {link} address {mac} netns {far}"
         ))?;
         bridge.0.ip(&format!("link set {name} master br0 up"))?;
+        if let Some(mtu) = wiring.mtu {
+            bridge.0.ip(&format!("link set {name} mtu {mtu}"))?;
+            self.namespace.ip(&format!("link set {link} mtu {mtu}"))?;
+        }
         if wiring.bridged {
             self.namespace.ip(&format!(
                 "link add eth0 address {mac} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"

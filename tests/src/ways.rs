@@ -173,3 +173,27 @@ fn push_service(to: &mut String, node: &Node, way: Way, vip: IpAddr, service: &s
     )
     .context("cannot write to a string")
 }
+
+/// A service of one backend without health checks, as a block of a configuration. `more` are further
+/// lines of `[[service]]`.
+pub fn unchecked_service(
+    name: &str,
+    address: SocketAddr,
+    backend: (&str, SocketAddr),
+    more: &str,
+) -> String {
+    format!(
+        "[[service]]\nname = \"{name}\"\naddress = \"{}\"\nport = {}\n{more}\n\
+         [service.health]\ntype = \"none\"\n\
+         [[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n\n",
+        address.ip(),
+        address.port(),
+        backend.0,
+        backend.1,
+    )
+}
+
+/// `v4` or `v6`.
+pub fn family_word(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "v4" } else { "v6" }
+}

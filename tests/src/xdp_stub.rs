@@ -30,11 +30,13 @@ pub struct XdpStub {
 }
 
 impl XdpStub {
-    /// Attaches the stub to interfaces of the calling thread's network namespace.
-    pub fn attach<'a>(interfaces: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+    /// Attaches the stub to interfaces of the calling thread's network namespace. `frags`: it takes
+    /// frames over one page, and large segments; without that the other ends of the links send none.
+    pub fn attach<'a>(interfaces: impl IntoIterator<Item = &'a str>, frags: bool) -> Result<Self> {
+        let section = if frags { "xdp.frags" } else { "xdp" };
         let mut loaded = EbpfLoader::new()
             .btf(None)
-            .load(&object("xdp", "xdp_pass", XDP_PASS))
+            .load(&object(section, "xdp_pass", XDP_PASS))
             .context("cannot read the stub's object")?;
         let program: &mut Xdp = loaded
             .program_mut("xdp_pass")

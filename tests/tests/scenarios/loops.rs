@@ -12,11 +12,13 @@ use lb_tests::{
     client::Load,
     cluster::{Cluster, PATIENCE},
     control_plane::{BOTH, VIP4, VIP6},
+    endpoint::{talk, transfer},
     flood::send_frames,
     packet::{Frame, V4, V6},
     process::output,
     skip_unless_root,
     topology::Node,
+    ways::{Way, Ways},
 };
 use lb_user::admin::model::{BackendState, VrrpState};
 
@@ -301,4 +303,25 @@ fn nat_works_at_a_node_that_is_not_the_owner() {
         assert_eq!(report.by_node.len(), 2, "{vip}: {report}");
     }
     nothing_went_round(&capture, 1644);
+}
+
+/// A nat backend that is a client of the VIP may be sent to itself: it sees a connection from the VIP,
+/// and the answers come back to it.
+#[test]
+fn a_nat_backend_is_its_own_client() {
+    skip_unless_root!();
+    let ways = Ways::start().unwrap();
+    let capture = Capture::start(ways.cluster.net(), "tcp dst port 1003", PATIENCE).unwrap();
+    for path in ways.paths() {
+        let node = ways.cluster.node("b1");
+        let (client, server) = ways.connect_from(node, path, None).unwrap();
+        talk(&client, &server).unwrap();
+        if path.way == Way::Nat {
+            let seen = server.peer_addr().unwrap().ip().to_canonical();
+            assert_eq!(seen, path.vip);
+        }
+        transfer(&client, &server, 100_000).unwrap();
+        transfer(&server, &client, 100_000).unwrap();
+    }
+    nothing_went_round(&capture, 1003);
 }

@@ -8,10 +8,14 @@ mod backends;
 mod bound;
 mod closing;
 mod clsact;
+
 mod floods;
 mod hairpin;
+mod icmp;
 mod loops;
+mod nat_ports;
 mod observe;
+mod odd_packets;
 mod ports;
 mod reload;
 mod repair;
