@@ -8,6 +8,7 @@ mod backends;
 mod bound;
 mod closing;
 mod clsact;
+mod explain;
 
 mod floods;
 mod hairpin;

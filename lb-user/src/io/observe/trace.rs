@@ -136,6 +136,11 @@ impl Teller {
         let destination = endpoint(family, event.dst, event.dport);
         let (source, destination) = if answers(reason) {
             (destination, source)
+        } else if matches!(reason, Reason::Local | Reason::LocalFromPeer) {
+            // What differs is the port only, which the record does not carry.
+            let backend = self.directory.backends.get(&event.backend);
+            let port = backend.map_or(event.dport, |backend| backend.address.port());
+            (source, endpoint(family, event.dst, port))
         } else if (event.new_sport, event.new_dport) == (0, 0) {
             (source, destination)
         } else {
@@ -423,6 +428,7 @@ mod tests {
         assert_eq!(out.interface.as_deref(), Some("900001"));
         let out = teller.decision(&event(Reason::Local)).out.unwrap();
         assert_eq!((out.interface, out.mac), (None, None));
+        assert_eq!(out.destination.to_string(), "10.0.2.100:6443");
         assert_eq!(teller.decision(&event(Reason::NoBackend)).out, None);
         let untranslated = TraceEvent {
             new_sport: 0,
