@@ -2,6 +2,7 @@
 //! interleaved, so that the ratios hold on a noisy machine. Needs root; touches nothing outside
 //! of network namespaces that it makes. Start it with `cargo xtask bench`.
 
+mod bulk;
 mod packets;
 mod summary;
 
@@ -27,12 +28,15 @@ enum What {
     /// Nanoseconds per packet of the ingress program, beside an empty program, one that parses
     /// and one that looks a flow up.
     Packets(packets::Options),
+    /// Bulk transfers by nat in tc mode, beside haproxy in TCP mode.
+    Bulk(bulk::Options),
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.what {
         What::Packets(options) => write(cli.json, &packets::run(&options)?),
+        What::Bulk(options) => write(cli.json, &bulk::run(&options)?),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the ingress program costs per packet, by program run (`BPF_PROG_TEST_RUN`).
+//! What the ingress programs cost per packet, by program run (`BPF_PROG_TEST_RUN`).
 //!
 //! A program run with `repeat` works on the packet that the last one rewrote. Here each run goes
 //! through a small program first, which puts the packet back and tail-calls the one under test;
@@ -19,13 +19,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use lb_common::headers::TcpHeader;
+use lb_common::{headers::TcpHeader, reason::Verdict};
 use lb_tests::netns::NetNs;
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
 use self::{
-    floor::Floor,
+    floor::{Floor, Hook},
     frame::{LOCAL_PORT, NAT_PORT, Packet},
     plane::Plane,
 };
@@ -42,17 +42,14 @@ pub(crate) struct Options {
     repeat: u32,
 }
 
-/// XDP actions (linux/bpf.h).
-const PASS: u32 = 2;
-const TX: u32 = 3;
-
 /// A program on a packet, and what must become of it.
 struct Case {
     name: String,
+    hook: Hook,
     /// `None`: the ingress program; else a floor's name.
     floor: Option<&'static str>,
     frame: Vec<u8>,
-    action: u32,
+    verdict: Verdict,
     /// Where the frame must be addressed to afterwards.
     sent_to: [u8; 6],
     /// At most this many times the lookup floor.
@@ -61,12 +58,18 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: &str, v6: bool, packet: &Packet, action: u32) -> Self {
+    fn new(name: &str, group: Group, packet: &Packet, verdict: Verdict) -> Self {
+        let Group { hook, v6 } = group;
+        let what = match hook {
+            Hook::Xdp => "xdp",
+            Hook::Tc => "tc",
+        };
         Self {
-            name: format!("{name}, {}", if v6 { "IPv6" } else { "IPv4" }),
+            name: format!("{what}: {name}, {}", if v6 { "IPv6" } else { "IPv4" }),
+            hook,
             floor: None,
             frame: packet.frame(),
-            action,
+            verdict,
             sent_to: packet.dst_mac,
             bar: None,
             samples: Vec::new(),
@@ -90,18 +93,20 @@ impl Case {
 
     /// Nanoseconds behind the restoring program, in one round.
     fn round(&self, floor: &mut Floor, plane: &Plane, repeat: u32) -> Result<f64> {
-        let program = match self.floor {
-            Some(name) => floor.program(name)?.fd()?.try_clone()?,
-            None => plane.ingress()?.fd()?.try_clone()?,
+        let program = match (self.floor, self.hook) {
+            (None, hook) => plane.ingress(hook)?,
+            (Some(name), Hook::Xdp) => floor.program(name)?,
+            (Some(name), Hook::Tc) => floor.program(&format!("tc_{name}"))?,
         };
-        floor.prepare(&program, &self.frame)?;
-        let outcome = floor.run(&self.frame, repeat)?;
+        let program = program.fd()?;
+        floor.prepare(self.hook, Some(&program), &self.frame)?;
+        let outcome = floor.run(self.hook, &self.frame, repeat)?;
+        let wanted = self.hook.action(self.verdict);
         ensure!(
-            outcome.action == self.action,
-            "{}: action {} instead of {}",
+            outcome.action == wanted,
+            "{}: action {} instead of {wanted}",
             self.name,
-            outcome.action,
-            self.action
+            outcome.action.cast_signed(),
         );
         let mac = outcome.frame.get(..6).unwrap_or_default();
         ensure!(
@@ -114,9 +119,18 @@ impl Case {
     }
 }
 
-/// The cases of a family, the lookup floor first.
-fn cases(v6: bool) -> Vec<Case> {
+/// Cases that are compared with each other.
+#[derive(Clone, Copy)]
+struct Group {
+    hook: Hook,
+    v6: bool,
+}
+
+/// The cases of a group, the lookup floor first.
+fn cases(group: Group) -> Vec<Case> {
+    use Verdict::{Pass, Tx};
     use frame::{BACKEND_MAC, CLIENT_MAC, DSR_PORT, OTHER_MAC, PEER_MAC};
+    let v6 = group.v6;
     let packet = Packet::to_vip(v6, DSR_PORT);
     let with = |change: &dyn Fn(&mut Packet)| {
         let mut packet = packet.clone();
@@ -128,42 +142,42 @@ fn cases(v6: bool) -> Vec<Case> {
             *last ^= 1;
         }
     });
-    let ingress = |name: &str, packet: &Packet, action| Case::new(name, v6, packet, action);
+    let ingress = |name: &str, packet: &Packet, verdict| Case::new(name, group, packet, verdict);
     vec![
-        ingress("floor: lookup and TX", &packet, TX)
+        ingress("floor: lookup and TX", &packet, Tx)
             .of_floor("lookup")
             .sent_to(CLIENT_MAC),
-        ingress("floor: parse and TX", &packet, TX)
+        ingress("floor: parse and TX", &packet, Tx)
             .of_floor("parse")
             .sent_to(CLIENT_MAC),
-        ingress("floor: empty", &packet, PASS).of_floor("empty"),
-        ingress("to another address", &elsewhere, PASS),
+        ingress("floor: empty", &packet, Pass).of_floor("empty"),
+        ingress("to another address", &elsewhere, Pass),
         ingress(
             "VIP, another's MAC",
             &with(&|packet| packet.dst_mac = OTHER_MAC),
-            PASS,
+            Pass,
         )
         .sent_to(OTHER_MAC),
         ingress(
             "VIP, not balanced",
             &with(&|packet| packet.proto = 89),
-            PASS,
+            Pass,
         ),
-        ingress("VIP, no service", &with(&|packet| packet.dport = 22), PASS),
-        ingress("local", &Packet::to_vip(v6, LOCAL_PORT), PASS),
+        ingress("VIP, no service", &with(&|packet| packet.dport = 22), Pass),
+        ingress("local", &Packet::to_vip(v6, LOCAL_PORT), Pass),
         ingress(
             "local, from a peer",
             &Packet {
                 src_mac: PEER_MAC,
                 ..Packet::to_vip(v6, LOCAL_PORT)
             },
-            PASS,
+            Pass,
         ),
-        ingress("dsr", &packet, TX).sent_to(BACKEND_MAC).bar(2.5),
-        ingress("nat", &Packet::to_vip(v6, NAT_PORT), TX)
+        ingress("dsr", &packet, Tx).sent_to(BACKEND_MAC).bar(2.5),
+        ingress("nat", &Packet::to_vip(v6, NAT_PORT), Tx)
             .sent_to(BACKEND_MAC)
             .bar(4.0),
-        ingress("nat, reply", &Packet::reply(v6), TX)
+        ingress("nat, reply", &Packet::reply(v6), Tx)
             .sent_to(CLIENT_MAC)
             .bar(4.0),
     ]
@@ -215,23 +229,26 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
         connection("10.9.0.100:6443", "10.9.0.50:40000")?,
         connection("[fd09::100]:6443", "[fd09::50]:40000")?,
     ];
-    let mut plane = Plane::load().context("cannot load the data plane (root?)")?;
+    let plane = Plane::load().context("cannot load the data plane (root?)")?;
     let mut floor = Floor::load()?;
-    establish(&mut plane)?;
-    let mut families = [cases(false), cases(true)];
+    establish(&plane)?;
+    let mut groups = Vec::new();
+    for hook in [Hook::Xdp, Hook::Tc] {
+        groups.extend([false, true].map(|v6| (hook, cases(Group { hook, v6 }))));
+    }
     for _ in 0..options.rounds {
-        for cases in &mut families {
+        for (hook, cases) in &mut groups {
             let first = cases.first().context("no cases")?.frame.clone();
-            let bare = floor.run_empty(&first, options.repeat)?;
-            floor.prepare(&floor.program("empty")?.fd()?.try_clone()?, &first)?;
-            let restored = floor.run(&first, options.repeat)?.nanos;
+            let bare = floor.run_empty(*hook, &first, options.repeat)?;
+            floor.prepare(*hook, None, &first)?;
+            let restored = floor.run(*hook, &first, options.repeat)?.nanos;
             for case in cases {
                 let behind = case.round(&mut floor, &plane, options.repeat)?;
                 case.samples.push(behind - restored + bare);
             }
         }
     }
-    Ok(families.iter().flat_map(|cases| rows(cases)).collect())
+    Ok(groups.iter().flat_map(|(_, cases)| rows(cases)).collect())
 }
 
 fn rows(cases: &[Case]) -> Vec<Row> {
@@ -264,7 +281,7 @@ fn connection(server: &str, client: &str) -> Result<(TcpListener, TcpStream, Tcp
 }
 
 /// Makes the flows of all cases established ones.
-fn establish(plane: &mut Plane) -> Result<()> {
+fn establish(plane: &Plane) -> Result<()> {
     let mut out = vec![0; 2048];
     for v6 in [false, true] {
         for port in [frame::DSR_PORT, NAT_PORT] {
@@ -274,7 +291,7 @@ fn establish(plane: &mut Plane) -> Result<()> {
                 ..acknowledged.clone()
             };
             let mut run =
-                |packet: &Packet| floor::test_run(plane.ingress()?, &packet.frame(), 1, &mut out);
+                |packet: &Packet| plane.ingress(Hook::Xdp)?.run(&packet.frame(), 1, &mut out);
             run(&syn)?;
             if port == NAT_PORT {
                 run(&Packet {
@@ -291,7 +308,7 @@ fn establish(plane: &mut Plane) -> Result<()> {
 
 fn print(results: &Results) {
     println!(
-        "{:<28} {:>7} {:>15} {:>10} {:>13} {:>6}",
+        "{:<34} {:>7} {:>15} {:>10} {:>13} {:>6}",
         "", "ns", "80 % of rounds", "x lookup", "80 %", "bar"
     );
     for row in &results.rows {
@@ -310,7 +327,7 @@ fn print(results: &Results) {
             format!("{bar:>6} {word}")
         });
         println!(
-            "{name:<28} {:>7.1} {:>7.1}-{:<7.1} {:>9.2}x {:>6.2}-{:<6.2} {verdict}",
+            "{name:<34} {:>7.1} {:>7.1}-{:<7.1} {:>9.2}x {:>6.2}-{:<6.2} {verdict}",
             nanos.median, nanos.low, nanos.high, of_lookup.median, of_lookup.low, of_lookup.high
         );
     }

@@ -4,7 +4,6 @@ use anyhow::{Context, Result};
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, MapData},
-    programs::Xdp,
 };
 use lb_common::{
     abi::{
@@ -15,7 +14,10 @@ use lb_common::{
 };
 use lb_user::io::bpf;
 
-use super::frame;
+use super::{
+    floor::{self, Hook, Program},
+    frame,
+};
 
 /// `BPF_PROG_TEST_RUN` runs XDP programs on the loopback interface, which has index 1.
 const IFINDEX: u32 = 1;
@@ -43,14 +45,12 @@ fn array<'a, V: Pod>(object: &'a mut Ebpf, name: &str) -> Result<Array<&'a mut M
 }
 
 impl Plane {
-    /// Load the ingress program and fill the maps.
+    /// Load the ingress programs and fill the maps.
     pub(crate) fn load() -> Result<Self> {
         let mut object = Ebpf::load(bpf::object())?;
-        let program: &mut Xdp = object
-            .program_mut("xdp_ingress")
-            .context("no xdp_ingress")?
-            .try_into()?;
-        program.load()?;
+        for hook in [Hook::Xdp, Hook::Tc] {
+            floor::load(&mut object, ingress(hook))?;
+        }
         let uplink = Uplink::new(frame::OWN_MAC);
         hash(&mut object, "uplinks")?.insert(UplinkKey::new(IFINDEX, 0), uplink, 0)?;
         hash(&mut object, "peer_macs")?.insert(MacKey::new(frame::PEER_MAC), Node::new(PEER), 0)?;
@@ -59,10 +59,17 @@ impl Plane {
         Ok(Self { object })
     }
 
-    /// The ingress program.
-    pub(crate) fn ingress(&self) -> Result<&Xdp> {
-        let program = self.object.program("xdp_ingress");
-        Ok(program.context("no xdp_ingress")?.try_into()?)
+    /// The ingress program of a hook.
+    pub(crate) fn ingress(&self, hook: Hook) -> Result<Program<'_>> {
+        Program::of(&self.object, ingress(hook))
+    }
+}
+
+/// Name of the ingress program of a hook.
+const fn ingress(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Xdp => "xdp_ingress",
+        Hook::Tc => "tc_ingress",
     }
 }
 

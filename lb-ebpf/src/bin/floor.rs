@@ -1,7 +1,8 @@
 //! What the benchmark measures the data plane against, in an object of its own that is not
 //! shipped: an empty program, one that parses and sends back, and one that looks a flow up as
 //! well. And `restore`, which puts the packet back as it was and goes on with the program under
-//! test, so that a program run with `repeat` meets the same packet each time.
+//! test, so that a program run with `repeat` meets the same packet each time. Each of them once for
+//! XDP and once for tc.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -11,10 +12,11 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::xdp_action,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     btf_maps::{Array, LruHashMap, ProgramArray},
-    macros::{btf_map, xdp},
-    programs::XdpContext,
+    helpers::bpf_redirect,
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     abi::{Flow, FlowKey, MAX_FLOWS},
@@ -33,47 +35,128 @@ static ORIGINAL: Array<Words, 1> = Array::new();
 /// The program under test.
 #[btf_map(name = "next")]
 static NEXT: ProgramArray<1> = ProgramArray::new();
+/// The same for tc.
+#[btf_map(name = "tc_next")]
+static TC_NEXT: ProgramArray<1> = ProgramArray::new();
 #[btf_map(name = "floor_flows4")]
 static FLOWS4: LruHashMap<FlowKey<[u8; 4]>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map(name = "floor_flows6")]
 static FLOWS6: LruHashMap<FlowKey<[u8; 16]>, Flow, { MAX_FLOWS as usize }> = LruHashMap::new();
 
+/// A frame in memory.
+trait Frame {
+    /// Address of its first byte.
+    fn start(&self) -> usize;
+    /// Address after its last byte.
+    fn end(&self) -> usize;
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
 /// Does nothing: what any program costs.
-#[xdp]
+#[xdp(frags)]
 pub(crate) fn empty(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// The same.
+#[classifier]
+pub(crate) fn tc_empty(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 /// Reads and checks the headers, swaps the MACs and sends the packet back.
-#[xdp]
+#[xdp(frags)]
 pub(crate) fn parse(ctx: XdpContext) -> u32 {
     action(parsed(&ctx, |_| true, |_| true))
 }
 
+/// The same.
+#[classifier]
+pub(crate) fn tc_parse(ctx: TcContext) -> i32 {
+    let sent = parsed(&ctx, |_| true, |_| true);
+    tc_action(&ctx, sent)
+}
+
 /// The same, for a packet whose flow is known.
-#[xdp]
+#[xdp(frags)]
 pub(crate) fn lookup(ctx: XdpContext) -> u32 {
-    // SAFETY: nothing but the backend's number is read, at once.
-    let known4 = |key: &FlowKey<[u8; 4]>| unsafe { FLOWS4.get(key) }.is_some_and(live);
-    // SAFETY: as above.
-    let known6 = |key: &FlowKey<[u8; 16]>| unsafe { FLOWS6.get(key) }.is_some_and(live);
     action(parsed(&ctx, known4, known6))
 }
 
+/// The same.
+#[classifier]
+pub(crate) fn tc_lookup(ctx: TcContext) -> i32 {
+    let sent = parsed(&ctx, known4, known6);
+    tc_action(&ctx, sent)
+}
+
 /// Restores the packet and becomes the program under test.
-#[xdp]
+#[xdp(frags)]
 pub(crate) fn restore(ctx: XdpContext) -> u32 {
-    if let (Some(words), Some(to)) = (ORIGINAL.get(0), pointer::<Words>(&ctx, 0)) {
-        for (index, word) in words.iter().enumerate() {
-            // Volatile, or the loop becomes a call to one that copies bytes.
-            // SAFETY: `pointer` checked the length, and frames of program runs start at an
-            // address that is a multiple of 8.
-            unsafe { to.cast::<u64>().add(index).write_volatile(*word) };
-        }
+    if restored(&ctx) {
         // SAFETY: nothing here needs to be dropped.
         unsafe { NEXT.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
+}
+
+/// The same.
+#[classifier]
+pub(crate) fn tc_restore(ctx: TcContext) -> i32 {
+    if restored(&ctx) {
+        // SAFETY: nothing here needs to be dropped.
+        unsafe { TC_NEXT.tail_call(&ctx, 0) };
+    }
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn restored(ctx: &impl Frame) -> bool {
+    let (Some(words), Some(to)) = (ORIGINAL.get(0), pointer::<Words>(ctx, 0)) else {
+        return false;
+    };
+    for (index, word) in words.iter().enumerate() {
+        // Volatile, or the loop becomes a call to one that copies bytes.
+        // SAFETY: `pointer` checked the length, and frames of program runs start at an address
+        // that is a multiple of 8.
+        unsafe { to.cast::<u64>().add(index).write_volatile(*word) };
+    }
+    true
+}
+
+#[inline(always)]
+fn known4(key: &FlowKey<[u8; 4]>) -> bool {
+    // SAFETY: nothing but the backend's number is read, at once.
+    unsafe { FLOWS4.get(key) }.is_some_and(live)
+}
+
+#[inline(always)]
+fn known6(key: &FlowKey<[u8; 16]>) -> bool {
+    // SAFETY: as above.
+    unsafe { FLOWS6.get(key) }.is_some_and(live)
 }
 
 #[inline(always)]
@@ -89,10 +172,19 @@ fn action(sent: Option<bool>) -> u32 {
     }
 }
 
+#[inline(always)]
+fn tc_action(ctx: &TcContext, sent: Option<bool>) -> i32 {
+    match sent {
+        // SAFETY: the kernel checks the index.
+        Some(true) => unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 },
+        Some(false) | None => TC_ACT_SHOT,
+    }
+}
+
 /// Parses the packet, asks about its flow, and turns it round. `None`: not well-formed TCP.
 #[inline(always)]
 fn parsed(
-    ctx: &XdpContext,
+    ctx: &impl Frame,
     known4: impl FnOnce(&FlowKey<[u8; 4]>) -> bool,
     known6: impl FnOnce(&FlowKey<[u8; 16]>) -> bool,
 ) -> Option<bool> {
@@ -139,8 +231,8 @@ fn parsed(
 
 /// The ports of a TCP segment whose lengths fit.
 #[inline(always)]
-fn tcp(ctx: &XdpContext, proto: u8, l4: usize, end: usize) -> Option<(u16, u16)> {
-    if proto != IPPROTO_TCP || ctx.data() + end > ctx.data_end() || end < l4 + TcpHeader::LEN {
+fn tcp(ctx: &impl Frame, proto: u8, l4: usize, end: usize) -> Option<(u16, u16)> {
+    if proto != IPPROTO_TCP || ctx.start() + end > ctx.end() || end < l4 + TcpHeader::LEN {
         return None;
     }
     let header: TcpHeader = load(ctx, l4)?;
@@ -152,22 +244,22 @@ fn tcp(ctx: &XdpContext, proto: u8, l4: usize, end: usize) -> Option<(u16, u16)>
 }
 
 #[inline(always)]
-fn pointer<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    let mut start = ctx.data() + offset;
+fn pointer<T>(ctx: &impl Frame, offset: usize) -> Option<*mut T> {
+    let mut start = ctx.start() + offset;
     // SAFETY: moves a register to itself: the access then uses the very register that was
     // compared, as the verifier wants it.
     unsafe { asm!("{0} = {0}", inout(reg) start, options(pure, nomem, nostack)) };
-    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+    (start + size_of::<T>() <= ctx.end()).then_some(start as *mut T)
 }
 
 #[inline(always)]
-fn load<T: Wire>(ctx: &XdpContext, offset: usize) -> Option<T> {
+fn load<T: Wire>(ctx: &impl Frame, offset: usize) -> Option<T> {
     // SAFETY: the length is checked; `Wire` types have alignment 1 and take any bytes.
     pointer(ctx, offset).map(|at: *mut T| unsafe { at.read() })
 }
 
 #[inline(always)]
-fn store<T: Wire>(ctx: &XdpContext, offset: usize, value: T) -> bool {
+fn store<T: Wire>(ctx: &impl Frame, offset: usize, value: T) -> bool {
     match pointer::<T>(ctx, offset) {
         // SAFETY: as in `load`.
         Some(at) => unsafe {
