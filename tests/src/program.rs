@@ -247,17 +247,25 @@ impl DataPlane {
 
     /// What the programs told the controller since the last call: the words of each event.
     pub fn events(&mut self) -> Result<Vec<[u32; 4]>> {
-        let name = "events";
-        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
-        let mut events = RingBuf::try_from(map)?;
-        let mut read = Vec::new();
-        while let Some(record) = events.next() {
-            let (words, rest) = record.as_chunks::<4>();
+        let events = self.records("events")?;
+        let words = |event: &Vec<u8>| -> Result<[u32; 4]> {
+            let (words, rest) = event.as_chunks::<4>();
             let words: Vec<u32> = words.iter().copied().map(u32::from_ne_bytes).collect();
-            ensure!(rest.is_empty(), "an event of {} bytes", record.len());
-            read.push(words.as_slice().try_into()?);
+            ensure!(rest.is_empty(), "an event of {} bytes", event.len());
+            Ok(words.as_slice().try_into()?)
+        };
+        events.iter().map(words).collect()
+    }
+
+    /// What the programs wrote to a ring buffer since the last call.
+    pub fn records(&mut self, name: &str) -> Result<Vec<Vec<u8>>> {
+        let map = self.ebpf.map_mut(name).with_context(|| missing(name))?;
+        let mut ring = RingBuf::try_from(map)?;
+        let mut records = Vec::new();
+        while let Some(record) = ring.next() {
+            records.push(record.to_vec());
         }
-        Ok(read)
+        Ok(records)
     }
 
     /// An array.

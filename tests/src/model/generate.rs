@@ -282,6 +282,7 @@ impl Generator {
             .chain(state.half_returns.keys())
             .collect();
         match random.below(22) {
+            21 => Change::Trace(true),
             20 => Change::Limits(*random.pick(&LIMITS), *random.pick(&LIMITS)),
             0 if !flows.is_empty() => Change::EvictFlow(**random.pick(&flows)),
             1 if !returns.is_empty() => Change::EvictReturn(**random.pick(&returns)),

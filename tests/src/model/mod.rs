@@ -35,7 +35,7 @@ mod wire;
 pub mod world;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
@@ -130,6 +130,8 @@ pub struct Model {
     pub backends: BTreeMap<u32, Count>,
     /// Nanoseconds of the coarse clock.
     now_ns: u64,
+    /// The last packet was to a VIP: a trace tells of it.
+    to_vip: Cell<bool>,
     /// Keys of flows and return entries that the last packet asked for.
     touched: RefCell<BTreeSet<Tuple>>,
 }
@@ -148,6 +150,7 @@ impl Model {
     pub fn ingress(&mut self, frame: &[u8], ifindex: u32, now_ns: u64) -> Outcome {
         self.touched.get_mut().clear();
         self.now_ns = now_ns;
+        self.to_vip.set(false);
         let outcome = self.judge_ingress(frame, ifindex, seconds(now_ns));
         self.count(&outcome, frame.len());
         outcome
@@ -165,6 +168,11 @@ impl Model {
     pub fn change(&mut self, change: &Change, now_ns: u64) {
         self.tables.change(change);
         self.state.change(change, &self.tables, seconds(now_ns));
+    }
+
+    /// Whether the last packet is in the trace.
+    pub fn is_traced(&self) -> bool {
+        self.tables.traced && self.to_vip.get()
     }
 
     /// The keys that the last packet asked for.

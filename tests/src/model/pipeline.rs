@@ -292,6 +292,7 @@ impl Model {
         if !self.tables.vips.contains_key(&dst) {
             return Err(Reason::NotVip);
         }
+        self.to_vip.set(true);
         let tags = link.tags();
         match self.tables.uplinks.get(&(ifindex, tags)) {
             Some(own) if *own == link.dst => {}

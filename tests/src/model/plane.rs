@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem::offset_of,
     net::{IpAddr, SocketAddr},
     ops::Range,
 };
@@ -15,7 +16,7 @@ use lb_common::{
     abi::{
         self, Address, BackendState, FlowKey, Lease, MAGLEV_SIZE, MacKey, MaglevTable, Method,
         NatReturn, Node, NodeConfig, ReplyPort, ServiceKey, Uplink, UplinkKey, Vip,
-        events::Event,
+        events::{Event, TraceEvent},
         layout::{MAPS, TypeLayout},
         sources::{SourceKey, SourceRule},
     },
@@ -166,6 +167,34 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A record of the trace, as far as it is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Number of the reason.
+    pub reason: u32,
+    /// The service.
+    pub service: u32,
+    /// Where the packet came in.
+    pub ifindex: u32,
+    /// Where it goes out, if that is elsewhere.
+    pub new_ifindex: u32,
+}
+
+impl Record {
+    fn read(bytes: &[u8]) -> Self {
+        let number = |at: usize| {
+            let field = bytes[at..].first_chunk().copied();
+            field.map_or(u32::MAX, u32::from_ne_bytes)
+        };
+        Self {
+            reason: number(offset_of!(TraceEvent, reason)),
+            service: number(offset_of!(TraceEvent, service)),
+            ifindex: number(offset_of!(TraceEvent, ifindex)),
+            new_ifindex: number(offset_of!(TraceEvent, new_ifindex)),
+        }
+    }
+}
+
 /// Bytes of a `Flow`.
 const FLOW: usize = size_of::<abi::Flow>();
 
@@ -260,6 +289,7 @@ impl Plane {
             self.data.array("suspects")?.set(backend, 0_u32, 0)?;
         }
         self.data.forget_budget()?;
+        self.records()?;
         self.refusals()?;
         self.reasons = BTreeMap::new();
         self.backends = BTreeMap::new();
@@ -320,6 +350,13 @@ impl Plane {
                 by_family!(tuple.src.ip(), self.change_of(change))
             }
             Change::Hold(back, ..) => by_family!(back.src.ip(), self.change_of(change)),
+            Change::Trace(_) => {
+                for (addr, lease) in self.tables.vips.clone() {
+                    let vip = Change::Vip(addr, Some(lease));
+                    by_family!(addr, self.change_of(&vip))?;
+                }
+                Ok(())
+            }
             Change::Limits(new, adopted) => {
                 let config = NodeConfig::new(0).with_limits(*new, *adopted);
                 Ok(self.data.array("node")?.set(0, config, 0)?)
@@ -379,7 +416,9 @@ impl Plane {
                 self.put(&name::<A>("reply_ports"), service_key::<A>(*key), value)
             }
             Change::Vip(addr, lease) => {
-                self.put(&name::<A>("vips"), A::of(*addr), lease.map(Vip::new))
+                let traced = self.tables.traced;
+                let vip = lease.map(|lease| Vip::new(lease).traced(traced));
+                self.put(&name::<A>("vips"), A::of(*addr), vip)
             }
             Change::PeerAddr(addr, node) => {
                 self.put(&name::<A>("peer_addrs"), A::of(*addr), node.map(Node::new))
@@ -429,6 +468,7 @@ impl Plane {
             }
             Change::Maglev(..)
             | Change::Limits(..)
+            | Change::Trace(_)
             | Change::Lease(..)
             | Change::Uplink(..)
             | Change::PeerMac(..)
@@ -550,6 +590,12 @@ impl Plane {
             .filter(|[kind, ..]| *kind == Event::REFUSED)
             .map(|[_, service, backend, _]| (*service, *backend));
         Ok(refused.collect())
+    }
+
+    /// What the trace says of the packets since the last call.
+    pub fn records(&mut self) -> Result<Vec<Record>> {
+        let records = self.data.records("trace_events")?;
+        Ok(records.iter().map(|bytes| Record::read(bytes)).collect())
     }
 
     /// How the program says a verdict: a socket buffer has no way back through the interface that it

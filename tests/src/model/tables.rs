@@ -150,6 +150,8 @@ pub struct Tables {
     pub sources: BTreeMap<(u32, IpAddr, u8), bool>,
     /// Entries that may be made in a second for new flows, and for adopted ones; 0: any number.
     pub limits: (u32, u32),
+    /// Somebody traces packets to VIPs.
+    pub traced: bool,
 }
 
 /// What the data plane writes.
@@ -239,6 +241,8 @@ pub enum Change {
     Hold(Tuple, Tuple, u32),
     /// Limits of entries for new and for adopted flows.
     Limits(u32, u32),
+    /// Somebody traces packets to VIPs, or nobody.
+    Trace(bool),
 }
 
 /// Put a value into a map, or remove it.
@@ -274,6 +278,7 @@ impl Tables {
             Change::ReplyPort(key, port) => set(&mut self.reply_ports, key, port),
             Change::Source(rule, allows) => set(&mut self.sources, rule, allows),
             Change::Limits(new, adopted) => self.limits = (new, adopted),
+            Change::Trace(traced) => self.traced = traced,
             Change::Suspect(..)
             | Change::Hold(..)
             | Change::EvictFlow(_)
@@ -403,6 +408,11 @@ impl Tables {
                 Vec::new()
             } else {
                 vec![Change::Limits(to.limits.0, to.limits.1)]
+            },
+            if self.traced == to.traced {
+                Vec::new()
+            } else {
+                vec![Change::Trace(to.traced)]
             },
         ]
         .concat()

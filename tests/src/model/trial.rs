@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     Count, Model, NANOS, Outcome, Sockets,
     case::Step,
-    plane::Plane,
+    plane::{Plane, Record},
     tables::{Flow, Return, State, Tables, Tuple},
     world,
 };
@@ -85,7 +85,9 @@ impl<'a> Trial<'a> {
             Step::In { ifindex, frame } => {
                 let expected = self.model.ingress(frame, *ifindex, now_ns()?);
                 let (action, got) = self.plane.ingress(frame, *ifindex)?;
-                self.compare(frame, &expected, action, &got)?
+                let compared = self.compare(frame, &expected, action, &got)?;
+                let traced = self.compare_trace(&expected, *ifindex)?;
+                compared.and(traced)
             }
             Step::Out { frame } => {
                 let expected = self.model.egress(frame);
@@ -140,6 +142,27 @@ impl<'a> Trial<'a> {
         })
     }
 
+    /// The trace has one record of a packet to a VIP while it is on.
+    fn compare_trace(&mut self, expected: &Outcome, ifindex: u32) -> Result<Result<(), String>> {
+        if !self.model.tables.traced {
+            return Ok(Ok(()));
+        }
+        let record = Record {
+            reason: expected.reason.index(),
+            service: expected.service,
+            ifindex,
+            new_ifindex: expected.ifindex,
+        };
+        let records: Vec<Record> = self
+            .model
+            .is_traced()
+            .then_some(record)
+            .into_iter()
+            .collect();
+        let different = difference("trace", &records, &self.plane.records()?);
+        Ok(different.map_or(Ok(()), Err))
+    }
+
     /// Compare all that is left after the last step.
     pub fn finish(&mut self) -> Compared {
         let mut wrong = Vec::new();
@@ -168,6 +191,7 @@ impl<'a> Trial<'a> {
             let near = a.zip(b).is_some_and(|(a, b)| a.abs_diff(*b) < LATE_NS);
             (!near).then(|| format!("rate of {key:?}: expected {a:?}, got {b:?}"))
         }));
+        wrong.extend(difference("trace", &Vec::new(), &self.plane.records()?));
         wrong.extend(difference("refusals", &state.refusals, &got.refusals));
         let reasons = self.plane.reasons()?;
         wrong.extend(differences(&self.model.reasons, &reasons, |key, a, b| {
