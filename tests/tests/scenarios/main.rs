@@ -9,7 +9,6 @@ mod bound;
 mod closing;
 mod clsact;
 mod explain;
-
 mod floods;
 mod hairpin;
 mod icmp;
