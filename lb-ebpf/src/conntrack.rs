@@ -29,6 +29,8 @@ pub(crate) struct Request<'a, C, F: Family> {
     pub(crate) l3: usize,
     /// Offset of the packet's end.
     pub(crate) end: usize,
+    /// Length of the frame in bytes.
+    pub(crate) length: u64,
     /// VLAN tags of the frame.
     pub(crate) tags: u32,
     /// TCP or UDP header.
@@ -198,7 +200,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
     #[inline(always)]
     fn deliver(&mut self, reason: Reason, new: bool) -> Decision {
         let service = self.service;
-        let bytes = self.ctx.length() as u64;
+        let bytes = self.length;
         maps::count_backend(service.local_backend(), |counters| {
             counters.packet(bytes);
             if new {
@@ -221,7 +223,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
         if backend.method() == Some(Method::Local) {
             return self.deliver(Reason::Local, target.new);
         }
-        let bytes = self.ctx.length() as u64;
+        let bytes = self.length;
         self.scratch.facts.backend = target.backend;
         let decision = match backend.method() {
             Some(Method::Dsr) => forward::dsr(self.ctx, self.tags, target.stateless, backend),

@@ -1,7 +1,7 @@
 //! The ingress pipeline: parse, fence, service, conntrack, select, forward.
 
 use lb_common::{
-    abi::{Address as _, FlowKey, ServiceKey, same_mac},
+    abi::{Address as _, ServiceKey, same_mac},
     headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
     reason::Reason,
 };
@@ -17,39 +17,39 @@ use crate::{
     stages::Stages,
 };
 
-/// What becomes of a frame that came in.
+/// What becomes of a frame of `length` bytes that came in.
 #[inline(always)]
-pub(crate) fn ingress<C: Stages<V4> + Stages<V6>>(ctx: &C) -> Decision {
+pub(crate) fn ingress<C: Stages<V4> + Stages<V6>>(ctx: &C, length: u64) -> Decision {
     let ethernet = match parse::ethernet(ctx) {
         Ok(ethernet) => ethernet,
         Err(reason) => return reason.into(),
     };
     match ethernet.ethertype {
-        ETHERTYPE_IPV4 => ip::<C, V4>(ctx, ethernet),
+        ETHERTYPE_IPV4 => ip::<C, V4>(ctx, ethernet, length),
         ETHERTYPE_IPV6 if fence::nd_ingress(ctx, ethernet.l3) => Reason::FencedNd.into(),
-        ETHERTYPE_IPV6 => ip::<C, V6>(ctx, ethernet),
+        ETHERTYPE_IPV6 => ip::<C, V6>(ctx, ethernet, length),
         ETHERTYPE_ARP => fence::arp_ingress(ctx, ethernet.l3).into(),
         _ => Reason::NotIp.into(),
     }
 }
 
 #[inline(always)]
-fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet) -> Decision {
+fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet, length: u64) -> Decision {
     let Some(scratch) = F::scratch() else {
         return Reason::Inconsistent.into();
     };
     let l3 = scratch.forget::<0x1f>(ethernet.l3);
     let tags = scratch.forget::<0xffff_ffff>(ethernet.tags as usize) as u32;
     // Only packets to a VIP are checked closely: the others are the kernel's, whatever they are.
-    let Some([src, dst]) = packet::load::<C, [F::Addr; 2]>(ctx, l3 + F::ADDRESSES) else {
+    if !packet::load_addresses(ctx, l3 + F::ADDRESSES, &mut scratch.key) {
         return Reason::Truncated.into();
-    };
-    scratch.key = FlowKey::new(src, 0, dst, 0, 0);
+    }
+    scratch.key.set_transport(0, 0, 0);
     let Some(vip) = maps::find(F::vips(), scratch.key.dst_ref()) else {
         return Reason::NotVip.into();
     };
     let traced = vip.is_traced() || maps::dry_run();
-    let decision = match to_vip::<C, F>(ctx, l3, tags, traced, scratch) {
+    let decision = match to_vip::<C, F>(ctx, (l3, length), tags, traced, scratch) {
         Ok(decision) => decision,
         Err(reason) => reason.into(),
     };
@@ -63,7 +63,7 @@ fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet) -> Decision {
 #[inline(always)]
 fn to_vip<C: Stages<F>, F: Family>(
     ctx: &C,
-    l3: usize,
+    (l3, length): (usize, u64),
     tags: u32,
     traced: bool,
     scratch: &mut Scratch<F::Addr>,
@@ -126,6 +126,7 @@ fn to_vip<C: Stages<F>, F: Family>(
         ctx,
         l3,
         end: ip.end,
+        length,
         tags,
         transport,
         service,

@@ -46,9 +46,10 @@ use crate::{
 
 /// Forwards what is addressed to a VIP: attached to each uplink where the driver runs XDP.
 #[xdp(frags)]
+#[inline(always)]
 pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
     let length = ctx.length();
-    let decision = ingress::ingress(&ctx);
+    let decision = ingress::ingress(&ctx, length as u64);
     count(decision, length);
     match decision.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -60,12 +61,13 @@ pub(crate) fn xdp_ingress(ctx: XdpContext) -> u32 {
 
 /// The same pipeline on a socket buffer: attached to each uplink where XDP would be slow.
 #[classifier]
+#[inline(always)]
 pub(crate) fn tc_ingress(ctx: TcContext) -> i32 {
     let length = ctx.length();
     if !packet::pull_headers(&ctx) {
         return tcx_action_base::TCX_NEXT;
     }
-    let decision = ingress::ingress(&ctx);
+    let decision = ingress::ingress(&ctx, length as u64);
     count(decision, length);
     match decision.verdict() {
         Verdict::Pass => tcx_action_base::TCX_NEXT,

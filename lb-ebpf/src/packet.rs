@@ -1,7 +1,7 @@
 //! Packet and context access: the one bounds check, and the few context fields that programs
 //! read or write. Everything here is safe to call.
 
-use core::{arch::asm, ffi::c_void};
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -12,7 +12,11 @@ use aya_ebpf::{
     },
     programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext},
 };
-use lb_common::{abi::Address, checksum::Delta, headers::Wire};
+use lb_common::{
+    abi::{Address, FlowKey},
+    checksum::Delta,
+    headers::Wire,
+};
 
 /// A program's view of the frame, implemented by XDP and tc contexts.
 pub(crate) trait Context {
@@ -254,28 +258,154 @@ fn opaque(mut address: usize) -> usize {
     address
 }
 
+/// Words of a [`Wire`] type that are moved at once at most, see [`fetch`].
+macro_rules! for_words {
+    ($word:ident) => {
+        $word!(0);
+        $word!(4);
+        $word!(8);
+        $word!(12);
+        $word!(16);
+        $word!(20);
+        $word!(24);
+        $word!(28);
+        $word!(32);
+        $word!(36);
+    };
+}
+
+/// Longest type that is moved by [`for_words`].
+const LONGEST: usize = 40;
+
+/// Read a `T` by words. Its alignment is 1, and LLVM would read it byte by byte and put the words
+/// together again: it does not know that BPF may access frames at any address.
+///
+/// # Safety
+/// All of `T` at `from` must be readable.
+#[inline(always)]
+unsafe fn fetch<T: Wire>(from: *const T) -> T {
+    const { assert!(size_of::<T>() <= LONGEST) };
+    let mut value = MaybeUninit::<T>::uninit();
+    let to = value.as_mut_ptr().cast::<u8>();
+    macro_rules! word {
+        ($at:literal) => {
+            // SAFETY: within `T`, by the conditions, which the compiler evaluates.
+            unsafe {
+                if size_of::<T>() >= $at + 4 {
+                    let word: u64;
+                    asm!("{0} = *(u32 *)({1} + {2})", out(reg) word, in(reg) from, const $at, options(pure, readonly, nostack));
+                    to.add($at).cast::<u32>().write_unaligned(word as u32);
+                } else {
+                    if size_of::<T>() >= $at + 2 {
+                        let word: u64;
+                        asm!("{0} = *(u16 *)({1} + {2})", out(reg) word, in(reg) from, const $at, options(pure, readonly, nostack));
+                        to.add($at).cast::<u16>().write_unaligned(word as u16);
+                    }
+                    if size_of::<T>() > $at && size_of::<T>() % 2 == 1 {
+                        let word: u64;
+                        asm!("{0} = *(u8 *)({1} + {2})", out(reg) word, in(reg) from, const { size_of::<T>() as i16 - 1 }, options(pure, readonly, nostack));
+                        to.add(size_of::<T>() - 1).write(word as u8);
+                    }
+                }
+            }
+        };
+    }
+    for_words!(word);
+    // SAFETY: every byte was written, and `Wire` types take any bytes.
+    unsafe { value.assume_init() }
+}
+
+/// The inverse of [`fetch`].
+///
+/// # Safety
+/// All of `T` at `to` must be writable.
+#[inline(always)]
+unsafe fn put<T: Wire>(to: *mut T, value: &T) {
+    const { assert!(size_of::<T>() <= LONGEST) };
+    let from = core::ptr::from_ref(value).cast::<u8>();
+    macro_rules! word {
+        ($at:literal) => {
+            // SAFETY: within `T`, by the conditions, which the compiler evaluates.
+            unsafe {
+                if size_of::<T>() >= $at + 4 {
+                    let word = u64::from(from.add($at).cast::<u32>().read_unaligned());
+                    asm!("*(u32 *)({1} + {2}) = {0}", in(reg) word, in(reg) to, const $at, options(nostack));
+                } else {
+                    if size_of::<T>() >= $at + 2 {
+                        let word = u64::from(from.add($at).cast::<u16>().read_unaligned());
+                        asm!("*(u16 *)({1} + {2}) = {0}", in(reg) word, in(reg) to, const $at, options(nostack));
+                    }
+                    if size_of::<T>() > $at && size_of::<T>() % 2 == 1 {
+                        let word = u64::from(from.add(size_of::<T>() - 1).read());
+                        asm!("*(u8 *)({1} + {2}) = {0}", in(reg) word, in(reg) to, const { size_of::<T>() as i16 - 1 }, options(nostack));
+                    }
+                }
+            }
+        };
+    }
+    for_words!(word);
+}
+
+/// Copy the two addresses at `offset` to those of `key`; false if they are not there.
+#[inline(always)]
+pub(crate) fn load_addresses<C: Context, A: Address + Wire>(
+    ctx: &C,
+    offset: usize,
+    key: &mut FlowKey<A>,
+) -> bool {
+    let Some(from) = pointer::<C, [A; 2]>(ctx, offset) else {
+        return false;
+    };
+    // SAFETY: `pointer` checked the frame; a key begins with its two addresses.
+    unsafe { copy_addresses::<A>(from.cast(), core::ptr::from_mut(key).cast()) };
+    true
+}
+
+/// Copy two addresses by words, not by way of registers for all of them.
+///
+/// # Safety
+/// Both pointers must be good for two addresses.
+#[inline(always)]
+unsafe fn copy_addresses<A: Wire>(from: *const u8, to: *mut u8) {
+    macro_rules! word {
+        ($at:literal) => {
+            if 2 * size_of::<A>() > $at {
+                // SAFETY: within the two addresses, whose length is a multiple of 8.
+                unsafe {
+                    let word: u64;
+                    asm!("{0} = *(u64 *)({1} + {2})", out(reg) word, in(reg) from, const $at, options(pure, readonly, nostack));
+                    asm!("*(u64 *)({1} + {2}) = {0}", in(reg) word, in(reg) to, const $at, options(nostack));
+                }
+            }
+        };
+    }
+    word!(0);
+    word!(8);
+    word!(16);
+    word!(24);
+}
+
 /// Read a `T` at `offset` bytes from the start of the frame.
 #[inline(always)]
 pub(crate) fn load<C: Context, T: Wire>(ctx: &C, offset: usize) -> Option<T> {
-    // SAFETY: `pointer` checked that all of `T` lies in the frame, and `Wire` types have
-    // alignment 1 and take any bytes.
-    pointer(ctx, offset).map(|at: *mut T| unsafe { at.read() })
+    // SAFETY: `pointer` checked that all of `T` lies in the frame.
+    pointer(ctx, offset).map(|at: *mut T| unsafe { fetch(at) })
 }
 
 /// Overwrite the bytes at `offset` with `value`; false if they do not all lie in the frame.
 #[inline(always)]
 pub(crate) fn store<C: Context, T: Wire>(ctx: &C, offset: usize, value: T) -> bool {
     match pointer::<C, T>(ctx, offset) {
-        // SAFETY: as in `load`; XDP frames are writable, and nothing else refers to them.
+        // SAFETY: as in `load`; frames are writable, and nothing else refers to them.
         Some(at) => unsafe {
-            at.write(value);
+            put(at, &value);
             true
         },
         None => false,
     }
 }
 
-/// Copy the addresses `src` and `dst` to `offset`, byte by byte: all at once they would not fit the
+/// Copy the addresses `src` and `dst` to `offset`, one after the other: at once they would not fit the
 /// registers, and go by way of the stack. False if they do not both lie in the frame.
 #[inline(always)]
 pub(crate) fn store_addresses<C: Context, A: Address + Wire>(
@@ -287,13 +417,11 @@ pub(crate) fn store_addresses<C: Context, A: Address + Wire>(
     let Some(to) = pointer::<C, [A; 2]>(ctx, offset) else {
         return false;
     };
-    let to = to.cast::<u8>();
-    for (from, start) in [(src, 0), (dst, size_of::<A>())] {
-        let from = core::ptr::from_ref(from).cast::<u8>();
-        for at in 0..size_of::<A>() {
-            // SAFETY: as in `store`, and an address is an array of that many bytes.
-            unsafe { to.add(start + at).write_volatile(from.add(at).read()) };
-        }
+    let [to_src, to_dst] = [to.cast::<A>(), to.cast::<A>().wrapping_add(1)];
+    // SAFETY: as in `store`.
+    unsafe {
+        put(to_src, src);
+        put(to_dst, dst);
     }
     true
 }
