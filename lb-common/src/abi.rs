@@ -1132,10 +1132,23 @@ impl Uplink {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     netns_cookie: u64,
+    no_peers: u64,
     abi_version: u32,
     new_flow_limit: u32,
     adoption_limit: u32,
-    pad: u32,
+    uplink_ifindex: u32,
+    uplink_tags: u32,
+    uplink_mac: Mac,
+    pad0: u16,
+    pad1: u32,
+}
+
+/// The bit of a MAC in the filter of peers.
+#[inline(always)]
+fn peer_bit(mac: &Mac) -> u64 {
+    let (a, b, c) = mac_words(mac);
+    let mixed = a ^ b.rotate_left(3) ^ c;
+    1 << ((mixed ^ mixed >> 6 ^ mixed >> 11) & 63)
 }
 
 impl NodeConfig {
@@ -1144,11 +1157,48 @@ impl NodeConfig {
     pub const fn new(netns_cookie: u64) -> Self {
         Self {
             netns_cookie,
+            no_peers: 0,
             abi_version: ABI_VERSION,
             new_flow_limit: DEFAULT_NEW_FLOW_LIMIT,
             adoption_limit: DEFAULT_ADOPTION_LIMIT,
-            pad: 0,
+            uplink_ifindex: 0,
+            uplink_tags: 0,
+            uplink_mac: [0; 6],
+            pad0: 0,
+            pad1: 0,
         }
+    }
+
+    /// The same facts with one of the uplinks, which then costs no lookup: VLAN `tags` of interface
+    /// `ifindex`, with its own `mac`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_uplink(mut self, ifindex: u32, tags: u32, mac: Mac) -> Self {
+        self.uplink_ifindex = ifindex;
+        self.uplink_tags = tags;
+        self.uplink_mac = mac;
+        self
+    }
+
+    /// The same facts with a filter for `peers`, all of them: other MACs mostly cost no lookup.
+    #[must_use]
+    pub fn with_peers(mut self, peers: impl IntoIterator<Item = Mac>) -> Self {
+        let present = peers.into_iter().fold(0, |bits, mac| bits | peer_bit(&mac));
+        self.no_peers = !present;
+        self
+    }
+
+    /// The MAC of the uplink that is VLAN `tags` of interface `ifindex`, if it is the one that is
+    /// written here.
+    #[inline(always)]
+    pub fn uplink_mac(&self, ifindex: u32, tags: u32) -> Option<Mac> {
+        (self.uplink_ifindex == ifindex && self.uplink_tags == tags).then_some(self.uplink_mac)
+    }
+
+    /// Whether `peer_macs` may have this MAC.
+    #[inline(always)]
+    pub fn may_be_peer(&self, mac: &Mac) -> bool {
+        self.no_peers & peer_bit(mac) == 0
     }
 
     /// The same facts with other limits of entries made per CPU and second: for SYNs and UDP, and
@@ -1489,7 +1539,7 @@ assert_layout! {
     ReplyPort: size 4 align 2;
     UplinkKey: size 8 align 4;
     Uplink: size 8 align 2;
-    NodeConfig: size 24 align 8;
+    NodeConfig: size 48 align 8;
     ConnectOrigin<V4>: size 16 align 4;
     ConnectOrigin<V6>: size 40 align 4;
     Counters: size 24 align 8;

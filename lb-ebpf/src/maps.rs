@@ -584,12 +584,19 @@ pub(crate) fn may_claim(vip: Vip) -> bool {
 /// Node number of the peer with this MAC, [`NODE_NONE`] if there is none.
 #[inline(always)]
 pub(crate) fn peer_of_mac(mac: Mac) -> u32 {
+    if NODE.get(0).is_some_and(|node| !node.may_be_peer(&mac)) {
+        return NODE_NONE;
+    }
     get(&PEER_MACS, &MacKey::new(mac)).map_or(NODE_NONE, |node| node.number())
 }
 
 /// The MAC of the uplink that is VLAN `tags` of interface `ifindex`.
 #[inline(always)]
 pub(crate) fn uplink_mac(ifindex: u32, tags: u32) -> Option<Mac> {
+    let written = NODE.get(0).and_then(|node| node.uplink_mac(ifindex, tags));
+    if written.is_some() {
+        return written;
+    }
     get(&UPLINKS, &UplinkKey::new(ifindex, tags)).map(|uplink| uplink.mac())
 }
 

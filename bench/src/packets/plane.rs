@@ -8,7 +8,7 @@ use aya::{
 use lb_common::{
     abi::{
         Address, Backend, BackendState, MacKey, MaglevTable, Method, NODE_NONE, NODE_SELF, Node,
-        Service, ServiceKey, Uplink, UplinkKey, Vip,
+        NodeConfig, Service, ServiceKey, Uplink, UplinkKey, Vip,
     },
     headers::IPPROTO_TCP,
 };
@@ -53,6 +53,11 @@ impl Plane {
         }
         let uplink = Uplink::new(frame::OWN_MAC);
         hash(&mut object, "uplinks")?.insert(UplinkKey::new(IFINDEX, 0), uplink, 0)?;
+        // As the controller writes it.
+        let facts = NodeConfig::new(0)
+            .with_uplink(IFINDEX, 0, frame::OWN_MAC)
+            .with_peers([frame::PEER_MAC]);
+        array(&mut object, "node")?.set(0, facts, 0)?;
         hash(&mut object, "peer_macs")?.insert(MacKey::new(frame::PEER_MAC), Node::new(PEER), 0)?;
         fill(&mut object, "4", frame::VIP4, frame::BACKEND4, 0)?;
         fill(&mut object, "6", frame::VIP6, frame::BACKEND6, 3)?;

@@ -156,7 +156,10 @@ structs! {
     MaglevTable { slots }
     NatReturn<A> { client, ifindex, backend, tags, client_port, vip_port, mac, pad }
     Node { node }
-    NodeConfig { netns_cookie, abi_version, new_flow_limit, adoption_limit, pad }
+    NodeConfig {
+        netns_cookie, no_peers, abi_version, new_flow_limit, adoption_limit, uplink_ifindex, uplink_tags,
+        uplink_mac, pad0, pad1
+    }
     ReplyPort { port, service }
     SendKey<A> { cookie, addr, port, pad }
     Service {

@@ -185,12 +185,10 @@ impl Builder {
     /// The desired tables. `observed` decides ids and which of a service's two Maglev tables
     /// is free to be filled.
     pub fn build(&mut self, facts: &Facts<'_>, observed: &Tables) -> Desired {
-        let mut tables = Tables {
-            node: Some(node(facts)),
-            ..Tables::default()
-        };
+        let mut tables = Tables::default();
         uplinks(facts, &mut tables);
         peers(facts, &mut tables);
+        tables.node = Some(node(facts, &tables));
         vips(facts, &mut tables);
         let mut services = Vec::new();
         for (index, service) in facts.config.services.iter().enumerate() {
@@ -438,9 +436,16 @@ impl ServiceBuild<'_> {
     }
 }
 
-fn node(facts: &Facts<'_>) -> NodeConfig {
+/// The facts about this node, after the uplinks and the peers.
+fn node(facts: &Facts<'_>, tables: &Tables) -> NodeConfig {
     let config = &facts.config.node;
-    NodeConfig::new(facts.netns_cookie).with_limits(config.new_flow_limit, config.adoption_limit)
+    let node = NodeConfig::new(facts.netns_cookie)
+        .with_limits(config.new_flow_limit, config.adoption_limit)
+        .with_peers(tables.peer_macs.keys().map(MacKey::mac));
+    match tables.uplinks.first_key_value() {
+        Some((key, uplink)) => node.with_uplink(key.ifindex(), key.tags(), uplink.mac()),
+        None => node,
+    }
 }
 
 /// `value` with what the configuration says of the service itself.

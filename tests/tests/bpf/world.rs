@@ -148,7 +148,12 @@ impl<F: Family> World<F> {
             self.lease(index, Lease::NONE);
         }
         self.table(|_| 0);
-        self.put("node", 0, NodeConfig::new(0));
+        let facts = NodeConfig::new(0).with_uplink(UPLINK, 0, OWN_MAC);
+        self.put(
+            "node",
+            0,
+            facts.with_peers([MASTER_MACS[1], MASTER_MACS[2]]),
+        );
 
         self.uplink(UPLINK, OWN_MAC);
         self.uplink(OTHER_UPLINK, OTHER_OWN_MAC);
@@ -250,6 +255,7 @@ impl<F: Family> World<F> {
     pub(crate) fn no_uplink(&mut self, ifindex: u32) {
         let mut map = self.plane.hash::<UplinkKey, Uplink>("uplinks").unwrap();
         map.remove(&UplinkKey::new(ifindex, 0)).unwrap();
+        self.put("node", 0, NodeConfig::new(0));
     }
 
     /// The MACs of the peers are not known.
