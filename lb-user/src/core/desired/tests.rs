@@ -591,7 +591,13 @@ fn both_families_are_built_alike() {
     let key = ServiceKey::new([10, 0, 2, 100], 6443, IPPROTO_TCP);
     assert_eq!(world.tables.v4.reply_ports[&key].port(), 1644);
     assert_eq!(world.tables.v6.reply_ports.len(), 1);
-    assert_eq!(world.tables.node, Some(NodeConfig::new(COOKIE)));
+    let node = world.tables.node.unwrap();
+    assert_eq!(node.netns_cookie(), COOKIE);
+    assert_eq!(node.uplink_mac(ETH0, 0), Some(mac(10)));
+    assert_eq!(node.uplink_mac(ETH0, 1), None);
+    let mut peers = world.tables.peer_macs.keys().map(MacKey::mac);
+    assert!(peers.all(|peer| node.may_be_peer(&peer)));
+    assert!((0..=255).any(|last| !node.may_be_peer(&mac(last))));
     assert!(
         world
             .tables

@@ -40,8 +40,8 @@ fn limits_are_the_nodes() {
     world.config.node.new_flow_limit = 7;
     world.config.node.adoption_limit = 0;
     world.converge();
-    let expected = NodeConfig::new(COOKIE).with_limits(7, 0);
-    assert_eq!(world.tables.node, Some(expected));
+    let node = world.tables.node.unwrap();
+    assert_eq!((node.new_flow_limit(), node.adoption_limit()), (7, 0));
 }
 
 /// A rule's key is the service's id and the prefix, and its bits are those of both.
