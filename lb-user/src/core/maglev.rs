@@ -173,6 +173,16 @@ mod tests {
         assert!(moved < before.slots().len() / 10, "{moved} slots moved");
     }
 
+    /// A fourth backend takes its quarter of the slots, and few others move.
+    #[test]
+    fn addition_disturbs_little() {
+        let all: Vec<_> = (1..=4).map(|n| member(n, n as u8, 1)).collect();
+        let (before, after) = (table(&all[..3]), table(&all));
+        let slots = before.slots().iter().zip(after.slots());
+        let moved = slots.filter(|(b, a)| a != b).count() * 100 / before.slots().len();
+        assert!((24..=32).contains(&moved), "{moved} %");
+    }
+
     /// No members, no backend.
     #[test]
     fn empty_table() {
