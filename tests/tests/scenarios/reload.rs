@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_tests::{
@@ -89,6 +89,21 @@ fn requests_to(cluster: &Cluster, target: SocketAddr, count: usize) -> Report {
     client.block_on(|| client::run(&load)).unwrap()
 }
 
+/// A client of each VIP that keeps asking.
+fn steady_clients(cluster: &Cluster) -> [Steady; 2] {
+    BOTH.map(|vip| {
+        let load = cluster.load(vip);
+        Steady::start(cluster.client(), &load, PACE, PATIENCE).unwrap()
+    })
+}
+
+fn none_failed(steady: Steady) {
+    steady.wait_answers(20, PATIENCE).unwrap();
+    let outcomes = steady.finish().unwrap();
+    assert_eq!(failures(&outcomes), Vec::<String>::new());
+    println!("{} requests, none failed", outcomes.len());
+}
+
 /// What must not change on any node: who is Active since which change, and the state of backends
 /// that stay.
 fn roles(cluster: &Cluster) -> Vec<(String, String, u64)> {
@@ -103,7 +118,7 @@ fn roles(cluster: &Cluster) -> Vec<(String, String, u64)> {
 
 /// Rules about sources, a backend and a service are added, and taken away again, by `xvip reload`
 /// and by SIGHUP. Watch streams go on through all of it, not one request fails, and every VRRP
-/// instance stays what it is; only streams of the backend that was taken away end, by a reset.
+/// instance stays what it is; only what the backend that was taken away serves ends, by a reset.
 #[test]
 fn a_reload_adds_and_removes_and_keeps_everything_else() {
     skip_unless_root!();
@@ -112,10 +127,7 @@ fn a_reload_adds_and_removes_and_keeps_everything_else() {
         let load = cluster.load(vip);
         Watches::open(cluster.client(), &load, 12, PATIENCE).unwrap()
     });
-    let steady = BOTH.map(|vip| {
-        let load = cluster.load(vip);
-        Steady::start(cluster.client(), &load, PACE, PATIENCE).unwrap()
-    });
+    let steady = steady_clients(&cluster);
     let before = roles(&cluster);
     let mut first = BTreeMap::new();
     for node in cluster.masters() {
@@ -148,11 +160,14 @@ fn a_reload_adds_and_removes_and_keeps_everything_else() {
         watches.wait_events(2, PATIENCE).unwrap();
     }
 
+    steady.into_iter().for_each(none_failed);
+
     // A new stream at each backend, that of b1 among them.
     let late = BOTH.map(|vip| {
         let load = cluster.load(vip);
         Watches::open(cluster.client(), &load, 24, PATIENCE).unwrap()
     });
+    let steady = steady_clients(&cluster);
     for (node, config) in first {
         cluster.edit_config(&node, |now| *now = config);
         // Writes the file.
@@ -166,6 +181,7 @@ fn a_reload_adds_and_removes_and_keeps_everything_else() {
             .unwrap();
         assert_eq!(cluster.status(&node).unwrap().services.len(), 2);
     }
+    let removed = Instant::now();
     for (vip, late) in BOTH.into_iter().zip(late) {
         let of_b1 = late.by_node().get("b1").copied().unwrap_or(0);
         assert!(of_b1 > 0, "{:?}", late.by_node());
@@ -186,11 +202,20 @@ fn a_reload_adds_and_removes_and_keeps_everything_else() {
     for watches in &watches {
         watches.wait_events(2, PATIENCE).unwrap();
     }
+    // Requests that b1 was answering end as its streams do.
     for steady in steady {
         steady.wait_answers(20, PATIENCE).unwrap();
         let outcomes = steady.finish().unwrap();
-        assert_eq!(failures(&outcomes), Vec::<String>::new());
-        println!("{} requests, none failed", outcomes.len());
+        let (during, after): (Vec<_>, Vec<_>) = outcomes
+            .into_iter()
+            .partition(|outcome| outcome.begun < removed);
+        let (lost, begun) = (failures(&during), during.len());
+        println!(
+            "{} of {begun} requests while it was reduced were reset",
+            lost.len()
+        );
+        assert!(lost.iter().all(|why| why.contains("reset")), "{lost:?}");
+        assert_eq!(failures(&after), Vec::<String>::new());
     }
     assert_eq!(roles(&cluster), before);
 }
