@@ -207,7 +207,7 @@ fn auto_takes_what_the_drivers_have() {
     cluster.stop_xvip("m1").unwrap();
     ip(&cluster, "link add mac0 link tap0 type macvlan mode bridge");
     cluster.edit_config("m1", |config| {
-        *config = config.replace("attach = \"auto\"", "attach = \"native\"")
+        *config = config.replace("attach = \"auto\"", "attach = \"native\"");
     });
     cluster.start_xvip("m1").unwrap();
     let status = cluster.xvip("m1").wait_exit(PATIENCE).unwrap();
