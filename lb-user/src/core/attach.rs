@@ -71,9 +71,13 @@ impl Plan {
         (!reasons.is_empty()).then(|| format!("{reasons}, so {used}"))
     }
 
-    /// Why there is no mode that works.
-    pub fn failure(&self, refused: &[(Mode, String)]) -> String {
-        self.reasons(refused)
+    /// Why there is no mode that works. `former` is that of the plan before, which goes on.
+    pub fn failure(&self, former: Option<Mode>, refused: &[(Mode, String)]) -> String {
+        let reasons = self.reasons(refused);
+        match former {
+            Some(mode) => format!("{reasons}, so {} goes on", mode.words()),
+            None => reasons,
+        }
     }
 
     fn reasons(&self, refused: &[(Mode, String)]) -> String {
@@ -423,7 +427,9 @@ mod tests {
         for explicit in [AttachMode::Native, AttachMode::Generic] {
             let plans = plans(&config(&["eth0.5"], explicit), &network);
             assert!(plans[0].modes.is_empty());
-            assert!(plans[0].failure(&[]).contains("rxvlan off"));
+            assert!(plans[0].failure(None, &[]).contains("rxvlan off"));
+            let goes_on = plans[0].failure(Some(Mode::Tc), &[]);
+            assert!(goes_on.ends_with("rxvlan off), so tc goes on"), "{goes_on}");
         }
         let untagged = plans(&config(&["eth0"], AttachMode::Auto), &network);
         assert_eq!(untagged[0].modes, ALL);

@@ -146,11 +146,12 @@ fn tc_forwards_segments_and_unfinished_checksums() {
     }
 }
 
-/// Where the uplink is a bridge `auto` uses tc, says why, and it works.
+/// Where the uplink is a bridge `auto` uses tc, says why, and it works. It goes on when native XDP is asked
+/// for at run time.
 #[test]
 fn auto_uses_tc_on_a_bridge() {
     skip_unless_root!();
-    let cluster = Cluster::builder()
+    let mut cluster = Cluster::builder()
         .masters(2)
         .plain_backends(1)
         .stand_in(&["--listen", "[::]:6443", "--plain"])
@@ -166,11 +167,28 @@ fn auto_uses_tc_on_a_bridge() {
     assert_eq!(shown[0].mode, AttachedMode::Tc);
     let note = shown[0].note.as_deref().unwrap_or_default();
     assert!(note.contains("bridge"), "{note}");
-    for vip in BOTH {
-        let report = cluster.requests(&cluster.bulk(vip)).unwrap();
-        assert_eq!(report.ok, 40, "{report}");
-        assert_eq!(report.by_node.len(), 3, "{report}");
-    }
+    let works = |cluster: &Cluster| {
+        for vip in BOTH {
+            let report = cluster.requests(&cluster.bulk(vip)).unwrap();
+            assert_eq!(report.ok, 40, "{report}");
+            assert_eq!(report.by_node.len(), 3, "{report}");
+        }
+    };
+    works(&cluster);
+    // What cannot be had is no reason to do without what there is.
+    cluster.edit_all(|config| {
+        *config = config.replace("attach = \"auto\"", "attach = \"native\"");
+    });
+    cluster.reload_all().unwrap();
+    cluster
+        .wait("the refusal to be shown", || {
+            let shown = cluster.status("m1")?.data_plane.attach;
+            let note = shown[0].note.as_deref().unwrap_or_default();
+            assert_eq!(shown[0].mode, AttachedMode::Tc, "{note}");
+            Ok(note.ends_with("so tc goes on").then_some(()))
+        })
+        .unwrap();
+    works(&cluster);
 }
 
 /// `auto` is native XDP where the driver has it (a tap), else tc, with what the kernel said (a macvlan).

@@ -65,6 +65,8 @@ struct Settled {
     plan: Plan,
     mode: Mode,
     refused: Vec<(Mode, String)>,
+    /// The mode is that of the plan before: none of this one's works.
+    stands_in: bool,
 }
 
 /// Attaches the programs of one object.
@@ -187,9 +189,9 @@ impl Attacher {
 
     /// Attach the ingress program of a carrier in the best mode that works.
     fn ingress(&mut self, plan: &Plan) -> Option<Mode> {
-        let settled = self.settled.remove(&plan.carrier);
+        let mut settled = self.settled.remove(&plan.carrier);
         // A driver that refused is not asked again every few seconds.
-        if let Some(settled) = settled.filter(|settled| settled.plan == *plan)
+        if let Some(settled) = settled.take_if(|settled| settled.plan == *plan)
             && self.ingress_in(plan, settled.mode).is_ok()
         {
             let mode = settled.mode;
@@ -207,6 +209,7 @@ impl Attacher {
                         plan,
                         mode,
                         refused,
+                        stands_in: false,
                     });
                     return Some(mode);
                 }
@@ -219,19 +222,35 @@ impl Attacher {
                 }
             }
         }
+        if let Some(former) = settled.filter(|former| self.ingress_in(plan, former.mode).is_ok()) {
+            let (plan, mode) = (plan.clone(), former.mode);
+            self.settle(Settled {
+                plan,
+                mode,
+                refused,
+                stands_in: true,
+            });
+            return Some(mode);
+        }
         self.fail(plan, &refused, failure);
         None
     }
 
     fn settle(&mut self, settled: Settled) {
-        let note = settled.plan.note(settled.mode, &settled.refused);
-        let mode = Some(settled.mode);
+        let (plan, mode) = (&settled.plan, Some(settled.mode));
+        let note = if settled.stands_in {
+            let why = plan.failure(mode, &settled.refused);
+            self.outcome.warnings.push(format!("{}: {why}", plan.name));
+            Some(why)
+        } else {
+            plan.note(settled.mode, &settled.refused)
+        };
         self.report(&settled.plan, mode, note.as_ref());
         self.settled.insert(settled.plan.carrier, settled);
     }
 
     fn fail(&mut self, plan: &Plan, refused: &[(Mode, String)], failure: Option<BpfError>) {
-        let why = plan.failure(refused);
+        let why = plan.failure(None, refused);
         self.report(plan, None, Some(&why));
         self.outcome
             .failures
