@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, MapError};
 use lb_common::headers::IPPROTO_TCP;
+use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -15,6 +17,7 @@ use super::{
         Pins,
         batch::{BatchError, lookup_batch},
     },
+    held_sockets::{self, Sockets},
     netlink::{
         NetlinkError,
         sock_diag::{Connected, SockDiag},
@@ -43,6 +46,9 @@ pub enum LocalSocketsError {
     /// The kernel's list of sockets.
     #[error("{0}")]
     Netlink(#[from] NetlinkError),
+    /// The processes that hold them.
+    #[error("processes: {0}")]
+    Processes(#[from] io::Error),
 }
 
 /// Ends connections.
@@ -58,13 +64,6 @@ impl LocalSockets {
             connects4: MapData::from_pin(pins.map("connects4"))?,
             connects6: MapData::from_pin(pins.map("connects6"))?,
         })
-    }
-
-    /// Whether the kernel can end connections at all.
-    pub fn is_supported() -> bool {
-        SockDiag::open()
-            .and_then(|mut sockets| sockets.can_destroy())
-            .unwrap_or(false)
     }
 
     /// Ends what was connected to backends that died: in the calling thread's network namespace,
@@ -127,15 +126,23 @@ fn end_here(meant: impl Fn(&Connected) -> bool) -> usize {
     })
 }
 
-fn try_end_here(meant: impl Fn(&Connected) -> bool) -> Result<usize, NetlinkError> {
+fn try_end_here(meant: impl Fn(&Connected) -> bool) -> Result<usize, LocalSocketsError> {
     let mut sockets = SockDiag::open()?;
     let mut ended = 0;
+    let mut held = Sockets::new();
     for socket in sockets.connections()?.into_iter().filter(meant) {
-        if sockets.destroy(&socket)? {
-            ended += 1;
+        match sockets.destroy(&socket) {
+            Ok(was_there) => ended += usize::from(was_there),
+            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
+                // A UDP socket would not be told.
+                if socket.protocol == IPPROTO_TCP {
+                    held.insert(socket.inode, socket.connection.cookie);
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
     }
-    Ok(ended)
+    Ok(ended + held_sockets::end(&held)?)
 }
 
 /// Ends connections of all network namespaces.

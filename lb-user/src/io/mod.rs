@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod clock;
 pub mod collect;
 pub mod ethtool;
+pub mod held_sockets;
 pub mod listeners;
 pub mod local_sockets;
 pub mod mounts;

@@ -59,6 +59,8 @@ const LISTENING: u32 = 1 << 10;
 const INFO: u8 = 1 << 1;
 /// Bytes of `struct inet_diag_msg`: attributes follow.
 const MESSAGE: usize = 72;
+/// Where the inode is in it, its last field.
+const INODE: usize = 68;
 /// `INET_DIAG_SKV6ONLY`
 const ONLY_V6: u16 = 11;
 /// `INET_DIAG_ULP_INFO`, and `INET_ULP_INFO_NAME` in it.
@@ -72,6 +74,8 @@ pub struct Connected {
     pub connection: Connection,
     /// IP protocol: TCP, or UDP for a socket that is connected.
     pub protocol: u8,
+    /// By which `/proc` shows it; 0 if no process has a descriptor of it.
+    pub inode: u64,
     family: u8,
     id: [u8; ID],
 }
@@ -138,26 +142,6 @@ impl SockDiag {
         match self.ask(SOCK_DESTROY, NLM_F_ACK, &body, |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether the kernel can end connections (`CONFIG_INET_DIAG_DESTROY`, Linux 4.5): it is asked
-    /// to end one that there cannot be.
-    pub fn can_destroy(&mut self) -> Result<bool, NetlinkError> {
-        let nobody = Connected {
-            connection: Connection {
-                local: SocketAddr::from(([0; 4], 0)),
-                remote: SocketAddr::from(([0; 4], 0)),
-                cookie: 0,
-            },
-            protocol: IPPROTO_TCP,
-            family: IPV4,
-            id: [0; ID],
-        };
-        match self.destroy(&nobody) {
-            Ok(_) => Ok(true),
-            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -253,6 +237,7 @@ fn connected(message: &[u8], protocol: u8) -> Option<Connected> {
             _ => None,
         }
     };
+    let inode = message.get(INODE..)?.first_chunk()?;
     // Two words, the low one first.
     let word = |at: usize| Some(u32::from_ne_bytes(*id.get(at..)?.first_chunk()?));
     Some(Connected {
@@ -262,6 +247,7 @@ fn connected(message: &[u8], protocol: u8) -> Option<Connected> {
             cookie: u64::from(word(40)?) | u64::from(word(44)?) << 32,
         },
         protocol,
+        inode: u32::from_ne_bytes(*inode).into(),
         family,
         id,
     })
@@ -311,7 +297,10 @@ mod tests {
         message.extend(0u32.to_ne_bytes());
         message.extend(7u32.to_ne_bytes());
         message.extend(1u32.to_ne_bytes());
+        message.extend([0; 16]);
+        message.extend(4711u32.to_ne_bytes());
         let socket = connected(&message, IPPROTO_TCP).unwrap();
+        assert_eq!(socket.inode, 4711);
         assert_eq!(
             socket.connection,
             Connection {
