@@ -357,10 +357,7 @@ impl Plane {
                 }
                 Ok(())
             }
-            Change::Limits(new, adopted) => {
-                let config = NodeConfig::new(0).with_limits(*new, *adopted);
-                Ok(self.data.array("node")?.set(0, config, 0)?)
-            }
+            Change::Limits(..) => self.write_facts(),
             Change::Backend(_, Some(backend)) => {
                 by_family!(backend.addr.ip(), self.change_of(change))
             }
@@ -382,16 +379,34 @@ impl Plane {
             }
             Change::Uplink((ifindex, tags), mac) => {
                 let key = UplinkKey::new(*ifindex, *tags);
-                self.put("uplinks", key, mac.map(Uplink::new))
+                self.put("uplinks", key, mac.map(Uplink::new))?;
+                self.write_facts()
             }
             Change::PeerMac(mac, node) => {
-                self.put("peer_macs", MacKey::new(*mac), node.map(Node::new))
+                self.put("peer_macs", MacKey::new(*mac), node.map(Node::new))?;
+                self.write_facts()
             }
             Change::Suspect(backend, suspect) => {
                 let until = if *suspect { u32::MAX } else { 0 };
                 Ok(self.data.array("suspects")?.set(*backend, until, 0)?)
             }
         }
+    }
+
+    /// The node's facts: limits, one of the uplinks, and a filter of peers.
+    fn write_facts(&mut self) -> Result<()> {
+        let Tables {
+            limits: (new, adopted),
+            uplinks,
+            peer_macs,
+            ..
+        } = &self.tables;
+        let facts = NodeConfig::new(0).with_limits(*new, *adopted);
+        let mut facts = facts.with_peers(peer_macs.keys().copied());
+        if let Some(((ifindex, tags), mac)) = uplinks.first_key_value() {
+            facts = facts.with_uplink(*ifindex, *tags, *mac);
+        }
+        Ok(self.data.array("node")?.set(0, facts, 0)?)
     }
 
     fn change_of<A: MapAddress>(&mut self, change: &Change) -> Result<()> {
