@@ -1,7 +1,7 @@
 //! The ingress pipeline: parse, fence, service, conntrack, select, forward.
 
 use lb_common::{
-    abi::{Address as _, ServiceKey, same_mac},
+    abi::{Address as _, same_mac},
     headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
     reason::Reason,
 };
@@ -106,10 +106,7 @@ fn to_vip<C: Stages<F>, F: Family>(
     } else {
         parse::udp(ctx, &ip)?
     };
-    scratch
-        .key
-        .set_transport(transport.sport, transport.dport, ip.proto);
-    scratch.service_key = ServiceKey::new(scratch.key.dst(), transport.dport, ip.proto);
+    scratch.set_ports(transport.sport, transport.dport, ip.proto);
     let service = maps::find(F::services(), &scratch.service_key);
     let Some(service) = service else {
         scratch.save(l3, ip.end, tags, &transport);

@@ -274,6 +274,28 @@ impl<A: Address> Scratch<A> {
         facts.checksum = transport.checksum;
     }
 
+    /// Fill in the ports and the protocol of the flow and of its service, by words: the lookups that
+    /// follow read words, and have to wait for what was written in smaller pieces.
+    #[inline(always)]
+    pub(crate) fn set_ports(&mut self, sport: u16, dport: u16, proto: u8) {
+        let [s0, s1] = sport.to_ne_bytes();
+        let [d0, d1] = dport.to_ne_bytes();
+        let ports = u32::from_ne_bytes([s0, s1, d0, d1]);
+        let last = u32::from_ne_bytes([proto, 0, 0, 0]);
+        let service = u32::from_ne_bytes([d0, d1, proto, 0]);
+        self.service_key = ServiceKey::new(self.key.dst(), dport, proto);
+        let key = (&raw mut self.key).cast::<u32>();
+        let service_key = (&raw mut self.service_key).cast::<u32>();
+        let words = size_of::<A>() / 4;
+        // SAFETY: the words behind the addresses of both keys, which `abi` lays out like this; the
+        // working memory and the sizes of the keys are multiples of 4.
+        unsafe {
+            key.add(2 * words).write_volatile(ports);
+            key.add(2 * words + 1).write_volatile(last);
+            service_key.add(words).write_volatile(service);
+        }
+    }
+
     /// Note where the decision is made.
     #[inline(always)]
     pub(crate) fn stage(&mut self, stage: Stage) {
