@@ -58,7 +58,7 @@ reasons! {
     NotVip = 2, "not_vip", Pass;
     /// To a VIP, but to another station's MAC (a flooded frame).
     NotOurMac = 3, "not_our_mac", Pass;
-    /// To a VIP, of a protocol that is not balanced (ICMP, VRRP): the kernel's.
+    /// To a VIP, but to no service (ssh, another protocol): the kernel's.
     NotBalanced = 4, "not_balanced", Pass;
     /// ARP or neighbour discovery that no fence holds back.
     Neighbour = 5, "neighbour", Pass;

@@ -577,9 +577,8 @@ pub(crate) fn assign_listener6(lookup: &SockLookup, slot: u32, addr: A6, port: u
     let Some(sock) = kept_listener(slot) else {
         return false;
     };
-    let ([a, b, c, d], [e, f, g, h]) = (sock.addr6(), words(addr));
-    let same = (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0;
-    same && sock.port() == u32::from(port) && sock.take(lookup)
+    let bound = from_words(sock.addr6());
+    bound.same(&addr) && sock.port() == u32::from(port) && sock.take(lookup)
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
