@@ -163,7 +163,7 @@ fn another_mac_is_written_at_once() {
     node.wake();
     assert_eq!(
         node.trace_of(&["write", "read"]),
-        ["write peer MAC, backend 3 Up"]
+        ["write node, peer MAC, backend 3 Up"]
     );
     assert_eq!(node.tables.v4.backends[&3].mac(), mac(99));
 }
@@ -174,7 +174,7 @@ fn the_own_mac_is_followed() {
     let mut node = running();
     node.interfaces[1].mac = Some(mac(77));
     node.input(crate::core::controller::Input::NetworkChanged);
-    assert_eq!(node.trace_of(&["write"]), ["write uplink 2"]);
+    assert_eq!(node.trace_of(&["write"]), ["write node, uplink 2"]);
     assert_eq!(node.tables.uplinks[&UplinkKey::new(ETH0, 0)].mac(), mac(77));
 }
 
