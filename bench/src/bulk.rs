@@ -15,9 +15,10 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    io::{self, Seek as _, Write as _},
+    io::{self, Seek as _},
     mem::MaybeUninit,
     net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     /// Seconds of one transfer.
     #[arg(long, default_value_t = 2)]
     seconds: u64,
+    /// Transfers at once: one alone is limited by its two ends.
+    #[arg(long, default_value_t = 4)]
+    streams: usize,
     /// `node.attach` of xvip.
     #[arg(long, default_value = "tc")]
     attach: String,
@@ -102,8 +106,10 @@ pub(crate) fn run(options: &Options) -> Result<Results> {
             for _ in 0..options.rounds {
                 for (target, samples) in targets.iter().zip(&mut samples) {
                     let down = direction == "to the client";
-                    let ends = ends(&cluster, &server, *target)?;
-                    samples.push(content.transfer(ends, down, options.seconds)?);
+                    let streams: Result<Vec<_>> = (0..options.streams)
+                        .map(|_| ends(&cluster, &server, *target))
+                        .collect();
+                    samples.push(content.transfers(streams?, down, options.seconds)?);
                 }
             }
             let references = samples.clone();
@@ -203,11 +209,12 @@ fn ends(
         Ok(connect(cluster.client(), None, target).ok())
     })?;
     let (server, _) = server.accept()?;
+    server.set_nodelay(true)?;
     Ok((client, server))
 }
 
 /// What is sent.
-struct Content(File);
+struct Content(PathBuf);
 
 impl Content {
     /// Bytes of the file.
@@ -219,13 +226,29 @@ impl Content {
 
     fn new(directory: &TempDir) -> Result<Self> {
         let path = directory.path().join("content");
-        let mut file = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(path)?;
-        file.write_all(&vec![0x5a; Self::LENGTH])?;
-        Ok(Self(file))
+        std::fs::write(&path, vec![0x5a; Self::LENGTH])?;
+        Ok(Self(path))
+    }
+
+    /// Gigabits per second of transfers at once.
+    fn transfers(
+        &self,
+        streams: Vec<(TcpStream, TcpStream)>,
+        down: bool,
+        seconds: u64,
+    ) -> Result<f64> {
+        thread::scope(|scope| {
+            let running: Vec<_> = streams
+                .into_iter()
+                .map(|ends| scope.spawn(move || self.transfer(ends, down, seconds)))
+                .collect();
+            let mut total = 0.0;
+            for transfer in running {
+                let moved = transfer.join();
+                total += moved.map_err(|_| anyhow::anyhow!("a transfer panicked"))??;
+            }
+            Ok(total)
+        })
     }
 
     /// Gigabits per second of one transfer.
@@ -249,7 +272,8 @@ impl Content {
     }
 
     fn send(&self, to: &TcpStream, deadline: Instant) -> io::Result<()> {
-        let (mut file, mut to) = (&self.0, to);
+        // Each sender has a position of its own.
+        let (mut file, mut to) = (File::open(&self.0)?, to);
         while Instant::now() < deadline {
             file.rewind()?;
             // From a file to a socket this is sendfile().
