@@ -203,6 +203,7 @@ impl Bridge {
         // Ports forward at once, and every group floods: nothing to learn before VRRP works.
         namespace.ip("link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0")?;
         namespace.ip("link set br0 up")?;
+        namespace.enter(no_firewall)?;
         Ok(Self(namespace))
     }
 }
@@ -407,6 +408,18 @@ impl Drop for Pins {
             eprintln!("left behind: the pins of {}: {error}", self.0);
         }
     }
+}
+
+/// Lets bridges switch frames without asking the firewall about them, as a switch does.
+fn no_firewall() -> Result<()> {
+    for family in ["arptables", "ip6tables", "iptables"] {
+        let name = format!("net/bridge/bridge-nf-call-{family}");
+        // Kernels without the bridge's netfilter hooks have no such setting.
+        if Path::new("/proc/sys").join(&name).exists() {
+            kernel::sysctl(&name, "0")?;
+        }
+    }
+    Ok(())
 }
 
 /// Addresses are usable at once and nobody asks for routers: nothing in a scenario waits for

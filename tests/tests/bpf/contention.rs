@@ -135,9 +135,23 @@ fn the_same_segments<F: Family>() {
             // A SYN on one CPU may come after the ACK on another.
             let flow = world.flow(&frame).or(half).expect("the flow");
             assert_eq!(flow.nat_port(), port);
+            // Such a SYN may leave a half-open return entry beside the established one: both are the
+            // flow's own, and the half-open one ages away.
+            let entries = [
+                world.nat_return(EXTERNAL1, port),
+                world.half_return(EXTERNAL1, port),
+            ];
+            let own: Vec<_> = entries.iter().flatten().collect();
+            assert!(!own.is_empty(), "a way back for {port}");
+            for entry in own {
+                assert_eq!((entry.client(), entry.client_port()), (F::CLIENT, port));
+            }
         }
+        // No port but these is taken.
         let (whole, half) = world.nat_returns();
-        assert_eq!(whole + half, usize::from(FLOWS));
+        let flows = usize::from(FLOWS);
+        assert!(whole <= flows && half <= flows, "{whole} {half}");
+        assert!(whole + half >= flows, "{whole} {half}");
     });
 }
 
