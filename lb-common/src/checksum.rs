@@ -87,6 +87,13 @@ impl Delta {
         self.0 == 0
     }
 
+    /// The inverse of [`Delta::wsum`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_wsum(sum: u32) -> Self {
+        Self(sum)
+    }
+
     /// As the kernel's helpers take it.
     #[inline(always)]
     #[must_use]

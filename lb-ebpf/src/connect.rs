@@ -115,7 +115,8 @@ pub(crate) fn choose<F: Family>(
             return Some((local, backend));
         }
     }
-    select::select::<F>(service, hash, avoid, now).ok()
+    let id = select::select::<F>(service, hash, avoid).ok()?;
+    select::backend::<F>(id, service).map(|backend| (id, backend))
 }
 
 /// Whether the local backend listens, asked of the kernel where it can be: a process in another
@@ -126,7 +127,7 @@ fn listens<F: Family>(addr: &SockAddr, backend: &Backend<F::Addr>, proto: u8) ->
         return true;
     }
     let flow = FlowKey::new(backend.addr(), 0, backend.addr(), backend.port(), proto);
-    F::listens(addr, &flow)
+    maps::listens::<F>(addr, &flow)
 }
 
 /// `getpeername()` of family `F`.

@@ -127,7 +127,7 @@ impl<C: Stages<F>, F: Family> Request<'_, C, F> {
         }
         let syn = self.transport.segment.is_syn();
         if local != 0 && !syn && !self.transport.udp && self.maglev_is(local) {
-            let socket = F::socket(self.ctx, &self.scratch.key, service.local_port());
+            let socket = maps::socket::<C, F>(self.ctx, &self.scratch.key, service.local_port());
             if socket == SocketMatch::Connection {
                 self.scratch.stage(Stage::Socket);
                 return self.deliver(Reason::Local, false);
@@ -275,19 +275,19 @@ pub(crate) fn listen<C: Stages<F>, F: Family>(ctx: &C) -> u64 {
     let Some(service) = maps::find(F::services(), &scratch.service_key) else {
         return 0;
     };
-    if F::socket(ctx, &scratch.key, service.local_port()) != SocketMatch::None {
+    if maps::socket::<C, F>(ctx, &scratch.key, service.local_port()) != SocketMatch::None {
         return 1;
     }
     let Some(backend) = select::backend::<F>(service.local_backend(), service) else {
         return 0;
     };
-    let (addr, port) = (backend.addr(), backend.port());
-    u64::from(F::find_listener(
+    let (key, slot) = (&scratch.key, service.id());
+    u64::from(maps::find_listener::<C, F>(
         ctx,
-        &scratch.key,
-        addr,
-        port,
-        service.id(),
+        key,
+        backend.addr_ref(),
+        backend.port(),
+        slot,
     ))
 }
 

@@ -21,9 +21,9 @@ use lb_common::{
 };
 
 use crate::{
-    maps::{self, Chunk, Scratch, SocketMatch},
+    maps::{self, Chunk, Scratch, Sock, Tuple4, Tuple6},
     packet::{self, Context, SockAddr, SockLookup},
-    stages,
+    stages::{self, Walk},
 };
 
 /// An IP packet up to its upper-layer header.
@@ -81,13 +81,15 @@ pub(crate) trait Family: 'static {
 
     /// See [`crate::select::stage`].
     fn select(node: u32, backend: u32) -> u64;
+    /// See [`crate::select::usable`].
+    fn usable(id: u32, service: u32, node: u32, avoided: u32) -> u64;
     /// See [`crate::nat::claim_port`].
     fn claim(backend: u32, port: u32) -> u64;
     /// This CPU's working memory.
     fn scratch() -> Option<&'static mut Scratch<Self::Addr>>;
     /// Check the IP header at `l3` and find the upper layer. The lengths are left to
     /// [`Ip::upper_len`]: those of outgoing GSO frames may be anything.
-    fn locate<C: Context>(ctx: &C, l3: usize) -> Result<Ip, Reason>;
+    fn locate<C: Walk>(ctx: &C, l3: usize) -> Result<Ip, Reason>;
     /// Whether a client may have this address.
     fn valid_source(addr: &Self::Addr) -> bool;
     /// Fix the IP header's own checksum, where there is one, for changed addresses; false if the
@@ -142,22 +144,14 @@ pub(crate) trait Family: 'static {
     fn hooked(addr: &SockAddr) -> Self::Addr;
     /// Replace the destination of a hooked `connect()` or the result of `getpeername()`.
     fn set_hooked(addr: &SockAddr, to: Self::Addr);
-    /// See [`maps::find_listener4`].
-    fn find_listener<C: Context>(
-        ctx: &C,
-        flow: &FlowKey<Self::Addr>,
-        addr: Self::Addr,
-        port: u16,
-        slot: u32,
-    ) -> bool;
-    /// The kernel's socket for a flow to port `dport` of this node.
-    fn socket<C: Context>(ctx: &C, flow: &FlowKey<Self::Addr>, dport: u16) -> SocketMatch;
+    /// Addresses and ports as the kernel's helpers look sockets up by them.
+    type Tuple;
+    /// The tuple of what `flow`'s client sends to `dst`:`dport`.
+    fn tuple(flow: &FlowKey<Self::Addr>, dst: &Self::Addr, dport: u16) -> Self::Tuple;
+    /// The address that a socket is bound to.
+    fn bound(sock: &Sock) -> Self::Addr;
     /// The address that a socket is looked up for.
     fn looked_up(lookup: &SockLookup) -> Self::Addr;
-    /// See [`maps::assign_listener4`].
-    fn assign_listener(lookup: &SockLookup, slot: u32, addr: Self::Addr, port: u16) -> bool;
-    /// Whether the hooked socket's namespace listens for this flow.
-    fn listens(addr: &SockAddr, flow: &FlowKey<Self::Addr>) -> bool;
 
     /// Services.
     fn services() -> &'static HashMap<ServiceKey<Self::Addr>, Service, { MAX_SERVICES as usize }>;
@@ -278,6 +272,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn usable(id: u32, service: u32, node: u32, avoided: u32) -> u64 {
+        stages::usable4(id, service, node, avoided)
+    }
+
+    #[inline(always)]
     fn claim(backend: u32, port: u32) -> u64 {
         stages::claim_port4(backend, port)
     }
@@ -288,7 +287,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn locate<C: Context>(ctx: &C, l3: usize) -> Result<Ip, Reason> {
+    fn locate<C: Walk>(ctx: &C, l3: usize) -> Result<Ip, Reason> {
         let ip: Ipv4Header = packet::load(ctx, l3).ok_or(Reason::Truncated)?;
         let header_len = ip.header_len();
         if ip.version() != 4 || header_len < Ipv4Header::LEN {
@@ -427,17 +426,6 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn find_listener<C: Context>(
-        ctx: &C,
-        flow: &FlowKey<[u8; 4]>,
-        addr: [u8; 4],
-        port: u16,
-        slot: u32,
-    ) -> bool {
-        maps::find_listener4(ctx, flow, addr, port, slot)
-    }
-
-    #[inline(always)]
     fn hooked(addr: &SockAddr) -> [u8; 4] {
         addr.ip4()
     }
@@ -447,24 +435,26 @@ impl Family for V4 {
         addr.set_ip4(to);
     }
 
+    type Tuple = Tuple4;
+
     #[inline(always)]
-    fn socket<C: Context>(ctx: &C, flow: &FlowKey<[u8; 4]>, dport: u16) -> SocketMatch {
-        maps::socket4(ctx, flow, dport)
+    fn tuple(flow: &FlowKey<[u8; 4]>, dst: &[u8; 4], dport: u16) -> Tuple4 {
+        Tuple4 {
+            saddr: u32::from_ne_bytes(flow.src()),
+            daddr: u32::from_ne_bytes(*dst),
+            sport: flow.sport().to_be(),
+            dport: dport.to_be(),
+        }
+    }
+
+    #[inline(always)]
+    fn bound(sock: &Sock) -> [u8; 4] {
+        sock.addr4().to_ne_bytes()
     }
 
     #[inline(always)]
     fn looked_up(lookup: &SockLookup) -> [u8; 4] {
         lookup.local_ip4()
-    }
-
-    #[inline(always)]
-    fn assign_listener(lookup: &SockLookup, slot: u32, addr: [u8; 4], port: u16) -> bool {
-        maps::assign_listener4(lookup, slot, addr, port)
-    }
-
-    #[inline(always)]
-    fn listens(addr: &SockAddr, flow: &FlowKey<[u8; 4]>) -> bool {
-        maps::listens4(addr, flow)
     }
 
     family_maps!(
@@ -507,6 +497,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn usable(id: u32, service: u32, node: u32, avoided: u32) -> u64 {
+        stages::usable6(id, service, node, avoided)
+    }
+
+    #[inline(always)]
     fn claim(backend: u32, port: u32) -> u64 {
         stages::claim_port6(backend, port)
     }
@@ -517,49 +512,21 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn locate<C: Context>(ctx: &C, l3: usize) -> Result<Ip, Reason> {
+    fn locate<C: Walk>(ctx: &C, l3: usize) -> Result<Ip, Reason> {
         let ip: Ipv6Header = packet::load(ctx, l3).ok_or(Reason::Truncated)?;
         if ip.version() != 6 {
             return Err(Reason::BadIpv6Header);
         }
-        let mut proto = ip.next_header;
-        let mut skipped = 0;
-        let mut fragment = false;
-        for _ in 0..MAX_EXTENSIONS {
-            if !matches!(
-                proto,
-                IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS | IPPROTO_FRAGMENT
-            ) {
-                break;
-            }
-            let extension: Ipv6Extension =
-                packet::load(ctx, l3 + Ipv6Header::LEN + skipped).ok_or(Reason::Truncated)?;
-            if proto == IPPROTO_FRAGMENT {
-                // Its second byte is reserved: the fragment header has a fixed length. An atomic
-                // fragment is a whole packet (RFC 6946).
-                let offset: [u8; 2] = packet::load(ctx, l3 + Ipv6Header::LEN + skipped + 2)
-                    .ok_or(Reason::Truncated)?;
-                fragment |= u16::from_be_bytes(offset) & !FRAGMENT_RESERVED != 0;
-                skipped += 8;
-            } else {
-                skipped += extension.header_len();
-            }
-            if skipped > MAX_EXTENSION_BYTES {
-                return Err(Reason::Ipv6Extensions);
-            }
-            proto = extension.next_header;
-        }
-        if matches!(
-            proto,
-            IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS | IPPROTO_FRAGMENT
-        ) {
-            return Err(Reason::Ipv6Extensions);
-        }
+        let after = if is_extension(ip.next_header) {
+            Extensions::decode(ctx.extensions(l3 as u32, u32::from(ip.next_header)))?
+        } else {
+            Extensions::none(ip.next_header)
+        };
         Ok(Ip {
-            proto,
-            l4: l3 + Ipv6Header::LEN + skipped,
+            proto: after.proto,
+            l4: l3 + Ipv6Header::LEN + after.length,
             end: end(ctx, l3 + Ipv6Header::LEN, usize::from(ip.payload_length())),
-            fragment,
+            fragment: after.fragment,
         })
     }
 
@@ -585,7 +552,8 @@ impl Family for V6 {
 
     #[inline(always)]
     fn delta(old: &[u8; 16], new: &[u8; 16]) -> Delta {
-        Delta::bytes(old, new)
+        let change = Delta::bytes(old, new);
+        Delta::from_wsum(packet::settled(u64::from(change.wsum())) as u32)
     }
 
     const ADDRESS_BITS: u32 = 128;
@@ -667,17 +635,6 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn find_listener<C: Context>(
-        ctx: &C,
-        flow: &FlowKey<[u8; 16]>,
-        addr: [u8; 16],
-        port: u16,
-        slot: u32,
-    ) -> bool {
-        maps::find_listener6(ctx, flow, addr, port, slot)
-    }
-
-    #[inline(always)]
     fn hooked(addr: &SockAddr) -> [u8; 16] {
         maps::from_words(addr.ip6())
     }
@@ -687,24 +644,26 @@ impl Family for V6 {
         addr.set_ip6(maps::words(to));
     }
 
+    type Tuple = Tuple6;
+
     #[inline(always)]
-    fn socket<C: Context>(ctx: &C, flow: &FlowKey<[u8; 16]>, dport: u16) -> SocketMatch {
-        maps::socket6(ctx, flow, dport)
+    fn tuple(flow: &FlowKey<[u8; 16]>, dst: &[u8; 16], dport: u16) -> Tuple6 {
+        Tuple6 {
+            saddr: maps::words(flow.src()),
+            daddr: maps::words(*dst),
+            sport: flow.sport().to_be(),
+            dport: dport.to_be(),
+        }
+    }
+
+    #[inline(always)]
+    fn bound(sock: &Sock) -> [u8; 16] {
+        maps::from_words(sock.addr6())
     }
 
     #[inline(always)]
     fn looked_up(lookup: &SockLookup) -> [u8; 16] {
         maps::from_words(lookup.local_ip6())
-    }
-
-    #[inline(always)]
-    fn assign_listener(lookup: &SockLookup, slot: u32, addr: [u8; 16], port: u16) -> bool {
-        maps::assign_listener6(lookup, slot, addr, port)
-    }
-
-    #[inline(always)]
-    fn listens(addr: &SockAddr, flow: &FlowKey<[u8; 16]>) -> bool {
-        maps::listens6(addr, flow)
     }
 
     family_maps!(
@@ -724,6 +683,109 @@ impl Family for V6 {
         SOURCE_RATES6,
         SENDS6
     );
+}
+
+/// What the extension headers of an IPv6 packet say.
+struct Extensions {
+    /// The protocol behind them.
+    proto: u8,
+    /// Their length in bytes.
+    length: usize,
+    /// A fragment header that is no atomic fragment's.
+    fragment: bool,
+}
+
+/// Flags of an encoded [`Extensions`].
+const IS_FRAGMENT: u64 = 1 << 24;
+const IS_TRUNCATED: u64 = 1 << 25;
+const IS_TOO_LONG: u64 = 1 << 26;
+
+impl Extensions {
+    /// Of a packet that has none before `proto`.
+    #[inline(always)]
+    const fn none(proto: u8) -> Self {
+        Self {
+            proto,
+            length: 0,
+            fragment: false,
+        }
+    }
+
+    /// As an integer: bits 0-7 the protocol, 8-16 the length.
+    #[inline(always)]
+    fn encode(walked: Result<Self, Reason>) -> u64 {
+        match walked {
+            Ok(found) => {
+                let fragment = if found.fragment { IS_FRAGMENT } else { 0 };
+                u64::from(found.proto) | (found.length as u64) << 8 | fragment
+            }
+            Err(Reason::Truncated) => IS_TRUNCATED,
+            Err(_) => IS_TOO_LONG,
+        }
+    }
+
+    /// The inverse of [`Extensions::encode`].
+    #[inline(always)]
+    fn decode(value: u64) -> Result<Self, Reason> {
+        if value & IS_TRUNCATED != 0 {
+            return Err(Reason::Truncated);
+        }
+        if value & IS_TOO_LONG != 0 {
+            return Err(Reason::Ipv6Extensions);
+        }
+        Ok(Self {
+            proto: value as u8,
+            length: (value >> 8) as usize & 0x1ff,
+            fragment: value & IS_FRAGMENT != 0,
+        })
+    }
+}
+
+/// Whether another header follows one with this number, and it is to be walked through.
+#[inline(always)]
+const fn is_extension(proto: u8) -> bool {
+    matches!(
+        proto,
+        IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS | IPPROTO_FRAGMENT
+    )
+}
+
+impl V6 {
+    /// Walk through the extension headers of the packet at `l3`, the first of which has number `proto`.
+    /// A function of its own: few packets have any. The result is an encoded [`Extensions`].
+    #[inline(always)]
+    pub(crate) fn walk<C: Context>(ctx: &C, l3: u32, proto: u32) -> u64 {
+        Extensions::encode(Self::extensions(ctx, l3 as usize & 0x1f, proto as u8))
+    }
+
+    #[inline(always)]
+    fn extensions<C: Context>(ctx: &C, l3: usize, proto: u8) -> Result<Extensions, Reason> {
+        let mut walked = Extensions::none(proto);
+        for _ in 0..MAX_EXTENSIONS {
+            if !is_extension(walked.proto) {
+                break;
+            }
+            let at = l3 + Ipv6Header::LEN + walked.length;
+            let extension: Ipv6Extension = packet::load(ctx, at).ok_or(Reason::Truncated)?;
+            if walked.proto == IPPROTO_FRAGMENT {
+                // Its second byte is reserved: the fragment header has a fixed length. An atomic
+                // fragment is a whole packet (RFC 6946).
+                let offset: [u8; 2] = packet::load(ctx, at + 2).ok_or(Reason::Truncated)?;
+                walked.fragment |= u16::from_be_bytes(offset) & !FRAGMENT_RESERVED != 0;
+                walked.length += 8;
+            } else {
+                walked.length += extension.header_len();
+            }
+            if walked.length > MAX_EXTENSION_BYTES {
+                return Err(Reason::Ipv6Extensions);
+            }
+            walked.proto = extension.next_header;
+        }
+        if is_extension(walked.proto) {
+            return Err(Reason::Ipv6Extensions);
+        }
+        Ok(walked)
+    }
 }
 
 /// An IPv4 `connect()` on an IPv6 socket, whose destination is `::ffff:a.b.c.d` (RFC 4291

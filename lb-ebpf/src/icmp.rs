@@ -16,6 +16,7 @@ use crate::{
     family::Family,
     forward,
     maps::{self, Scratch, SocketMatch},
+    nat,
     packet::{self, Context},
     select,
     stages::Stages,
@@ -121,14 +122,13 @@ fn relate<C: Stages<F>, F: Family>(
     ctx: &C,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<Decision, Reason> {
-    let l3 = scratch.facts.l3 as usize & 0x1f;
-    let l4 = scratch.facts.l4 as usize & 0x1ff;
+    let (l3, l4) = (scratch.facts.l3(), scratch.facts.l4());
     let error = Error {
         l3,
         l4,
         inner: l4 + IcmpHeader::LEN,
         transport: 0,
-        end: scratch.facts.end as usize & 0xf_ffff,
+        end: scratch.facts.end(),
     };
     // Echo and everything else is the kernel's.
     let kind: u8 = packet::load(ctx, l4).ok_or(Reason::IcmpOther)?;
@@ -226,7 +226,7 @@ fn held_here<C: Context, F: Family>(
 ) -> bool {
     scratch.key.proto() == IPPROTO_TCP
         && matches!(
-            F::socket(ctx, &scratch.key, service.local_port()),
+            maps::socket::<C, F>(ctx, &scratch.key, service.local_port()),
             SocketMatch::Connection | SocketMatch::TimeWait | SocketMatch::Request
         )
 }
@@ -299,10 +299,7 @@ fn about_request<C: Context, F: Family>(
     scratch: &mut Scratch<F::Addr>,
     error: Error,
 ) -> Result<Decision, Reason> {
-    let entry = match maps::find_lru(F::returns(), &scratch.key) {
-        Some(entry) => entry,
-        None => maps::find_lru(F::half_returns(), &scratch.key).ok_or(Reason::IcmpOther)?,
-    };
+    let (entry, _) = nat::return_entry::<F>(&scratch.key).ok_or(Reason::IcmpOther)?;
     let proto = scratch.key.proto();
     scratch.facts.backend = entry.backend();
     scratch

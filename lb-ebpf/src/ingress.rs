@@ -48,12 +48,12 @@ fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet, length: u64) -> Deci
     let Some(vip) = maps::find(F::vips(), scratch.key.dst_ref()) else {
         return Reason::NotVip.into();
     };
-    let traced = vip.is_traced() || maps::dry_run();
-    let decision = match to_vip::<C, F>(ctx, (l3, length), tags, traced, scratch) {
+    scratch.set_traced(vip.is_traced() || maps::dry_run());
+    let decision = match to_vip::<C, F>(ctx, (l3, length), tags, scratch) {
         Ok(decision) => decision,
         Err(reason) => reason.into(),
     };
-    if traced {
+    if scratch.is_traced() {
         // Whoever reads the trace is told; nothing follows for the packet.
         let _ = ctx.trace(decision);
     }
@@ -65,10 +65,9 @@ fn to_vip<C: Stages<F>, F: Family>(
     ctx: &C,
     (l3, length): (usize, u64),
     tags: u32,
-    traced: bool,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<Decision, Reason> {
-    if traced {
+    if scratch.is_traced() {
         scratch.begin();
     }
     let Some(own) = maps::uplink_mac(ctx.ifindex(), tags) else {
@@ -116,7 +115,7 @@ fn to_vip<C: Stages<F>, F: Family>(
             Returned::Forward(_) => Reason::Inconsistent.into(),
         });
     };
-    if traced {
+    if scratch.is_traced() {
         scratch.save(l3, ip.end, tags, &transport);
     }
     let mut request = Request::<C, F> {

@@ -44,5 +44,6 @@ fn assign<F: Family>(lookup: &SockLookup) -> Option<u32> {
     let asked = ServiceKey::new(vip, vip_port, IPPROTO_TCP);
     let service = maps::find(F::services(), &asked)?;
     let backend = select::backend::<F>(service.local_backend(), service)?;
-    F::assign_listener(lookup, service.id(), backend.addr(), port).then_some(service.id())
+    maps::assign_listener::<F>(lookup, service.id(), backend.addr_ref(), port)
+        .then_some(service.id())
 }

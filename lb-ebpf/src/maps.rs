@@ -7,11 +7,7 @@
 use core::{mem::MaybeUninit, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::{
-        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
-    },
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock, bpf_sock_tuple},
     btf_maps::{
         Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap, lpm_trie::Key as LpmKey,
     },
@@ -39,8 +35,15 @@ use lb_common::{
 };
 
 use crate::{
+    family::Family,
     packet::{CHUNK, Context, SockAddr, SockLookup},
     parse::Transport,
+};
+
+/// The tuples that sockets are looked up by.
+pub(crate) use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
 
 type A4 = [u8; 4];
@@ -167,11 +170,11 @@ static REASON_STATS: PerCpuArray<Counters, { (MAX_SERVICES * REASON_SLOTS) as us
 #[derive(Clone, Copy)]
 pub(crate) struct Facts {
     /// Offset of the IP header.
-    pub(crate) l3: u32,
+    l3: u32,
     /// Offset of the upper-layer header.
-    pub(crate) l4: u32,
+    l4: u32,
     /// Offset of the packet's end by its IP header.
-    pub(crate) end: u32,
+    end: u32,
     /// VLAN tags, see [`UplinkKey`].
     pub(crate) tags: u32,
     /// SEG.SEQ.
@@ -204,6 +207,24 @@ impl Facts {
         flags: 0,
         stage: Stage::Parse as u8,
     };
+
+    /// Offset of the IP header, as the verifier is content with it.
+    #[inline(always)]
+    pub(crate) const fn l3(&self) -> usize {
+        self.l3 as usize & 0x1f
+    }
+
+    /// Offset of the upper-layer header, likewise.
+    #[inline(always)]
+    pub(crate) const fn l4(&self) -> usize {
+        self.l4 as usize & 0x1ff
+    }
+
+    /// Offset of the packet's end, likewise.
+    #[inline(always)]
+    pub(crate) const fn end(&self) -> usize {
+        self.end as usize & 0xf_ffff
+    }
 
     /// The TCP segment.
     #[inline(always)]
@@ -249,6 +270,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) chunk: Chunk,
     /// See [`Scratch::forget`].
     cell: u32,
+    /// See [`Scratch::is_traced`].
+    traced: u32,
 }
 
 impl<A: Address> Scratch<A> {
@@ -294,6 +317,22 @@ impl<A: Address> Scratch<A> {
             key.add(2 * words + 1).write_volatile(last);
             service_key.add(words).write_volatile(service);
         }
+    }
+
+    /// Note whether somebody wants to know what becomes of the packet.
+    #[inline(always)]
+    pub(crate) fn set_traced(&mut self, traced: bool) {
+        let field = &raw mut self.traced;
+        // SAFETY: a field of our own; volatile, so that the verifier does not know the value, and
+        // does not check everything in between twice.
+        unsafe { field.write_volatile(u32::from(traced)) };
+    }
+
+    /// Whether somebody wants to know what becomes of the packet.
+    #[inline(always)]
+    pub(crate) fn is_traced(&self) -> bool {
+        // SAFETY: as in `set_traced`.
+        unsafe { (&raw const self.traced).read_volatile() != 0 }
     }
 
     /// Note where the decision is made.
@@ -562,23 +601,18 @@ fn kept_listener(slot: u32) -> Option<Sock> {
 }
 
 /// Give what `lookup` asks about to the listener at `slot` of `listeners`, if that is bound to
-/// `addr`:`port` (IPv4). The map may still hold one of a service that had this slot before.
+/// `addr`:`port`. The map may still hold one of a service that had this slot before.
 #[inline(always)]
-pub(crate) fn assign_listener4(lookup: &SockLookup, slot: u32, addr: A4, port: u16) -> bool {
+pub(crate) fn assign_listener<F: Family>(
+    lookup: &SockLookup,
+    slot: u32,
+    addr: &F::Addr,
+    port: u16,
+) -> bool {
     let Some(sock) = kept_listener(slot) else {
         return false;
     };
-    sock.port() == u32::from(port) && sock.addr4() == u32::from_ne_bytes(addr) && sock.take(lookup)
-}
-
-/// [`assign_listener4`] for IPv6.
-#[inline(always)]
-pub(crate) fn assign_listener6(lookup: &SockLookup, slot: u32, addr: A6, port: u16) -> bool {
-    let Some(sock) = kept_listener(slot) else {
-        return false;
-    };
-    let bound = from_words(sock.addr6());
-    bound.same(&addr) && sock.port() == u32::from(port) && sock.take(lookup)
+    F::bound(&sock).same(addr) && sock.port() == u32::from(port) && sock.take(lookup)
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
@@ -700,7 +734,7 @@ const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// A socket found in the kernel's table, released when dropped.
-struct Sock(NonNull<bpf_sock>);
+pub(crate) struct Sock(NonNull<bpf_sock>);
 
 impl Sock {
     #[inline(always)]
@@ -718,14 +752,14 @@ impl Sock {
 
     /// The IPv4 address that it is bound to, network order.
     #[inline(always)]
-    fn addr4(&self) -> u32 {
+    pub(crate) fn addr4(&self) -> u32 {
         // SAFETY: as in `state`.
         unsafe { (&raw const (*self.0.as_ptr()).src_ip4).read_volatile() }
     }
 
     /// The IPv6 address that it is bound to, in words of network order.
     #[inline(always)]
-    fn addr6(&self) -> [u32; 4] {
+    pub(crate) fn addr6(&self) -> [u32; 4] {
         // SAFETY: as in `state`; the verifier wants one access for each word.
         unsafe {
             let words = (&raw const (*self.0.as_ptr()).src_ip6).cast::<u32>();
@@ -785,90 +819,40 @@ fn classify(sock: Option<Sock>) -> SocketMatch {
     }
 }
 
-/// The kernel's socket for an IPv4 flow to port `dport` of this node.
+/// A tuple as the kernel's helpers take it, and its size.
 #[inline(always)]
-pub(crate) fn socket4<C: Context>(ctx: &C, flow: &FlowKey<A4>, dport: u16) -> SocketMatch {
-    let mut tuple = tuple4(flow, dport);
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_skc_lookup_tcp(
-            ctx.raw(),
-            tuple,
-            size_of::<Tuple4>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
-    classify(NonNull::new(sock).map(Sock))
+fn as_tuple<T>(tuple: &mut T) -> (*mut bpf_sock_tuple, u32) {
+    (core::ptr::from_mut(tuple).cast(), size_of::<T>() as u32)
 }
 
-/// The kernel's socket for an IPv6 flow to port `dport` of this node.
+/// The kernel's socket for a flow to port `dport` of this node.
 #[inline(always)]
-pub(crate) fn socket6<C: Context>(ctx: &C, flow: &FlowKey<A6>, dport: u16) -> SocketMatch {
-    let mut tuple = tuple6(flow, dport);
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+pub(crate) fn socket<C: Context, F: Family>(
+    ctx: &C,
+    flow: &FlowKey<F::Addr>,
+    dport: u16,
+) -> SocketMatch {
+    let mut tuple = F::tuple(flow, flow.dst_ref(), dport);
+    let (tuple, size) = as_tuple(&mut tuple);
     // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_skc_lookup_tcp(
-            ctx.raw(),
-            tuple,
-            size_of::<Tuple6>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
+    let sock = unsafe { bpf_skc_lookup_tcp(ctx.raw(), tuple, size, CURRENT_NETNS, 0) };
     classify(NonNull::new(sock).map(Sock))
 }
 
 /// Let packets for a service's VIP reach the listener at `addr`:`port` of this node, by keeping it
 /// in `listeners`; false if there is none.
 #[inline(always)]
-pub(crate) fn find_listener4<C: Context>(
+pub(crate) fn find_listener<C: Context, F: Family>(
     ctx: &C,
-    flow: &FlowKey<A4>,
-    addr: A4,
+    flow: &FlowKey<F::Addr>,
+    addr: &F::Addr,
     port: u16,
     slot: u32,
 ) -> bool {
-    let mut tuple = tuple4(flow, port);
-    tuple.daddr = u32::from_ne_bytes(addr);
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    let mut tuple = F::tuple(flow, addr, port);
+    let (tuple, size) = as_tuple(&mut tuple);
     // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_sk_lookup_tcp(
-            ctx.raw(),
-            tuple,
-            size_of::<Tuple4>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
-    keep(NonNull::new(sock).map(Sock), slot)
-}
-
-/// [`find_listener4`] for IPv6.
-#[inline(always)]
-pub(crate) fn find_listener6<C: Context>(
-    ctx: &C,
-    flow: &FlowKey<A6>,
-    addr: A6,
-    port: u16,
-    slot: u32,
-) -> bool {
-    let mut tuple = tuple6(flow, port);
-    tuple.daddr = words(addr);
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // SAFETY: the tuple is initialised and of the size said.
-    let sock = unsafe {
-        bpf_sk_lookup_tcp(
-            ctx.raw(),
-            tuple,
-            size_of::<Tuple6>() as u32,
-            CURRENT_NETNS,
-            0,
-        )
-    };
+    let sock = unsafe { bpf_sk_lookup_tcp(ctx.raw(), tuple, size, CURRENT_NETNS, 0) };
     keep(NonNull::new(sock).map(Sock), slot)
 }
 
@@ -883,53 +867,20 @@ fn keep(sock: Option<Sock>, slot: u32) -> bool {
     keep_listener(slot, &sock)
 }
 
-/// Whether the hooked socket's network namespace has a listener for this IPv4 flow (TCP), or a
-/// socket (UDP).
+/// Whether the hooked socket's network namespace has a listener for this flow (TCP), or a socket
+/// (UDP).
 #[inline(always)]
-pub(crate) fn listens4(addr: &SockAddr, flow: &FlowKey<A4>) -> bool {
-    let mut tuple = tuple4(flow, flow.dport());
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    listens(addr, flow.proto(), tuple, size_of::<Tuple4>() as u32)
-}
-
-/// [`listens4`] for IPv6.
-#[inline(always)]
-pub(crate) fn listens6(addr: &SockAddr, flow: &FlowKey<A6>) -> bool {
-    let mut tuple = tuple6(flow, flow.dport());
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    listens(addr, flow.proto(), tuple, size_of::<Tuple6>() as u32)
-}
-
-#[inline(always)]
-fn listens(addr: &SockAddr, proto: u8, tuple: *mut bpf_sock_tuple, size: u32) -> bool {
-    if proto == IPPROTO_UDP {
-        // SAFETY: the callers' tuples are initialised and of the size said.
+pub(crate) fn listens<F: Family>(addr: &SockAddr, flow: &FlowKey<F::Addr>) -> bool {
+    let mut tuple = F::tuple(flow, flow.dst_ref(), flow.dport());
+    let (tuple, size) = as_tuple(&mut tuple);
+    if flow.proto() == IPPROTO_UDP {
+        // SAFETY: the tuple is initialised and of the size said.
         let sock = unsafe { bpf_sk_lookup_udp(addr.raw(), tuple, size, CURRENT_NETNS, 0) };
         return NonNull::new(sock).map(Sock).is_some();
     }
     // SAFETY: as above.
     let sock = unsafe { bpf_sk_lookup_tcp(addr.raw(), tuple, size, CURRENT_NETNS, 0) };
     classify(NonNull::new(sock).map(Sock)) == SocketMatch::Listener
-}
-
-#[inline(always)]
-fn tuple4(flow: &FlowKey<A4>, dport: u16) -> Tuple4 {
-    Tuple4 {
-        saddr: u32::from_ne_bytes(flow.src()),
-        daddr: u32::from_ne_bytes(flow.dst()),
-        sport: flow.sport().to_be(),
-        dport: dport.to_be(),
-    }
-}
-
-#[inline(always)]
-fn tuple6(flow: &FlowKey<A6>, dport: u16) -> Tuple6 {
-    Tuple6 {
-        saddr: words(flow.src()),
-        daddr: words(flow.dst()),
-        sport: flow.sport().to_be(),
-        dport: dport.to_be(),
-    }
 }
 
 /// An IPv6 address as four words in network order.

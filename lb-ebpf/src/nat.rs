@@ -383,16 +383,22 @@ fn not_a_reply<F: Family>(scratch: &mut Scratch<F::Addr>) -> Outcome {
     Outcome::Reset(Reason::BackendPortReset, 0)
 }
 
+/// The return entry of what a backend sends as `reply`, and whether its flow is still half-open.
+#[inline(always)]
+pub(crate) fn return_entry<F: Family>(
+    reply: &FlowKey<F::Addr>,
+) -> Option<(&'static NatReturn<F::Addr>, bool)> {
+    if let Some(entry) = maps::find_lru(F::returns(), reply) {
+        return Some((entry, false));
+    }
+    maps::find_lru(F::half_returns(), reply).map(|entry| (entry, true))
+}
+
 /// Backend to client. `None` if it is not a reply.
 #[inline(always)]
 fn reply<C: Stages<F>, F: Family>(ctx: &C, scratch: &mut Scratch<F::Addr>) -> Option<Decision> {
     let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
-    let found = maps::find_lru(F::returns(), &scratch.key);
-    let half = found.is_none();
-    let entry = match found {
-        Some(entry) => entry,
-        None => maps::find_lru(F::half_returns(), &scratch.key)?,
-    };
+    let (entry, half) = return_entry::<F>(&scratch.key)?;
     scratch
         .out
         .set_addresses(scratch.key.dst_ref(), entry.client_ref());
@@ -405,10 +411,7 @@ fn reply<C: Stages<F>, F: Family>(ctx: &C, scratch: &mut Scratch<F::Addr>) -> Op
     if proto != IPPROTO_UDP {
         learn::<F>(scratch, service, entry.backend(), half);
     }
-    let (l3, l4) = (
-        scratch.facts.l3 as usize & 0x1f,
-        scratch.facts.l4 as usize & 0x1ff,
-    );
+    let (l3, l4) = (scratch.facts.l3(), scratch.facts.l4());
     if !translate::<C, F>(
         ctx,
         l3,

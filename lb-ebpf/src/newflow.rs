@@ -58,12 +58,6 @@ pub(crate) struct NewFlow<'a, C, F: Family> {
     pub(crate) ctx: &'a C,
     /// The service.
     pub(crate) service: &'static Service,
-    /// The segment (TCP).
-    pub(crate) segment: Segment,
-    /// A connection request.
-    pub(crate) syn: bool,
-    /// UDP, not TCP.
-    pub(crate) udp: bool,
     /// Seconds of the coarse monotonic clock.
     pub(crate) now: u32,
     /// Working memory; its `key` is the flow.
@@ -103,23 +97,37 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
         let (vip, port, proto) = (scratch.key.dst(), scratch.key.dport(), scratch.key.proto());
         scratch.service_key = ServiceKey::new(vip, port, proto);
         let service = maps::find(F::services(), &scratch.service_key)?;
-        let segment = scratch.facts.segment();
         Some(NewFlow {
             ctx,
             service,
-            segment,
-            syn: segment.is_syn(),
-            udp: proto == IPPROTO_UDP,
             now: maps::now_seconds(),
             scratch,
         })
+    }
+
+    /// The segment (TCP). Like the following ones read when it is needed, not kept on the stack.
+    #[inline(always)]
+    fn segment(&self) -> Segment {
+        self.scratch.facts.segment()
+    }
+
+    /// A connection request.
+    #[inline(always)]
+    fn syn(&self) -> bool {
+        self.segment().is_syn()
+    }
+
+    /// UDP, not TCP.
+    #[inline(always)]
+    fn udp(&self) -> bool {
+        self.scratch.key.proto() == IPPROTO_UDP
     }
 
     #[inline(always)]
     fn outcome(&mut self, excluded: u32, failed: u32) -> Result<Chosen, Reason> {
         // Before the flow is selected anew: this node may hold it, from before the table changed.
         let local = self.service.local_backend();
-        if local != 0 && !self.udp && self.held_here() {
+        if local != 0 && !self.udp() && self.held_here() {
             self.scratch.stage(Stage::Socket);
             return Ok(Outcome::Forward(Self::target(local, 0, false)).into());
         }
@@ -158,27 +166,27 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
             return anew;
         };
         if backend.epoch() != flow.epoch() {
-            return if self.syn || self.udp {
+            return if self.syn() || self.udp() {
                 anew
             } else {
                 Half::Dead(id)
             };
         }
         let returns = excluded != NODE_NONE && backend.node() == excluded;
-        if returns || !select::fits(backend.method(), nat_port, self.udp) {
+        if returns || !select::fits(backend.method(), nat_port, self.udp()) {
             return anew;
         }
         self.scratch.flow = flow;
         let target = Self::target(id, nat_port, false);
-        if self.udp {
+        if self.udp() {
             if flow.idle(self.now) >= u32::from(self.service.idle_seconds()) {
                 return anew;
             }
             self.scratch.flow.observe_udp(self.now);
-        } else if self.syn {
+        } else if self.syn() {
             return self.repeated_syn(target, backend);
         } else {
-            let segment = self.segment;
+            let segment = self.segment();
             self.scratch.flow.observe(segment, self.now);
             if segment.has(TcpHeader::RST) {
                 maps::put_lru(F::half_flows(), &self.scratch.key, &self.scratch.flow);
@@ -205,7 +213,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
         {
             return Half::Select(0);
         }
-        self.scratch.flow.observe(self.segment, self.now);
+        self.scratch.flow.observe(self.segment(), self.now);
         if self.scratch.flow.repeat() && backend.method() == Some(Method::Nat) {
             return Half::Select(target.backend);
         }
@@ -217,8 +225,8 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     /// (an old connection's TIME-WAIT does not bind a new one).
     #[inline(always)]
     fn held_here(&self) -> bool {
-        let socket = F::socket(self.ctx, &self.scratch.key, self.service.local_port());
-        if self.syn {
+        let socket = maps::socket::<C, F>(self.ctx, &self.scratch.key, self.service.local_port());
+        if self.syn() {
             socket == SocketMatch::Request
         } else {
             matches!(
@@ -245,7 +253,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
                 return Err(Reason::SourceDenied);
             }
         }
-        if service.source_rate() != 0 && (self.syn || self.udp) {
+        if service.source_rate() != 0 && (self.syn() || self.udp()) {
             self.scratch.stage(Stage::Source);
             let source = F::limited(self.scratch.key.src_ref());
             self.scratch.source.data = SourceKey::new(service.id(), source);
@@ -296,7 +304,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
             };
             let backend = select::backend::<F>(id, self.service).ok_or(Reason::Inconsistent)?;
             self.scratch.facts.backend = id;
-            if backend.method() == Some(Method::Local) && self.syn && self.ctx.listen() == 0 {
+            if backend.method() == Some(Method::Local) && self.syn() && self.ctx.listen() == 0 {
                 // The kernel knows before the checks do.
                 maps::refused(self.service.id(), id, self.now);
                 local_failed = true;
@@ -311,7 +319,7 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     /// No backend can take the flow.
     #[inline(always)]
     fn unusable(&self, reason: Reason) -> Result<Outcome, Reason> {
-        let silent = self.udp || self.service.silent();
+        let silent = self.udp() || self.service.silent();
         if silent || matches!(reason, Reason::Inconsistent) {
             return Err(reason);
         }
@@ -321,16 +329,16 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     /// Write the entry of a flow to `backend`.
     #[inline(always)]
     fn commit(&mut self, id: u32, backend: &Backend<F::Addr>) -> Result<Chosen, Reason> {
-        let mut target = Self::target(id, 0, self.syn || self.udp);
+        let mut target = Self::target(id, 0, self.syn() || self.udp());
         // What is left of an earlier connection would take the segments that follow away.
         maps::remove_lru(F::flows(), &self.scratch.key);
         let method = backend.method().ok_or(Reason::Inconsistent)?;
-        if method == Method::Local && !self.udp {
+        if method == Method::Local && !self.udp() {
             maps::remove_lru(F::half_flows(), &self.scratch.key);
             return Ok(Outcome::Forward(target).into());
         }
         // A RST ends what it belongs to: no entry for it.
-        if self.segment.has(TcpHeader::RST) {
+        if self.segment().has(TcpHeader::RST) {
             return if method == Method::Nat {
                 Err(Reason::NoFlow)
             } else {
@@ -356,16 +364,16 @@ impl<C: Stages<F>, F: Family> NewFlow<'_, C, F> {
     /// The entry of a new flow.
     #[inline(always)]
     fn flow(&self, id: u32, epoch: u16) -> Flow {
-        let state = if self.udp {
+        let state = if self.udp() {
             FlowState::Udp
-        } else if self.syn {
+        } else if self.syn() {
             FlowState::Syn
         } else {
             FlowState::Established
         };
         let mut flow = Flow::new(id, 0, 0, state, self.now).in_epoch(epoch);
-        if !self.udp {
-            flow.observe(self.segment, self.now);
+        if !self.udp() {
+            flow.observe(self.segment(), self.now);
         }
         flow
     }

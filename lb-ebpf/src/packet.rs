@@ -258,6 +258,15 @@ fn opaque(mut address: usize) -> usize {
     address
 }
 
+/// The same sum, computed here and now: LLVM would load all words of the addresses, keep them on the
+/// stack and sum them up where the sum is needed.
+#[inline(always)]
+pub(crate) fn settled(mut sum: u64) -> u64 {
+    // SAFETY: moves a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) sum, options(nomem, nostack)) };
+    sum
+}
+
 /// Words of a [`Wire`] type that are moved at once at most, see [`fetch`].
 macro_rules! for_words {
     ($word:ident) => {
@@ -385,6 +394,29 @@ unsafe fn copy_addresses<A: Wire>(from: *const u8, to: *mut u8) {
     word!(24);
 }
 
+/// Copy one address by words that LLVM does not know: it would keep those that it read for a checksum
+/// on the stack.
+///
+/// # Safety
+/// Both pointers must be good for an address.
+#[inline(always)]
+unsafe fn copy_address<A: Wire>(from: *const u8, to: *mut u8) {
+    // SAFETY: within the address, whose length is 4 or a multiple of 8.
+    unsafe {
+        let word: u64;
+        if size_of::<A>() == 4 {
+            asm!("{0} = *(u32 *)({1} + 0)", out(reg) word, in(reg) from, options(readonly, nostack));
+            asm!("*(u32 *)({1} + 0) = {0}", in(reg) word, in(reg) to, options(nostack));
+        } else {
+            asm!("{0} = *(u64 *)({1} + 0)", out(reg) word, in(reg) from, options(readonly, nostack));
+            asm!("*(u64 *)({1} + 0) = {0}", in(reg) word, in(reg) to, options(nostack));
+            let word: u64;
+            asm!("{0} = *(u64 *)({1} + 8)", out(reg) word, in(reg) from, options(readonly, nostack));
+            asm!("*(u64 *)({1} + 8) = {0}", in(reg) word, in(reg) to, options(nostack));
+        }
+    }
+}
+
 /// Read a `T` at `offset` bytes from the start of the frame.
 #[inline(always)]
 pub(crate) fn load<C: Context, T: Wire>(ctx: &C, offset: usize) -> Option<T> {
@@ -417,11 +449,14 @@ pub(crate) fn store_addresses<C: Context, A: Address + Wire>(
     let Some(to) = pointer::<C, [A; 2]>(ctx, offset) else {
         return false;
     };
-    let [to_src, to_dst] = [to.cast::<A>(), to.cast::<A>().wrapping_add(1)];
+    let to = to.cast::<u8>();
     // SAFETY: as in `store`.
     unsafe {
-        put(to_src, src);
-        put(to_dst, dst);
+        copy_address::<A>(core::ptr::from_ref(src).cast(), to);
+        copy_address::<A>(
+            core::ptr::from_ref(dst).cast(),
+            to.wrapping_add(size_of::<A>()),
+        );
     }
     true
 }

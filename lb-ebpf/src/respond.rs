@@ -73,10 +73,7 @@ fn answer<C: Stages<F>, F: Family>(
         }
         return Err(silent);
     }
-    let (l3, l4) = (
-        scratch.facts.l3 as usize & 0x1f,
-        scratch.facts.l4 as usize & 0x1ff,
-    );
+    let (l3, l4) = (scratch.facts.l3(), scratch.facts.l4());
     let at = l4 + TcpHeader::CHECKSUM;
     let partial = ctx.checksum_is_partial(at, scratch.facts.checksum);
     if !partial && !intact::<C, F>(ctx, scratch, l3, l4) {
@@ -160,7 +157,7 @@ fn intact<C: Stages<F>, F: Family>(
     if !F::header_intact(ctx, l3, l4, &mut scratch.chunk) {
         return false;
     }
-    let length = (scratch.facts.end as usize & 0xf_ffff).wrapping_sub(l4) & 0xf_ffff;
+    let length = scratch.facts.end().wrapping_sub(l4) & 0xf_ffff;
     if length > CHUNKS * CHUNK {
         return false;
     }

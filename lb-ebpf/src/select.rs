@@ -50,18 +50,34 @@ pub(crate) fn fits(method: Option<Method>, nat_port: u16, udp: bool) -> bool {
     }
 }
 
-/// Backend id `id`, if it can be used at all.
+/// What [`usable`] returns: the backend cannot be used,
+const NOT_USABLE: u64 = 0;
+/// it refused a connection lately,
+const SUSPECT: u64 = 1;
+/// it can be used.
+const USABLE: u64 = 2;
+
+/// Whether backend id `id` can be used for a flow of service id `service` from `node`, which is not to
+/// be the one with id `avoided`. A function of its own: the verifier checks it once, not for each
+/// backend that is tried.
 #[inline(always)]
-fn usable<F: Family>(
-    service: &Service,
-    id: u32,
-    avoid: Avoid,
-) -> Option<&'static Backend<F::Addr>> {
-    let candidate = backend::<F>(id, service)?;
-    let avoided = (avoid.node != NODE_NONE && candidate.node() == avoid.node)
-        || (avoid.backend != 0 && id == avoid.backend);
+pub(crate) fn usable<F: Family>(id: u32, service: u32, node: u32, avoided: u32) -> u64 {
+    let Some(candidate) = F::backends().get(id) else {
+        return NOT_USABLE;
+    };
     // DOWN: the table is about to be replaced.
-    (!avoided && candidate.state() != BackendState::Down).then_some(candidate)
+    if candidate.service() != service
+        || (node != NODE_NONE && candidate.node() == node)
+        || (avoided != 0 && id == avoided)
+        || candidate.state() == BackendState::Down
+    {
+        return NOT_USABLE;
+    }
+    if maps::is_suspect(id, maps::now_seconds()) {
+        SUSPECT
+    } else {
+        USABLE
+    }
 }
 
 /// [`select`] for the flow in the scratch memory, as a stage: the backend's id, or 2^32 and the number
@@ -78,8 +94,8 @@ pub(crate) fn stage<F: Family>(node: u32, backend: u32) -> u64 {
     };
     let flow_hash = hash::flow_hash(scratch.key.src_ref(), scratch.key.sport());
     let avoid = Avoid { node, backend };
-    match select::<F>(service, flow_hash, avoid, maps::now_seconds()) {
-        Ok((id, _)) => u64::from(id),
+    match select::<F>(service, flow_hash, avoid) {
+        Ok(id) => u64::from(id),
         Err(reason) => none(reason),
     }
 }
@@ -99,45 +115,41 @@ pub(crate) fn selected(value: u64) -> Result<u32, Reason> {
     })
 }
 
-/// The backend for a flow with hash `flow_hash`: never one to `avoid`, and one that refused a
-/// connection lately only if there is no other.
+/// The id of the backend for a flow with hash `flow_hash`: never one to `avoid`, and one that refused
+/// a connection lately only if there is no other.
 #[inline(always)]
 pub(crate) fn select<F: Family>(
     service: &Service,
     flow_hash: u32,
     avoid: Avoid,
-    now: u32,
-) -> Result<(u32, &'static Backend<F::Addr>), Reason> {
+) -> Result<u32, Reason> {
     if !service.usable() {
         return Err(Reason::NoBackend);
     }
-    let mut suspect = 0;
+    let rate = |id| F::usable(id, service.id(), avoid.node, avoid.backend);
+    let mut last = 0;
     for attempt in 0..TRIES {
         let slot = hash::slot(flow_hash.wrapping_add(attempt.wrapping_mul(STEP)));
         let id = maps::maglev(service.table(), slot);
-        if let Some(candidate) = usable::<F>(service, id, avoid) {
-            if !maps::is_suspect(id, now) {
-                return Ok((id, candidate));
-            }
-            suspect = id;
+        match rate(id) {
+            USABLE => return Ok(id),
+            SUSPECT => last = id,
+            _ => {}
         }
     }
     let [first, second] = service.fallback();
-    let mut last = suspect;
     for id in [u32::from(first), u32::from(second)] {
-        if id != 0
-            && let Some(candidate) = usable::<F>(service, id, avoid)
-        {
-            if !maps::is_suspect(id, now) {
-                return Ok((id, candidate));
+        if id != 0 {
+            match rate(id) {
+                USABLE => return Ok(id),
+                SUSPECT => last = id,
+                _ => {}
             }
-            last = id;
         }
     }
     if last == 0 {
-        return Err(Reason::NoOtherBackend);
+        Err(Reason::NoOtherBackend)
+    } else {
+        Ok(last)
     }
-    backend::<F>(last, service)
-        .map(|candidate| (last, candidate))
-        .ok_or(Reason::Inconsistent)
 }

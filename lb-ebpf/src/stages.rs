@@ -16,8 +16,14 @@ use crate::{
     respond, select, trace,
 };
 
+/// The walk through IPv6 extension headers, callable on a kind of context.
+pub(crate) trait Walk: Context {
+    /// See [`V6::walk`].
+    fn extensions(&self, l3: u32, proto: u32) -> u64;
+}
+
 /// The stages for a family, callable on a kind of context.
-pub(crate) trait Stages<F>: Context {
+pub(crate) trait Stages<F>: Walk {
     /// See [`newflow::half_open`].
     fn half_open(&self, excluded: u32) -> u64;
     /// See [`newflow::new_flow`].
@@ -40,6 +46,34 @@ pub(crate) trait Stages<F>: Context {
     fn trace(&self, decision: Decision) -> u64;
 }
 
+/// See [`V6::walk`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn xdp_extensions(ctx: *mut xdp_md, l3: u32, proto: u32) -> u64 {
+    V6::walk(&XdpContext::new(ctx), l3, proto)
+}
+
+/// See [`V6::walk`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn tc_extensions(ctx: *mut __sk_buff, l3: u32, proto: u32) -> u64 {
+    V6::walk(&TcContext::new(ctx), l3, proto)
+}
+
+impl Walk for XdpContext {
+    #[inline(always)]
+    fn extensions(&self, l3: u32, proto: u32) -> u64 {
+        xdp_extensions(self.raw().cast(), l3, proto)
+    }
+}
+
+impl Walk for TcContext {
+    #[inline(always)]
+    fn extensions(&self, l3: u32, proto: u32) -> u64 {
+        tc_extensions(self.raw().cast(), l3, proto)
+    }
+}
+
 /// See [`select::stage`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -52,6 +86,20 @@ pub(crate) extern "C" fn select4(node: u32, backend: u32) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn select6(node: u32, backend: u32) -> u64 {
     select::stage::<V6>(node, backend)
+}
+
+/// See [`select::usable`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn usable4(id: u32, service: u32, node: u32, avoided: u32) -> u64 {
+    select::usable::<V4>(id, service, node, avoided)
+}
+
+/// See [`select::usable`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn usable6(id: u32, service: u32, node: u32, avoided: u32) -> u64 {
+    select::usable::<V6>(id, service, node, avoided)
 }
 
 /// See [`nat::claim_port`].

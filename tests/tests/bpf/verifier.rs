@@ -138,6 +138,10 @@ fn programs_are_verified_within_the_bar() {
             "{name}: {verified} verified instructions"
         );
         assert!(stack <= MAX_STACK, "{name}: {stack} bytes of stack");
+        assert!(
+            older <= MAX_STACK,
+            "{name}: {older} bytes of stack before Linux 6.9"
+        );
     }
 }
 
