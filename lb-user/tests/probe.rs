@@ -23,7 +23,8 @@ use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use lb_user::{
     config::model::{
-        CheckConfig, ClientCert, HealthConfig, HttpConfig, StartState, TlsConfig, TlsVerify,
+        CheckConfig, CheckTarget, ClientCert, HealthConfig, HttpConfig, HttpMethod, HttpVersion,
+        StartState, StatusRange, TlsConfig, TlsMin, TlsVerify,
     },
     core::health::{Class, Failure, Finding, ProbeOutcome, Stage},
     io::probe::{ProbeSetupError, Prober},
@@ -52,17 +53,22 @@ const BRIEF: Duration = Duration::from_millis(100);
 /// For probes that are to run out of time after a handshake.
 const AFTER_HANDSHAKE: Duration = Duration::from_secs(2);
 
+#[path = "probe/http.rs"]
+mod http;
+
 // --- Configurations ---------------------------------------------------------------------------
 
 fn health(check: CheckConfig) -> HealthConfig {
     HealthConfig {
         check,
-        port: None,
+        target: CheckTarget::default(),
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         rise: NonZeroU32::MIN,
         fall: NonZeroU32::MIN,
         fast_interval: Duration::from_millis(500),
+        down_interval: Duration::from_secs(2),
+        spread: 10,
         start: StartState::Probe,
     }
 }
@@ -76,14 +82,20 @@ fn any_tls() -> TlsConfig {
         verify: TlsVerify::None,
         server_name: None,
         client: None,
+        min: TlsMin::V12,
     }
 }
 
 fn readyz() -> HttpConfig {
     HttpConfig {
         path: "/readyz".into(),
+        method: HttpMethod::Get,
+        version: HttpVersion::V11,
         host: None,
-        expect_status: vec![200],
+        headers: Vec::new(),
+        expect_status: vec![StatusRange::only(200)],
+        expect_body: None,
+        bearer_token_file: None,
     }
 }
 
@@ -96,7 +108,12 @@ fn failed(stage: Stage, failure: Failure) -> Finding {
 }
 
 fn status(code: u16, expected: bool) -> Finding {
-    Finding::Status { code, expected }
+    let note = (!expected).then(|| "ok".to_owned());
+    Finding::Status {
+        code,
+        expected,
+        note,
+    }
 }
 
 /// The text of a failure to speak the protocol in `stage`.
@@ -159,6 +176,7 @@ impl Pki {
             verify: TlsVerify::Ca(self.ca_file()),
             server_name: server_name.map(str::to_owned),
             client: None,
+            min: TlsMin::V12,
         }
     }
 
@@ -330,7 +348,7 @@ async fn https_500_is_not_ready() {
 async fn expected_401_passes() {
     let address = https_server(&Pki::new(), 401).await;
     let mut http = readyz();
-    http.expect_status = vec![200, 401];
+    http.expect_status = vec![StatusRange::only(200), StatusRange::only(401)];
     let check = CheckConfig::Https(any_tls(), http);
     let outcome = prober(check).probe(address, PLENTY).await;
     assert_eq!(outcome.finding, status(401, true));
@@ -391,7 +409,7 @@ async fn request_is_as_configured() {
     let http = HttpConfig {
         path: "/readyz?verbose".into(),
         host: Some("cluster.test".into()),
-        expect_status: vec![200],
+        ..readyz()
     };
     let check = CheckConfig::Https(pki.verified(Some("api.test")), http);
     let outcome = prober(check).probe(address, PLENTY).await;

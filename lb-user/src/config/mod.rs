@@ -10,6 +10,7 @@
 
 mod check;
 mod error;
+mod health;
 pub mod model;
 mod node;
 mod raw;

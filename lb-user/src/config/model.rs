@@ -8,6 +8,12 @@ use std::{
     time::Duration,
 };
 
+mod health;
+
+pub use self::health::{
+    BodyMatch, CheckConfig, CheckTarget, ClientCert, HealthConfig, HttpConfig, HttpMethod,
+    HttpVersion, StartState, StatusRange, TlsConfig, TlsMin, TlsVerify, bearer_token,
+};
 use ipnet::IpNet;
 use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
 
@@ -186,11 +192,16 @@ pub struct ServiceConfig {
 }
 
 impl ServiceConfig {
-    /// Where the backend at this position is checked: at its own address, on its own port or that
-    /// of the checks.
+    /// Where the backend at this position is checked: address and port are each its own `check_*`,
+    /// else those of the service's checks, else the backend's.
     pub fn probe_target(&self, backend: usize) -> Option<SocketAddr> {
-        let mut target = self.backends.get(backend)?.address;
-        if let Some(port) = self.health.port {
+        let backend = self.backends.get(backend)?;
+        let (own, common) = (backend.check, self.health.target);
+        let mut target = backend.address;
+        if let Some(address) = own.address.or(common.address) {
+            target.set_ip(address);
+        }
+        if let Some(port) = own.port.or(common.port) {
             target.set_port(port.get());
         }
         Some(target)
@@ -286,6 +297,8 @@ pub struct BackendConfig {
     pub weight: NonZeroU32,
     /// The backend's own `forwarding`, else its service's.
     pub forwarding: Forwarding,
+    /// Where it is checked instead of where its service's checks go.
+    pub check: CheckTarget,
 }
 
 /// `forwarding`
@@ -297,91 +310,4 @@ pub enum Forwarding {
     Dsr,
     /// Full NAT.
     Nat,
-}
-
-/// `[service.health]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthConfig {
-    /// What is asked.
-    pub check: CheckConfig,
-    /// The port that is asked; `None`: the backend's own.
-    pub port: Option<NonZeroU16>,
-    /// Time between checks in a settled state, default 2 s.
-    pub interval: Duration,
-    /// Time that one check may take, default 1 s.
-    pub timeout: Duration,
-    /// Successes in a row that make a backend UP, default 2.
-    pub rise: NonZeroU32,
-    /// Failures in a row that make it DRAINING or DOWN, default 3.
-    pub fall: NonZeroU32,
-    /// Time between checks while the state is changing, default 500 ms.
-    pub fast_interval: Duration,
-    /// State before the first result.
-    pub start: StartState,
-}
-
-/// `service.health.start`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartState {
-    /// DOWN until `rise` checks succeed.
-    Down,
-    /// DOWN until the first check succeeds (default): one result decides.
-    Probe,
-    /// UP until `fall` checks fail.
-    Up,
-}
-
-/// `service.health.type` and what belongs to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckConfig {
-    /// An HTTP request over TLS.
-    Https(TlsConfig, HttpConfig),
-    /// A plain HTTP request.
-    Http(HttpConfig),
-    /// A TLS handshake.
-    Tls(TlsConfig),
-    /// A TCP handshake.
-    Tcp,
-    /// Nothing: backends count as UP.
-    None,
-}
-
-/// TLS side of a check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsConfig {
-    /// Whether and how the server's certificate is verified.
-    pub verify: TlsVerify,
-    /// SNI and, with a CA, the name that the certificate must carry. Default: the address.
-    pub server_name: Option<String>,
-    /// Client certificate chain and key, PEM files.
-    pub client: Option<ClientCert>,
-}
-
-/// `service.health.verify`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TlsVerify {
-    /// Any certificate.
-    None,
-    /// Signed by a CA in this PEM file.
-    Ca(PathBuf),
-}
-
-/// `service.health.client_cert_file` and `client_key_file`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCert {
-    /// PEM file with the chain.
-    pub cert_file: PathBuf,
-    /// PEM file with the key.
-    pub key_file: PathBuf,
-}
-
-/// HTTP side of a check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpConfig {
-    /// Path and query, default `/readyz`.
-    pub path: String,
-    /// `Host` header; default: the backend's address and port.
-    pub host: Option<String>,
-    /// Statuses that count as success, default 200.
-    pub expect_status: Vec<u16>,
 }

@@ -265,6 +265,21 @@ impl<'d> Table<'d> {
         array.elements().iter().filter_map(Value::table).collect()
     }
 
+    /// Every entry, where the keys are the user's own.
+    pub(super) fn entries(self) -> Vec<(String, Value<'d>)> {
+        let value = |(key, value): (&'d toml::Spanned<_>, &'d toml::Spanned<DeValue<'d>>)| {
+            let key: &toml::de::DeString<'_> = key.get_ref();
+            let mark = Mark {
+                at: value.span().start,
+                ..self.mark.child(key)
+            };
+            let raw = value.get_ref();
+            let report = self.report;
+            (key.to_string(), Value { report, mark, raw })
+        };
+        self.entries.iter().map(value).collect()
+    }
+
     /// Refuse the keys that nobody asked for.
     pub(super) fn finish(self) {
         for key in self.entries.keys() {
@@ -426,6 +441,11 @@ impl<'d> Value<'d> {
                 raw: element.get_ref(),
             })
             .collect()
+    }
+
+    /// Whether it is a string.
+    pub(super) const fn is_text(&self) -> bool {
+        matches!(self.raw, DeValue::String(_))
     }
 
     /// Whether it is an array without elements.

@@ -238,6 +238,7 @@ fn reads_the_example() {
                 address: SocketAddr::from((Ipv4Addr::new(10, 0, 2, 10), 6443)),
                 weight: NonZeroU32::MIN,
                 forwarding: Forwarding::Auto,
+                check: CheckTarget::default(),
             }],
         }],
     };
@@ -249,20 +250,28 @@ fn default_health() -> HealthConfig {
         verify: TlsVerify::None,
         server_name: None,
         client: None,
+        min: TlsMin::V12,
     };
     let http = HttpConfig {
         path: "/readyz".to_owned(),
+        method: HttpMethod::Get,
+        version: HttpVersion::V11,
         host: None,
-        expect_status: vec![200],
+        headers: Vec::new(),
+        expect_status: vec![StatusRange::only(200)],
+        expect_body: None,
+        bearer_token_file: None,
     };
     HealthConfig {
         check: CheckConfig::Https(tls, http),
-        port: None,
+        target: CheckTarget::default(),
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         rise: NonZeroU32::new(2).unwrap(),
         fall: NonZeroU32::new(3).unwrap(),
         fast_interval: Duration::from_millis(500),
+        down_interval: Duration::from_secs(2),
+        spread: 10,
         start: StartState::Probe,
     }
 }
@@ -342,7 +351,7 @@ fn reads_udp_services() {
     assert_eq!(unchecked.health.check, CheckConfig::None);
     let checked = second("type = \"tcp\"\nport = 53", "idle_timeout = \"18.5m\"");
     assert_eq!(checked.protocol, udp(1110));
-    assert_eq!(checked.health.port, NonZeroU16::new(53));
+    assert_eq!(checked.health.target.port, NonZeroU16::new(53));
     assert_eq!(checked.health.check, CheckConfig::Tcp);
 }
 
@@ -425,8 +434,80 @@ fn reads_named_files() {
                 cert_file: PathBuf::from("/etc/ca.crt"),
                 key_file: PathBuf::from("/etc/client.key"),
             }),
+            min: TlsMin::V12,
         }
     );
+}
+
+/// What an HTTP check sends and expects, and where and how often it is made.
+#[test]
+fn reads_checks_in_detail() {
+    let text = edited(&[
+        (
+            "path = \"/readyz\"\nexpect_status = [200]\ninterval = \"2s\"",
+            "path = \"/readyz\"\nexpect_status = [204, \"200-203\", \"300-399\"]\ninterval = \"1s\"\n\
+            address = \"10.0.2.9\"\nport = 8080\nmethod = \"OPTIONS\"\nhttp_version = \"2\"\n\
+            headers = { X-Check = \"a b\", accept = \"text/plain\" }\nexpect_body_regex = '^\\S+$'\n\
+            bearer_token_file = \"good.secret\"\ntls_min = \"1.3\"\ndown_interval = \"10s\"\nspread = 0",
+        ),
+        (
+            "weight = 1",
+            "check_address = \"10.0.2.8\"\ncheck_port = 8081",
+        ),
+        (
+            "address = \"10.0.2.11:6443\"",
+            "address = \"10.0.2.11:6443\"\ncheck_port = 8082",
+        ),
+    ]);
+    let service = read(&text).unwrap().services.remove(0);
+    let health = &service.health;
+    let CheckConfig::Https(tls, http) = &health.check else {
+        panic!("not https");
+    };
+    let expected = HttpConfig {
+        path: "/readyz".to_owned(),
+        method: HttpMethod::Options,
+        version: HttpVersion::V2,
+        host: None,
+        headers: vec![
+            ("X-Check".to_owned(), "a b".to_owned()),
+            ("accept".to_owned(), "text/plain".to_owned()),
+        ],
+        expect_status: vec![
+            StatusRange::only(204),
+            StatusRange {
+                first: 200,
+                last: 203,
+            },
+            StatusRange {
+                first: 300,
+                last: 399,
+            },
+        ],
+        expect_body: Some(BodyMatch::Regex("^\\S+$".to_owned())),
+        bearer_token_file: Some(PathBuf::from("/etc/good.secret")),
+    };
+    assert_eq!((http, tls.min), (&expected, TlsMin::V13));
+    assert_eq!(health.down_interval, Duration::from_secs(10));
+    assert_eq!(health.spread, 0);
+    let targets: Vec<_> = (0..3)
+        .map(|backend| service.probe_target(backend))
+        .collect();
+    let target = |text: &str| Some(text.parse().unwrap());
+    assert_eq!(
+        targets,
+        [target("10.0.2.8:8081"), target("10.0.2.9:8082"), None]
+    );
+}
+
+/// A backend is checked at its own address and port where nothing else is written, and
+/// `down_interval` is `interval`.
+#[test]
+fn checks_go_to_the_backend() {
+    let text = edited(&[("interval = \"2s\"", "interval = \"3s\"")]);
+    let service = read(&text).unwrap().services.remove(0);
+    assert_eq!(service.probe_target(1), Some(service.backends[1].address));
+    assert_eq!(service.health.down_interval, Duration::from_secs(3));
 }
 
 /// A short interval shortens the default fast interval: checks never slow down while changing.

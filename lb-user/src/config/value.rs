@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::model::AdvertInterval;
+use super::model::{AdvertInterval, StatusRange};
 
 /// What is wrong with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -408,6 +408,64 @@ pub(super) fn http_host(text: &str) -> Result<String, Fault> {
             format!("{text:?} is not a host"),
             "write a name or an address, such as \"kubernetes.default\"",
         ))
+    }
+}
+
+/// Statuses as `200-399`.
+pub(super) fn status_range(text: &str) -> Result<StatusRange, Fault> {
+    let bound = |text: &str| {
+        let is_number = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| is_number)?;
+        (200..=599).contains(&number).then_some(number)
+    };
+    let bounds = text.split_once('-');
+    let bounds = bounds.and_then(|(first, last)| Some((bound(first)?, bound(last)?)));
+    match bounds {
+        Some((first, last)) if first <= last => Ok(StatusRange { first, last }),
+        _ => Err(Fault::new(
+            format!("{text:?} is not a range of statuses"),
+            "write one within 200..599, such as \"200-399\"",
+        )),
+    }
+}
+
+/// Value of a header: visible ASCII and spaces (RFC 9110 section 5.5).
+pub(super) fn header_value(text: &str) -> Result<String, Fault> {
+    let is_allowed = |c: char| c.is_ascii_graphic() || c == ' ';
+    if !text.is_empty() && text.trim() == text && text.chars().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(
+            format!("{text:?} is no value of a header"),
+            "write visible ASCII characters, with spaces only between them",
+        ))
+    }
+}
+
+/// Any text but the empty one.
+pub(super) fn not_empty(text: &str) -> Result<String, Fault> {
+    if text.is_empty() {
+        Err(Fault::new("is empty", "write what is to be found"))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// A regular expression that the `regex` crate takes.
+pub(super) fn regex(text: &str) -> Result<String, Fault> {
+    match text.parse::<regex::bytes::Regex>() {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        Ok(_) => Err(Fault::new("is empty", "write what is to be found")),
+        Err(error) => {
+            // Its text shows the expression over several lines; the last one says what is wrong.
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            let problem = last.trim_start_matches("error: ");
+            Err(Fault::new(
+                format!("is no regular expression: {problem}"),
+                "write one without look-around and back references, such as \"^ok\"",
+            ))
+        }
     }
 }
 

@@ -19,10 +19,11 @@ impl Jitter {
         self.0
     }
 
-    /// `duration` give or take up to 10 %.
-    pub(super) fn vary(&mut self, duration: Duration) -> Duration {
-        let low = duration.saturating_sub(duration / 10);
-        low + self.within(duration / 5)
+    /// `duration` give or take up to `percent` % of it.
+    pub(super) fn vary(&mut self, duration: Duration, percent: u8) -> Duration {
+        let most = (duration / 100).saturating_mul(percent.into());
+        let low = duration.saturating_sub(most);
+        low.saturating_add(self.within(most.saturating_mul(2)))
     }
 
     /// A time in slot `index` of the `count` equal slots of `span`.
@@ -52,16 +53,18 @@ impl Jitter {
 mod tests {
     use super::*;
 
-    /// Proves that a varied interval stays within 10 % of the interval and does vary.
+    /// Proves that a varied interval stays within its percentage and does vary, and that 0 % is no
+    /// variation.
     #[test]
-    fn vary_stays_within_a_tenth_and_varies() {
+    fn vary_stays_within_its_share_and_varies() {
         let mut jitter = Jitter::new(1);
         let interval = Duration::from_secs(2);
-        let steps: Vec<Duration> = (0..1000).map(|_| jitter.vary(interval)).collect();
+        let steps: Vec<Duration> = (0..1000).map(|_| jitter.vary(interval, 10)).collect();
         let (low, high) = (Duration::from_millis(1800), Duration::from_millis(2200));
         assert!(steps.iter().all(|step| (low..=high).contains(step)));
         assert!(steps.iter().any(|step| *step < Duration::from_millis(1850)));
         assert!(steps.iter().any(|step| *step > Duration::from_millis(2150)));
+        assert_eq!(jitter.vary(interval, 0), interval);
     }
 
     /// Proves that slots cover the span in order and never leave it.
@@ -82,7 +85,7 @@ mod tests {
     /// Proves that one seed gives one sequence and another seed another.
     #[test]
     fn sequence_depends_on_the_seed_alone() {
-        let draw = |seed| Jitter::new(seed).vary(Duration::from_secs(1));
+        let draw = |seed| Jitter::new(seed).vary(Duration::from_secs(1), 10);
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
     }

@@ -27,8 +27,8 @@
 //! death of most backends. A backend is *silent* while its last results are `Dead` without one
 //! that proves a death (a refusal, a reset, a close; see [`ProbeOutcome::proves_death`]). It
 //! fell silent when the first probe of that run started. Silent backends belong together if they
-//! fell silent within `(fall + 1) x interval + timeout` of each other: the time within which one
-//! fault shows at every backend. If a backend would go DOWN without proof while it and those
+//! fell silent within `(fall + 1) x interval + timeout` of each other (with `down_interval` if that
+//! is longer): the time within which one fault shows at every backend. If a backend would go DOWN without proof while it and those
 //! that belong to it are more than half of the service's backends, it becomes DRAINING instead
 //! and is *held* there. The others need not have reached `fall` themselves: else the first one to
 //! be judged would be lost each time. Every further result of a held backend judges it anew: a
@@ -50,11 +50,13 @@
 //! # Schedule
 //!
 //! A backend has at most one probe under way. The next one starts one interval (give or take
-//! 10 %) after the last one *started*, or when the last one ends if that is later;
-//! `fast_interval` instead while the last result contradicts the state. Missed probes are not
+//! `spread` %) after the last one *started*, or when the last one ends if that is later;
+//! `fast_interval` instead while the last result contradicts the state, `down_interval` while the
+//! backend is DOWN and nothing contradicts that. Missed probes are not
 //! made up for. A backend that refused a client's connection is probed out of turn, as soon as no
 //! probe is under way, 100 ms after the last one's start at the earliest.
 
+mod body;
 mod checker;
 mod jitter;
 mod outcome;
@@ -65,7 +67,10 @@ use std::{collections::VecDeque, fmt, time::Duration};
 
 use lb_common::abi::BackendState;
 
-pub use self::outcome::{Class, Failure, Finding, ProbeOutcome, Stage, StageTimes};
+pub use self::{
+    body::complaint,
+    outcome::{Class, Failure, Finding, ProbeOutcome, Stage, StageTimes},
+};
 use self::{
     checker::{Checker, Span, Wanted},
     jitter::Jitter,
@@ -221,6 +226,9 @@ pub struct ServiceHealth {
 struct Pace {
     interval: Duration,
     fast_interval: Duration,
+    down_interval: Duration,
+    /// Percent.
+    spread: u8,
     timeout: Duration,
     rise: u32,
     fall: u32,
@@ -236,12 +244,15 @@ impl Pace {
         Self {
             interval: config.interval,
             fast_interval: config.fast_interval,
+            down_interval: config.down_interval,
+            spread: config.spread,
             timeout: config.timeout,
             rise: config.rise.get(),
             fall,
             tolerance: (config.interval.min(config.timeout) / 2).max(MIN_TOLERANCE),
             window: config
                 .interval
+                .max(config.down_interval)
                 .saturating_mul(fall.saturating_add(1))
                 .saturating_add(config.timeout),
         }
@@ -292,7 +303,7 @@ impl ServiceHealth {
         serial: u64,
     ) -> Self {
         let mut next = Self::new(config, origins.len(), now, self.jitter.seed());
-        let anew = (&old.check, old.port) != (&config.check, config.port);
+        let anew = (&old.check, old.target) != (&config.check, config.target);
         let latest = now + config.interval;
         for (checker, origin) in next.checkers.iter_mut().zip(origins) {
             match origin.and_then(|origin| self.checkers.get(origin)) {
@@ -505,10 +516,13 @@ impl ServiceHealth {
         };
         let step = if checker.in_doubt() {
             self.pace.fast_interval
+        } else if checker.state() == BackendState::Down {
+            self.pace.down_interval
         } else {
             self.pace.interval
         };
         let started = checker.started().unwrap_or(now);
-        checker.wait_until(started + self.jitter.vary(step), now);
+        let step = self.jitter.vary(step, self.pace.spread);
+        checker.wait_until(started + step, now);
     }
 }

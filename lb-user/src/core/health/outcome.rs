@@ -23,8 +23,10 @@ pub enum Finding {
     Status {
         /// Status code.
         code: u16,
-        /// Whether the code is one of the configured `expect_status`.
+        /// Whether code and body are as configured.
         expected: bool,
+        /// What is wrong, in words, if the response says so.
+        note: Option<String>,
     },
     /// The probe failed in `stage`.
     Failed {
@@ -170,7 +172,7 @@ impl ProbeOutcome {
     }
 }
 
-/// For operators: `HTTP 500 after 2.01 s`, `connection refused`,
+/// For operators: `HTTP 500 after 2.01 s: etcd failed`, `connection refused`,
 /// `TLS: handshake timed out after 1.00 s`.
 impl fmt::Display for ProbeOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -178,7 +180,10 @@ impl fmt::Display for ProbeOutcome {
         match &self.finding {
             Finding::Connected => write!(f, "connected after {after}"),
             Finding::Handshake => write!(f, "TLS handshake after {after}"),
-            Finding::Status { code, .. } => write!(f, "HTTP {code} after {after}"),
+            Finding::Status { code, note, .. } => {
+                write!(f, "HTTP {code} after {after}")?;
+                note.iter().try_for_each(|note| write!(f, ": {note}"))
+            }
             Finding::GaveUp => write!(f, "the check gave no result after {after}"),
             Finding::Failed { stage, failure } => {
                 let (subject, prefix) = (stage.subject(), stage.prefix());
@@ -272,10 +277,11 @@ mod tests {
             finding: Finding::Status {
                 code: 500,
                 expected: false,
+                note: Some("etcd failed".into()),
             },
             times: failed(Stage::Http, Failure::Closed).times,
         };
-        assert_eq!(status.to_string(), "HTTP 500 after 2.01 s");
+        assert_eq!(status.to_string(), "HTTP 500 after 2.01 s: etcd failed");
         let text = |stage, failure| failed(stage, failure).to_string();
         assert_eq!(text(Stage::Connect, Failure::Refused), "connection refused");
         assert_eq!(

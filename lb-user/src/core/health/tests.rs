@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::model::CheckConfig;
+use crate::config::model::{CheckConfig, CheckTarget};
 
 const START: Timestamp = Timestamp::from_nanos(1_000_000_000_000);
 
@@ -18,12 +18,14 @@ fn ms(millis: u64) -> Duration {
 fn config(start: StartState) -> HealthConfig {
     HealthConfig {
         check: CheckConfig::Tcp,
-        port: None,
+        target: CheckTarget::default(),
         interval: ms(2000),
         timeout: ms(1000),
         rise: NonZeroU32::new(2).unwrap(),
         fall: NonZeroU32::new(3).unwrap(),
         fast_interval: ms(500),
+        down_interval: ms(2000),
+        spread: 10,
         start,
     }
 }
@@ -63,7 +65,11 @@ enum Mood {
 
 impl Mood {
     fn result(self) -> Option<(Duration, Finding)> {
-        let status = |code, expected| Finding::Status { code, expected };
+        let status = |code, expected| Finding::Status {
+            code,
+            expected,
+            note: None,
+        };
         match self {
             Self::Good => Some((ms(5), status(200, true))),
             Self::Unready => Some((ms(200), status(500, false))),
@@ -285,6 +291,55 @@ fn refusals_take_a_backend_down() {
     let seen = trace.health.last(1).unwrap();
     assert_eq!(seen.outcome.to_string(), "connection refused");
     assert!(seen.count >= 4 && seen.since < seen.at);
+}
+
+/// Proves that a DOWN backend is checked at `down_interval`, the others at theirs meanwhile, and
+/// that its first good answer brings back the fast interval.
+#[test]
+fn down_backends_are_checked_at_their_own_interval() {
+    let config = HealthConfig {
+        down_interval: ms(30_000),
+        spread: 0,
+        ..config(StartState::Up)
+    };
+    let mut trace = Trace::new(&config, 2);
+    trace.run(ms(5000));
+    trace.moods[0] = Mood::Refuses;
+    trace.run(ms(6000));
+    assert_eq!(trace.entered(), [(0, Down)]);
+    trace.starts.clear();
+    trace.run(ms(60_000));
+    let gaps = |starts: Vec<Timestamp>| {
+        let pairs = starts.iter().zip(starts.iter().skip(1));
+        pairs
+            .map(|(a, b)| b.saturating_since(*a))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(gaps(trace.starts_of(0)), [ms(30_000)]);
+    assert!(gaps(trace.starts_of(1)).iter().all(|gap| *gap == ms(2000)));
+    trace.moods[0] = Mood::Good;
+    trace.run(ms(31_000));
+    assert_eq!(trace.entered(), [(0, Up)]);
+    assert!(gaps(trace.starts_of(0)).contains(&ms(500)));
+}
+
+/// Proves that `spread` bounds how much intervals vary, and that they do.
+#[test]
+fn intervals_vary_by_spread() {
+    for (spread, low, high) in [(0, 2000, 2000), (50, 1000, 3000)] {
+        let config = HealthConfig {
+            spread,
+            ..config(StartState::Up)
+        };
+        let mut trace = Trace::new(&config, 1);
+        trace.run(ms(200_000));
+        let starts = trace.starts_of(0);
+        let pairs = starts.iter().zip(starts.iter().skip(1));
+        let gaps: Vec<_> = pairs.map(|(a, b)| b.saturating_since(*a)).collect();
+        assert!(gaps.iter().all(|gap| (ms(low)..=ms(high)).contains(gap)));
+        let wide = gaps.iter().any(|gap| *gap < ms(1300)) && gaps.iter().any(|gap| *gap > ms(2700));
+        assert_eq!(wide, spread > 0);
+    }
 }
 
 /// Proves that refusals are proof: all backends go DOWN at once if all refuse.

@@ -83,6 +83,12 @@ pub enum ProbeSetupError {
     /// The host cannot stand in a `Host` header.
     #[error("{0:?} is no host")]
     Host(String),
+    /// A header cannot be sent.
+    #[error("header {0:?} cannot be sent")]
+    Header(String),
+    /// A regular expression is none.
+    #[error("{0}")]
+    Regex(Box<regex::Error>),
     /// The TLS library refused its own defaults.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -100,10 +106,12 @@ impl Prober {
             CheckConfig::Tls(tls) => (Some(tls), None),
             CheckConfig::Tcp | CheckConfig::None => (None, None),
         };
-        let alpn = http.map(|_| http::ALPN);
+        let http = http.map(|http| HttpProbe::new(http, tls.is_some()));
+        let http = http.transpose()?;
+        let alpn = http.as_ref().map(HttpProbe::alpn);
         Ok(Self {
             tls: tls.map(|tls| TlsProbe::new(tls, alpn)).transpose()?,
-            http: http.map(HttpProbe::new).transpose()?,
+            http,
         })
     }
 
@@ -153,7 +161,8 @@ impl Prober {
         let finding = match &self.http {
             None => so_far,
             Some(http) => {
-                let exchange = http.exchange(&mut stream, target);
+                let agreed = stream.application_protocol();
+                let exchange = http.exchange(&mut stream, target, agreed.as_deref());
                 stages.run(Stage::Http, exchange).await?
             }
         };
@@ -193,6 +202,11 @@ impl Stages {
 trait Connection: AsyncRead + AsyncWrite + Unpin {
     /// The TCP connection below.
     fn tcp(&self) -> &TcpStream;
+
+    /// The application protocol that a TLS handshake agreed on.
+    fn application_protocol(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl Connection for TcpStream {
@@ -204,6 +218,10 @@ impl Connection for TcpStream {
 impl Connection for tokio_rustls::client::TlsStream<TcpStream> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().0
+    }
+
+    fn application_protocol(&self) -> Option<Vec<u8>> {
+        self.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
     }
 }
 

@@ -10,13 +10,14 @@ use rustls::{
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{ProbeSetupError, io_failure};
 use crate::{
-    config::model::{ClientCert, TlsConfig, TlsVerify},
+    config::model::{ClientCert, TlsConfig, TlsMin, TlsVerify},
     core::health::Failure,
 };
 
@@ -40,7 +41,7 @@ impl TlsProbe {
     /// Handshakes as `config` says, offering the application protocol `alpn` if there is one.
     pub(super) fn new(config: &TlsConfig, alpn: Option<&[u8]>) -> Result<Self, ProbeSetupError> {
         let provider = Arc::new(ring::default_provider());
-        let builder = verified(&config.verify, provider)?;
+        let builder = verified(config, provider)?;
         let mut client = identified(builder, config.client.as_ref())?;
         client.alpn_protocols = alpn.map(<[u8]>::to_vec).into_iter().collect();
         // A resumed session would not prove that the backend still has its key.
@@ -73,12 +74,16 @@ fn server_name(name: &str) -> Result<ServerName<'static>, ProbeSetupError> {
 
 /// The client with its way to verify the server.
 fn verified(
-    verify: &TlsVerify,
+    config: &TlsConfig,
     provider: Arc<CryptoProvider>,
 ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, ProbeSetupError> {
+    let versions = match config.min {
+        TlsMin::V12 => &[&TLS13, &TLS12][..],
+        TlsMin::V13 => &[&TLS13][..],
+    };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()?;
-    Ok(match verify {
+        .with_protocol_versions(versions)?;
+    Ok(match &config.verify {
         TlsVerify::None => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),

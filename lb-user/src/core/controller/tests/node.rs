@@ -608,8 +608,12 @@ impl Node {
             Mood::Answers => (Finding::Connected, ms(1)),
             Mood::Refuses => (failed(Failure::Refused), ms(1)),
             Mood::Unready => {
-                let (code, expected) = (503, false);
-                (Finding::Status { code, expected }, ms(1))
+                let finding = Finding::Status {
+                    code: 503,
+                    expected: false,
+                    note: None,
+                };
+                (finding, ms(1))
             }
             Mood::Silent => (failed(Failure::TimedOut), timeout),
         };
