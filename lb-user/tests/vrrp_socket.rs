@@ -21,7 +21,7 @@ use std::{
 };
 
 use lb_user::{
-    config::model::{AdvertInterval, Password, VrrpConfig, VrrpVersion},
+    config::model::{AdvertInterval, Password, V3Checksum, VrrpConfig, VrrpVersion},
     core::vrrp::{Advert, Auth, Instance, State, VrrpAction, packet},
     io::{
         clock,
@@ -126,6 +126,8 @@ fn config(vip: &str) -> VrrpConfig {
         addresses: vec![vip.parse().unwrap()],
         unicast_source: None,
         unicast_peers: vec![],
+        unicast_min_ttl: packet::TTL,
+        v3_checksum: V3Checksum::default(),
         password: None,
     }
 }
@@ -179,7 +181,7 @@ async fn exchange(one: &VrrpConfig, two: &VrrpConfig, src: &str, dst: &str) {
     assert_eq!(received.meta.src, addr(src));
     assert_eq!(received.meta.dst, addr(dst));
     assert_eq!(received.meta.ttl, 255);
-    let parsed = packet::parse(&received.message, &received.meta);
+    let parsed = packet::parse(&received.message, &received.meta, packet::TTL);
     assert_eq!(parsed, Ok(advert(one)));
     assert_eq!(from.try_recv().unwrap(), None, "own adverts do not loop");
 }
@@ -252,7 +254,7 @@ fn only_adverts_of_the_own_vrid_are_received() {
             }
             for priority in [1, 2, 3] {
                 let received = to.recv().await.unwrap();
-                let parsed = packet::parse(&received.message, &received.meta).unwrap();
+                let parsed = packet::parse(&received.message, &received.meta, packet::TTL).unwrap();
                 assert_eq!((parsed.vrid, parsed.priority), (own.vrid, priority));
             }
             assert_eq!(to.try_recv().unwrap(), None);
@@ -401,7 +403,7 @@ impl Router {
     }
 
     fn hear(&mut self, received: &Received) -> Advert {
-        let advert = packet::parse(&received.message, &received.meta).unwrap();
+        let advert = packet::parse(&received.message, &received.meta, packet::TTL).unwrap();
         let src = received.meta.src;
         let heard = self.instance.handle_advert(clock::now(), src, &advert);
         assert_eq!(heard, Ok(()), "{advert:?}");

@@ -1,11 +1,11 @@
 //! What the wire carries: tcpdump on a topology's bridge.
 
-use std::time::Duration;
+use std::{path::PathBuf, process::Command, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
-    process::{Process, wait_until},
+    process::{Process, output, wait_until},
     topology::Topology,
 };
 
@@ -59,5 +59,47 @@ impl Capture {
             let repeated = times.iter().any(|time| *time > gap.as_secs_f64());
             Ok(repeated.then_some(times))
         })
+    }
+}
+
+/// A capture into a file, for programs that read such.
+#[derive(Debug)]
+pub struct Recording {
+    tcpdump: Process,
+    file: PathBuf,
+}
+
+impl Recording {
+    /// Records frames of the bridge that match a filter of tcpdump's, from when this returns.
+    pub fn start(net: &Topology, filter: &str, deadline: Duration) -> Result<Self> {
+        let directory = net.nodes().first().context("no node")?.directory();
+        let file = directory.join(format!("{}.pcap", crate::netns::unique("recording")));
+        let mut command = net.bridge().command("tcpdump");
+        command.args(["-i", "br0", "-U", "-n", "--immediate-mode", "-w"]);
+        command.arg(&file).arg(filter);
+        let log = file.with_extension("log");
+        let tcpdump = Process::spawn("tcpdump", &command, None, log)?;
+        tcpdump.wait_for_output("listening on", deadline)?;
+        Ok(Self { tcpdump, file })
+    }
+
+    /// Ends it, and has tshark read it: the given fields of every frame, by frame; a field that a
+    /// frame does not have is empty. `preferences` are tshark's `-o`.
+    pub fn dissect(&self, preferences: &[&str], fields: &[&str]) -> Result<Vec<Vec<String>>> {
+        if self.tcpdump.is_running() {
+            self.tcpdump.terminate(Duration::from_secs(10))?;
+        }
+        let mut command = Command::new("tshark");
+        command.args(["-n", "-T", "fields", "-E", "separator=|", "-r"]);
+        command.arg(&self.file);
+        for preference in preferences {
+            command.args(["-o", preference]);
+        }
+        for field in fields {
+            command.args(["-e", field]);
+        }
+        let text = output(&mut command)?;
+        let row = |line: &str| line.split('|').map(str::to_owned).collect();
+        Ok(text.lines().map(row).collect())
     }
 }

@@ -19,7 +19,7 @@ use lb_user::{
             BackendState, BackendStatus, Command, ServiceStatus, Status, VrrpState, VrrpStatus,
         },
     },
-    io::netlink::{AddressInfo, Netlink},
+    io::netlink::AddressInfo,
 };
 
 use crate::{
@@ -452,15 +452,7 @@ impl Cluster {
 
     /// The addresses of an interface of a node.
     pub fn addresses(&self, node: &str, interface: &str) -> Result<Vec<AddressInfo>> {
-        self.net.node(node).namespace().enter(|| {
-            let mut netlink = Netlink::open()?;
-            let links = netlink.links()?;
-            let link = links.iter().find(|link| link.name == interface);
-            let ifindex = link.context("no such interface")?.ifindex;
-            let mut addresses = netlink.addresses()?;
-            addresses.retain(|address| address.ifindex == ifindex);
-            Ok(addresses)
-        })
+        self.net.node(node).addresses(interface)
     }
 
     /// Whether an interface of a node has an address.

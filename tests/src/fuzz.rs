@@ -11,7 +11,7 @@ use std::{cell::RefCell, io, net::IpAddr, sync::LazyLock};
 
 use lb_user::{
     admin::model::Command,
-    config::{self, HostFacts},
+    config::{self, HostFacts, model::V3Checksum},
     core::vrrp::packet::{self as vrrp, RxMeta},
 };
 
@@ -34,11 +34,11 @@ pub fn advert(data: &[u8]) {
     } else {
         (V6::MASTERS[1].into(), vrrp::GROUP_V6.into())
     };
-    match vrrp::parse(message, &RxMeta { src, dst, ttl }) {
+    match vrrp::parse(message, &RxMeta { src, dst, ttl }, vrrp::TTL) {
         Ok(advert) => {
-            let again = vrrp::emit(&advert, src, dst);
+            let again = vrrp::emit(&advert, src, dst, V3Checksum::default());
             let meta = RxMeta { src, dst, ttl };
-            assert_eq!(vrrp::parse(&again, &meta), Ok(advert));
+            assert_eq!(vrrp::parse(&again, &meta, vrrp::TTL), Ok(advert));
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
@@ -279,7 +279,7 @@ mod tests {
             } else {
                 (V4::MASTERS[1].into(), vrrp::GROUP_V4.into())
             };
-            vrrp::parse(&sample[2..], &RxMeta { src, dst, ttl: 255 }).unwrap();
+            vrrp::parse(&sample[2..], &RxMeta { src, dst, ttl: 255 }, vrrp::TTL).unwrap();
         }
         for target in TARGETS.iter().filter(|target| target.name == "request") {
             for sample in &target.samples {

@@ -30,6 +30,27 @@ pub fn without_root() -> bool {
     true
 }
 
+/// Whether a program that a test compares xvip with is missing; notes a skip if so.
+pub fn without_program(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|directory| directory.join(name).is_file()) {
+        return false;
+    }
+    note(&format!("{name} is not installed"));
+    true
+}
+
+/// Returns from the running test, with a note, where a program is missing:
+/// `skip_unless_installed!("keepalived")`.
+#[macro_export]
+macro_rules! skip_unless_installed {
+    ($program:literal) => {
+        if $crate::skip::without_program($program) {
+            return Default::default();
+        }
+    };
+}
+
 /// Returns from the running test, with a note, where it cannot run: `skip_unless_root!()`.
 #[macro_export]
 macro_rules! skip_unless_root {

@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use lb_user::io::netlink::{AddressInfo, Netlink};
 
 use crate::{
     kernel::{self, Cgroup},
@@ -161,6 +162,24 @@ impl Topology {
     /// Connects a node again.
     pub fn join(&self, node: &str) -> Result<()> {
         self.bridge.0.ip(&format!("link set {node} up")).map(drop)
+    }
+
+    /// Lets nothing through between a node and the others any more, in silence: unlike
+    /// [`Topology::cut`] both ends of its link stay up, as when a switch in between fails.
+    pub fn isolate(&self, node: &str) -> Result<()> {
+        self.set_port_state(node, "disabled")
+    }
+
+    /// Lets an isolated node's frames through again.
+    pub fn reach(&self, node: &str) -> Result<()> {
+        self.set_port_state(node, "forwarding")
+    }
+
+    fn set_port_state(&self, node: &str, state: &str) -> Result<()> {
+        // `bridge` reads the states' names and has no other way in than the namespace's.
+        let mut bridge = self.bridge.0.command("bridge");
+        bridge.args(["link", "set", "dev", node, "state", state]);
+        output(&mut bridge).map(drop)
     }
 
     /// Deletes a node's link, as when its card is pulled: eth0 is gone, and its addresses with it.
@@ -350,6 +369,19 @@ impl Node {
     /// Runs a program in the node to its end; its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         output(self.command(program).args(arguments))
+    }
+
+    /// The addresses of one of its interfaces.
+    pub fn addresses(&self, interface: &str) -> Result<Vec<AddressInfo>> {
+        self.namespace.enter(|| {
+            let mut netlink = Netlink::open()?;
+            let links = netlink.links()?;
+            let link = links.iter().find(|link| link.name == interface);
+            let ifindex = link.context("no such interface")?.ifindex;
+            let mut addresses = netlink.addresses()?;
+            addresses.retain(|address| address.ifindex == ifindex);
+            Ok(addresses)
+        })
     }
 
     /// Starts the stand-in for an apiserver under this node's name; it writes `ready` when it

@@ -86,7 +86,8 @@ fn listen(
     Ok(false)
 }
 
-fn open() -> Result<OwnedFd> {
+/// A packet socket on eth0 that hears everything and waits no longer than 20 ms.
+pub(crate) fn open() -> Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Packet,
         SockType::Raw,
@@ -111,7 +112,7 @@ fn question(node: &Node, address: IpAddr) -> Vec<u8> {
 }
 
 /// RFC 826
-fn arp_request(mac: Mac, own: Ipv4Addr, asked: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn arp_request(mac: Mac, own: Ipv4Addr, asked: Ipv4Addr) -> Vec<u8> {
     let (own, asked) = (own.octets(), asked.octets());
     let parts: [&[u8]; 9] = [
         &[0xff; 6],

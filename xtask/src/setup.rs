@@ -25,11 +25,14 @@ const SYSTEM_TOOLS: &[(&str, &str, &str)] = &[
 ];
 
 /// What some tests compare xvip with: they skip where it is missing.
-const TEST_TOOLS: &[(&str, &str, &str)] = &[(
-    "keepalived",
-    "keepalived",
-    "VRRP tests against another speaker",
-)];
+const TEST_TOOLS: &[(&str, &str, &str)] = &[
+    (
+        "keepalived",
+        "keepalived",
+        "VRRP tests against another speaker",
+    ),
+    ("tshark", "tshark", "another reader of what xvip sends"),
+];
 
 /// What compiling needs: the sources of `core` and the BPF linker.
 pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {

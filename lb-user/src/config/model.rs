@@ -111,6 +111,11 @@ pub struct VrrpConfig {
     pub unicast_source: Option<IpAddr>,
     /// Unicast peers; empty: multicast.
     pub unicast_peers: Vec<IpAddr>,
+    /// Lowest TTL or hop limit that adverts of unicast peers may arrive with; 255: from this link
+    /// only.
+    pub unicast_min_ttl: u8,
+    /// What the checksum of version 3 over IPv4 covers in adverts of this node.
+    pub v3_checksum: V3Checksum,
     /// Simple password (v2 only), zero-padded to 8 bytes.
     pub password: Option<Password>,
 }
@@ -122,6 +127,17 @@ impl VrrpConfig {
             .first()
             .is_some_and(|net| net.addr().is_ipv6())
     }
+}
+
+/// What the checksum of a version 3 advert over IPv4 covers: RFC 5798 was read in two ways. Both
+/// are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum V3Checksum {
+    /// A pseudo-header with the addresses, and the message; as over IPv6. keepalived wants it.
+    #[default]
+    PseudoHeader,
+    /// The message alone: RFC 9568 section 5.2.8.
+    Rfc9568,
 }
 
 /// VRRP protocol version.

@@ -222,6 +222,8 @@ fn reads_the_example() {
             addresses: vec!["10.0.2.100/24".parse().unwrap()],
             unicast_source: Some(ip("10.0.2.10")),
             unicast_peers: vec![ip("10.0.2.11")],
+            unicast_min_ttl: 255,
+            v3_checksum: V3Checksum::default(),
             password: Some(Password(*b"pass1122")),
         }],
         services: vec![ServiceConfig {
@@ -318,6 +320,8 @@ fn fills_in_defaults() {
     assert_eq!(vrrp.preempt_delay, Duration::ZERO);
     assert_eq!((vrrp.unicast_source, vrrp.password), (None, None));
     assert!(vrrp.unicast_peers.is_empty());
+    assert_eq!(vrrp.unicast_min_ttl, 255);
+    assert_eq!(vrrp.v3_checksum, V3Checksum::PseudoHeader);
     let service = &config.services[0];
     assert_eq!(service.protocol, Protocol::Tcp);
     assert_eq!(service.on_no_backend, OnNoBackend::Reset);
@@ -390,6 +394,18 @@ fn reads_limits_of_new_flows() {
     )]);
     let node = read(&text).unwrap().node;
     assert_eq!((node.new_flow_limit, node.adoption_limit), (10_000_000, 0));
+}
+
+/// What other VRRP speakers may want otherwise.
+#[test]
+fn reads_how_adverts_are_sent_and_accepted() {
+    let text = edited(&[(
+        "priority = 200",
+        "v3_checksum = \"rfc9568\"\nunicast_min_ttl = 64",
+    )]);
+    let vrrp = read(&text).unwrap().vrrp.remove(0);
+    assert_eq!(vrrp.v3_checksum, V3Checksum::Rfc9568);
+    assert_eq!(vrrp.unicast_min_ttl, 64);
 }
 
 /// A backend's own forwarding wins over its service's.

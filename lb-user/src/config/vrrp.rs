@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Context,
-    model::{AdvertInterval, Password, VrrpConfig, VrrpVersion},
+    model::{AdvertInterval, Password, V3Checksum, VrrpConfig, VrrpVersion},
     raw::{Mark, Marked, Table, Value},
     value::{self, Fault, PREEMPT_DELAY},
 };
@@ -70,6 +70,9 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
     let unicast_peers = table.get("unicast_peers").map_or_else(Vec::new, |value| {
         value.each(|element| element.text("10.0.2.11", value::host_address))
     });
+    let unicast_min_ttl = read_min_ttl(&mut table, unicast_peers.is_empty());
+    let over_ipv6 = addresses.first().is_some_and(|a| a.value.addr().is_ipv6());
+    let v3_checksum = read_checksum(&mut table, used_version, over_ipv6);
     let password = table
         .get("auth")
         .and_then(|value| read_auth(&value, used_version, context));
@@ -88,6 +91,8 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
             addresses: addresses.iter().map(|address| address.value).collect(),
             unicast_source: unicast_source.as_ref().map(|source| source.value),
             unicast_peers: unicast_peers.iter().map(|peer| peer.value).collect(),
+            unicast_min_ttl: unicast_min_ttl?,
+            v3_checksum: v3_checksum?,
             password,
         })
     };
@@ -105,7 +110,7 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
     }
 }
 
-/// 1..=255: ids and priorities. 0 is the priority of one who leaves (RFC 9568 section 5.2.4).
+/// 1..=255: ids, priorities and TTLs. Priority 0 is the priority of one who leaves (RFC 9568 section 5.2.4).
 fn number(value: &Value<'_>) -> Option<Marked<NonZeroU8>> {
     value.number(1..=255, |number| {
         NonZeroU16::new(number).and_then(|number| number.try_into().ok())
@@ -126,6 +131,42 @@ fn read_preempt_delay(table: &mut Table<'_>, preempt: Option<bool>) -> Option<Du
         ));
     }
     Some(delay)
+}
+
+/// `unicast_min_ttl`: without unicast peers all adverts come from this link.
+fn read_min_ttl(table: &mut Table<'_>, multicast: bool) -> Option<u8> {
+    let Some(value) = table.get("unicast_min_ttl") else {
+        return Some(u8::MAX);
+    };
+    if multicast {
+        value.refuse(Fault::new(
+            "has no effect without unicast_peers",
+            "remove it or write unicast_peers",
+        ));
+    }
+    number(&value).map(|ttl| ttl.value.get())
+}
+
+/// `v3_checksum`: in version 2 and over IPv6 there is but one reading.
+fn read_checksum(
+    table: &mut Table<'_>,
+    version: VrrpVersion,
+    over_ipv6: bool,
+) -> Option<V3Checksum> {
+    let Some(value) = table.get("v3_checksum") else {
+        return Some(V3Checksum::default());
+    };
+    if version == VrrpVersion::V2 || over_ipv6 {
+        value.refuse(Fault::new(
+            "is for version 3 over IPv4 only",
+            "remove it: there is one kind of checksum here",
+        ));
+    }
+    let chosen = value.choice(&[
+        ("pseudo-header", V3Checksum::PseudoHeader),
+        ("rfc9568", V3Checksum::Rfc9568),
+    ]);
+    chosen.map(|checksum| checksum.value)
 }
 
 fn read_addresses(table: &mut Table<'_>) -> Vec<Marked<IpNet>> {

@@ -27,7 +27,7 @@ use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    config::model::VrrpConfig,
+    config::model::{V3Checksum, VrrpConfig},
     core::vrrp::{
         Advert, RxMeta,
         packet::{self, GROUP_V4, GROUP_V6, TTL},
@@ -98,6 +98,7 @@ pub struct VrrpSocket {
     source: IpAddr,
     /// The group, or the unicast peers.
     destinations: Vec<IpAddr>,
+    checksum: V3Checksum,
 }
 
 impl VrrpSocket {
@@ -138,6 +139,7 @@ impl VrrpSocket {
             ifindex,
             source,
             destinations,
+            checksum: config.v3_checksum,
         })
     }
 
@@ -179,7 +181,7 @@ impl VrrpSocket {
         let mut sent = 0;
         for &destination in &self.destinations {
             // Each has its own checksum: the pseudo-header holds the destination.
-            let message = packet::emit(advert, self.source, destination);
+            let message = packet::emit(advert, self.source, destination, self.checksum);
             match self.send_to(&message, destination) {
                 Ok(()) => sent += 1,
                 Err(errno) => failure = Some((destination, errno)),

@@ -12,6 +12,7 @@ mod explain;
 mod floods;
 mod hairpin;
 mod icmp;
+mod keepalived;
 mod loops;
 mod nat_ports;
 mod observe;

@@ -403,10 +403,11 @@ impl Controller {
     }
 
     fn hear(&mut self, now: Timestamp, slot: usize, meta: RxMeta, message: &[u8]) {
-        let Some(role) = self.roles.iter_mut().find(|role| role.slot == slot) else {
+        let mut roles = self.roles.iter_mut().zip(&self.config.vrrp);
+        let Some((role, config)) = roles.find(|(role, _)| role.slot == slot) else {
             return;
         };
-        match vrrp::packet::parse(message, &meta) {
+        match vrrp::packet::parse(message, &meta, config.unicast_min_ttl) {
             // Refusals are counted by the instance.
             Ok(advert) => {
                 let _ = role.instance.handle_advert(now, meta.src, &advert);

@@ -231,8 +231,8 @@ fn same_router(a: &VrrpConfig, b: &VrrpConfig) -> bool {
 
 /// Whether the socket of one is none for the other.
 fn needs_socket(old: &VrrpConfig, new: &VrrpConfig) -> bool {
-    (old.version, old.unicast_source, &old.unicast_peers)
-        != (new.version, new.unicast_source, &new.unicast_peers)
+    let of = |config: &VrrpConfig| (config.version, config.unicast_source, config.v3_checksum);
+    of(old) != of(new) || old.unicast_peers != new.unicast_peers
 }
 
 /// The lowest slot that is not used. One that was `taken` until now only if there is no other:

@@ -24,7 +24,7 @@ use std::{
 use lb_common::checksum;
 use thiserror::Error;
 
-use crate::config::model::{AdvertInterval, Password, VrrpVersion};
+use crate::config::model::{AdvertInterval, Password, V3Checksum, VrrpVersion};
 
 /// IP protocol number of VRRP (RFC 9568 section 5.1.1.4).
 pub const PROTOCOL: u8 = 112;
@@ -32,7 +32,8 @@ pub const PROTOCOL: u8 = 112;
 pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
 /// Multicast group for IPv6 (RFC 9568 section 5.1.2.2).
 pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12);
-/// TTL or hop limit that every advert must arrive with: nothing from behind a router has it.
+/// TTL or hop limit that adverts leave with, and must arrive with: nothing from behind a router has
+/// it.
 pub const TTL: u8 = 255;
 /// Priority of the last advert of a router that stops (RFC 9568 section 5.2.4).
 pub const PRIORITY_STOPPING: u8 = 0;
@@ -90,9 +91,10 @@ pub struct RxMeta {
 /// Why a message is no valid advert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AdvertError {
-    /// RFC 9568 sections 5.1.1.3 and 5.1.2.3: it came over a router.
-    #[error("TTL or hop limit is {0}, not 255")]
-    Ttl(u8),
+    /// RFC 9568 sections 5.1.1.3 and 5.1.2.3: it came over a router, or over more of them than
+    /// unicast peers may.
+    #[error("TTL or hop limit is {0} and shall be {wanted}", wanted = shown_ttl(*.1))]
+    Ttl(u8, u8),
     /// Source and destination are of different families: the caller mixed up packets.
     #[error("source {src} and destination {dst} are of different families")]
     Family {
@@ -160,7 +162,7 @@ impl AdvertError {
     /// Stable name for counters.
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Ttl(_) => "ttl",
+            Self::Ttl(..) => "ttl",
             Self::Family { .. } => "family",
             Self::Short(_) => "short",
             Self::Version(_) => "version",
@@ -176,11 +178,19 @@ impl AdvertError {
     }
 }
 
+fn shown_ttl(least: u8) -> String {
+    match least {
+        TTL => TTL.to_string(),
+        less => format!("{less} or more"),
+    }
+}
+
 /// Read the VRRP message of a received packet, with the checks of RFC 9568 section 7.1 (RFC
-/// 3768 section 7.1) that need nothing but the packet.
-pub fn parse(message: &[u8], meta: &RxMeta) -> Result<Advert, AdvertError> {
-    if meta.ttl != TTL {
-        return Err(AdvertError::Ttl(meta.ttl));
+/// 3768 section 7.1) that need nothing but the packet. `min_ttl` is [`TTL`] but for unicast peers
+/// that are not on the link, or do not care.
+pub fn parse(message: &[u8], meta: &RxMeta, min_ttl: u8) -> Result<Advert, AdvertError> {
+    if meta.ttl < min_ttl {
+        return Err(AdvertError::Ttl(meta.ttl, min_ttl));
     }
     if meta.src.is_ipv4() != meta.dst.is_ipv4() {
         let (src, dst) = (meta.src, meta.dst);
@@ -233,10 +243,9 @@ pub fn parse(message: &[u8], meta: &RxMeta) -> Result<Advert, AdvertError> {
 /// advert's addresses (others are left out). An interval that the version cannot express is
 /// cut to its longest one.
 ///
-/// The checksum of version 3 covers a pseudo-header, over IPv4 too: RFC 9568 section 5.2.8
-/// leaves it out there, but keepalived refuses that form, and who accepts only the plain one
-/// is not known to us.
-pub fn emit(advert: &Advert, src: IpAddr, dst: IpAddr) -> Vec<u8> {
+/// `v3_checksum` counts for version 3 over IPv4 only: RFC 9568 section 5.2.8 leaves the
+/// pseudo-header out there, but keepalived refuses that form.
+pub fn emit(advert: &Advert, src: IpAddr, dst: IpAddr, v3_checksum: V3Checksum) -> Vec<u8> {
     let addresses: Vec<IpAddr> = advert
         .addresses
         .iter()
@@ -266,10 +275,11 @@ pub fn emit(advert: &Advert, src: IpAddr, dst: IpAddr) -> Vec<u8> {
         };
         message.extend_from_slice(&data);
     }
-    let sum = match advert.version {
+    let sum = match (advert.version, v3_checksum) {
+        (VrrpVersion::V3, V3Checksum::Rfc9568) if src.is_ipv4() => checksum::checksum(&message),
+        (VrrpVersion::V3, _) => with_pseudo_header(&message, src, dst),
         // Over everything from the version on, the authentication data included.
-        VrrpVersion::V2 => checksum::checksum(&message),
-        VrrpVersion::V3 => with_pseudo_header(&message, src, dst),
+        (VrrpVersion::V2, _) => checksum::checksum(&message),
     };
     if let Some(field) = message.get_mut(CHECKSUM_OFFSET..HEADER_LEN) {
         field.copy_from_slice(&sum.to_be_bytes());
@@ -432,15 +442,30 @@ mod tests {
     }
 
     fn v2_bytes() -> Vec<u8> {
-        emit(&advert(VrrpVersion::V2, &["10.0.2.100"]), SRC4, DST4)
+        emit(
+            &advert(VrrpVersion::V2, &["10.0.2.100"]),
+            SRC4,
+            DST4,
+            V3Checksum::PseudoHeader,
+        )
     }
 
     fn v3_bytes() -> Vec<u8> {
-        emit(&advert(VrrpVersion::V3, &["10.0.2.100"]), SRC4, DST4)
+        emit(
+            &advert(VrrpVersion::V3, &["10.0.2.100"]),
+            SRC4,
+            DST4,
+            V3Checksum::PseudoHeader,
+        )
     }
 
     fn v6_bytes() -> Vec<u8> {
-        emit(&advert(VrrpVersion::V3, &["fe80::100"]), SRC6, DST6)
+        emit(
+            &advert(VrrpVersion::V3, &["fe80::100"]),
+            SRC6,
+            DST6,
+            V3Checksum::PseudoHeader,
+        )
     }
 
     /// `bytes` changed by `change`, with a checksum that is right again (the plain form, which
@@ -461,7 +486,7 @@ mod tests {
         assert_eq!(v3[8..], [10, 0, 2, 100]);
         let mut with_password = advert(VrrpVersion::V2, &["10.0.2.100"]);
         with_password.auth = Auth::Password(Password(*b"pass1122"));
-        let v2 = emit(&with_password, SRC4, DST4);
+        let v2 = emit(&with_password, SRC4, DST4, V3Checksum::PseudoHeader);
         assert_eq!(v2[..6], [0x21, 51, 200, 1, 1, 1]);
         assert_eq!(v2[8..12], [10, 0, 2, 100]);
         assert_eq!(&v2[12..], b"pass1122");
@@ -473,11 +498,35 @@ mod tests {
     fn v3_over_ipv4_has_two_checksums() {
         let sent = v3_bytes();
         let plain = resummed(sent.clone(), |_| ());
+        let advert = advert(VrrpVersion::V3, &["10.0.2.100"]);
+        assert_eq!(emit(&advert, SRC4, DST4, V3Checksum::Rfc9568), plain);
         assert_ne!(sent, plain);
-        assert_eq!(parse(&sent, &META4), parse(&plain, &META4));
-        assert!(parse(&sent, &META4).is_ok());
+        assert_eq!(parse(&sent, &META4, TTL), parse(&plain, &META4, TTL));
+        assert!(parse(&sent, &META4, TTL).is_ok());
         let ends = (&[10, 0, 2, 10][..], &[224, 0, 0, 18][..]);
         assert_eq!(checksum::transport(ends.0, ends.1, 112, &sent), 0);
+    }
+
+    /// Over IPv6 and in version 2 there is but one checksum.
+    #[test]
+    fn the_choice_of_checksum_is_for_v3_over_ipv4_only() {
+        let v2 = advert(VrrpVersion::V2, &["10.0.2.100"]);
+        assert_eq!(emit(&v2, SRC4, DST4, V3Checksum::Rfc9568), v2_bytes());
+        let v6 = advert(VrrpVersion::V3, &["fe80::100"]);
+        assert_eq!(emit(&v6, SRC6, DST6, V3Checksum::Rfc9568), v6_bytes());
+    }
+
+    /// Unicast peers behind routers arrive with less than 255, and no less than is allowed.
+    #[test]
+    fn a_lower_ttl_can_be_allowed() {
+        let routed = RxMeta { ttl: 64, ..META4 };
+        assert!(parse(&v3_bytes(), &routed, 64).is_ok());
+        let error = parse(&v3_bytes(), &routed, 65).unwrap_err();
+        assert_eq!(error, AdvertError::Ttl(64, 65));
+        assert_eq!(
+            error.to_string(),
+            "TTL or hop limit is 64 and shall be 65 or more"
+        );
     }
 
     /// The pseudo-header's addresses count: the same bytes from another source are refused.
@@ -487,9 +536,9 @@ mod tests {
             src: "fe80::11".parse().unwrap(),
             ..META6
         };
-        assert!(parse(&v6_bytes(), &META6).is_ok());
+        assert!(parse(&v6_bytes(), &META6, TTL).is_ok());
         assert!(matches!(
-            parse(&v6_bytes(), &other),
+            parse(&v6_bytes(), &other, TTL),
             Err(AdvertError::Checksum(_))
         ));
     }
@@ -498,9 +547,12 @@ mod tests {
     #[test]
     fn ignores_what_the_rfcs_say_to_ignore() {
         let reserved = resummed(v3_bytes(), |b| b[4] |= 0xf0);
-        assert_eq!(parse(&reserved, &META4).unwrap().interval.centis(), 100);
+        assert_eq!(
+            parse(&reserved, &META4, TTL).unwrap().interval.centis(),
+            100
+        );
         let data = resummed(v2_bytes(), |b| b[12..20].copy_from_slice(b"whatever"));
-        assert_eq!(parse(&data, &META4).unwrap().auth, Auth::None);
+        assert_eq!(parse(&data, &META4, TTL).unwrap().auth, Auth::None);
     }
 
     /// Name, message, IP header, and the error that it must give.
@@ -523,7 +575,7 @@ mod tests {
         };
         let first_byte = |bytes, value| resummed(bytes, |b| b[0] = value);
         vec![
-            ("ttl", v3_bytes(), ttl, AdvertError::Ttl(254)),
+            ("ttl", v3_bytes(), ttl, AdvertError::Ttl(254, 255)),
             ("families", v3_bytes(), family, family_error),
             ("empty", vec![], META4, AdvertError::Short(0)),
             (
@@ -630,7 +682,7 @@ mod tests {
         ]
         .concat();
         for (name, bytes, meta, expected) in &cases {
-            assert_eq!(parse(bytes, meta), Err(*expected), "{name}");
+            assert_eq!(parse(bytes, meta, TTL), Err(*expected), "{name}");
         }
         for label in AdvertError::LABELS {
             let has_case = cases.iter().any(|case| case.3.label() == label);
@@ -692,16 +744,16 @@ mod tests {
         /// What is emitted reads back as what was meant, in every version and family.
         #[test]
         fn round_trips(v2 in any_v2(), v3 in any_v3(false), v6 in any_v3(true)) {
-            prop_assert_eq!(parse(&emit(&v2, SRC4, DST4), &META4), Ok(v2));
-            prop_assert_eq!(parse(&emit(&v3, SRC4, DST4), &META4), Ok(v3));
-            prop_assert_eq!(parse(&emit(&v6, SRC6, DST6), &META6), Ok(v6));
+            prop_assert_eq!(parse(&emit(&v2, SRC4, DST4, V3Checksum::PseudoHeader), &META4, TTL), Ok(v2));
+            prop_assert_eq!(parse(&emit(&v3, SRC4, DST4, V3Checksum::PseudoHeader), &META4, TTL), Ok(v3));
+            prop_assert_eq!(parse(&emit(&v6, SRC6, DST6, V3Checksum::PseudoHeader), &META6, TTL), Ok(v6));
         }
 
         /// No bytes make the parser panic.
         #[test]
         fn survives_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = parse(&bytes, &META4);
-            let _ = parse(&bytes, &META6);
+            let _ = parse(&bytes, &META4, TTL);
+            let _ = parse(&bytes, &META6, TTL);
         }
 
         /// The same behind a believable start, so that the later checks are reached too.
@@ -710,9 +762,9 @@ mod tests {
             for mut bytes in [v2_bytes(), v3_bytes()] {
                 if let Some(byte) = bytes.get_mut(at) { *byte = value; }
                 bytes.truncate(cut);
-                let _ = parse(&bytes, &META4);
+                let _ = parse(&bytes, &META4, TTL);
                 if bytes.len() >= 8 {
-                    let _ = parse(&resummed(bytes, |_| ()), &META4);
+                    let _ = parse(&resummed(bytes, |_| ()), &META4, TTL);
                 }
             }
         }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendState, Mac, MaglevTable, Service, ServiceKey};
 
 use crate::{
-    config::model::{Config, VrrpConfig},
+    config::model::{Config, V3Checksum, VrrpConfig},
     core::{
         controller::{Action, Controller, Event, Fixed, Input, VIP_LIFETIME},
         desired::{Builder, Facts},
@@ -774,7 +774,7 @@ impl Link {
             let sent = std::mem::take(&mut self.nodes[from].outbox);
             for (_, advert) in sent {
                 let src = self.nodes[from].source(advert.addresses[0].is_ipv6());
-                let bytes = packet::emit(&advert, src, group(src));
+                let bytes = packet::emit(&advert, src, group(src), V3Checksum::default());
                 for to in 0..self.nodes.len() {
                     let node = &mut self.nodes[to];
                     let hears = to != from && !self.cut.contains(&(from, to)) && node.uplink() != 0;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    config::model::{AdvertInterval, VrrpConfig, VrrpVersion},
+    config::model::{AdvertInterval, V3Checksum, VrrpConfig, VrrpVersion},
     core::{
         time::Timestamp,
         vrrp::{
@@ -41,6 +41,8 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         addresses: vec!["10.0.2.100/24".parse().unwrap()],
         unicast_source: None,
         unicast_peers: vec![],
+        unicast_min_ttl: packet::TTL,
+        v3_checksum: V3Checksum::default(),
         password: None,
     }
 }
@@ -262,7 +264,7 @@ impl Net {
                 dst: IpAddr::V4(GROUP_V4),
                 ttl: 255,
             };
-            let advert = packet::parse(&bytes, &meta).unwrap();
+            let advert = packet::parse(&bytes, &meta, packet::TTL).unwrap();
             self.input(node, |instance, now| {
                 let _ = instance.handle_advert(now, src, &advert);
             });
@@ -321,7 +323,7 @@ impl Net {
         let (now, src) = (self.now, self.nodes[node].address);
         let fails = self.nodes[node].send_fails;
         if !fails {
-            let bytes = packet::emit(advert, src, IpAddr::V4(GROUP_V4));
+            let bytes = packet::emit(advert, src, IpAddr::V4(GROUP_V4), V3Checksum::default());
             for to in 0..self.nodes.len() {
                 let heard = to != node && !self.cut.contains(&(node, to));
                 if heard && self.nodes[to].instance.is_some() {
