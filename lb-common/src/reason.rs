@@ -100,7 +100,7 @@ reasons! {
     NoOtherBackend = 23, "no_other_backend", Drop;
     /// The next hop's MAC is not known yet.
     Unresolved = 24, "unresolved", Drop;
-    /// The flow's backend is down.
+    /// Retired: the flow's backend is down. Its segments are answered with RST (`flow_reset`).
     BackendDown = 25, "backend_down", Drop;
     /// A request for VIP:backend port, where that is no service: answering it would put the
     /// service's port into the replies.

@@ -10,7 +10,7 @@ use crate::{
     conntrack::Request,
     decision::{Decision, Outcome, Returned},
     family::{Family, V4, V6},
-    fence,
+    fence, log,
     maps::{self, Scratch},
     packet,
     parse::{self, Ethernet, Transport},
@@ -57,6 +57,7 @@ fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet, length: u64) -> Deci
         // Whoever reads the trace is told; nothing follows for the packet.
         let _ = ctx.trace(decision);
     }
+    log::log::<F>(decision, ctx.ifindex());
     decision
 }
 
@@ -67,7 +68,7 @@ fn to_vip<C: Stages<F>, F: Family>(
     tags: u32,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<Decision, Reason> {
-    if scratch.is_traced() {
+    if scratch.is_traced() || log::LOGS {
         scratch.begin();
     }
     let Some(own) = maps::uplink_mac(ctx.ifindex(), tags) else {

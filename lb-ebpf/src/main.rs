@@ -19,6 +19,7 @@ mod fence;
 mod forward;
 mod icmp;
 mod ingress;
+mod log;
 mod lookup;
 mod maps;
 mod nat;

@@ -4,7 +4,7 @@
 use std::{
     env, fs, mem,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -13,10 +13,12 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, SkLookup, Xdp},
 };
+use aya_log::EbpfLogger;
 use lb_common::{
     abi::{BackendCounters, Counters, reason_index},
     reason::{Reason, Verdict},
 };
+use log::{Log, Metadata, Record};
 
 /// Names of the object's programs.
 pub const PROGRAMS: &[&str] = &[
@@ -63,16 +65,46 @@ const TAILROOM: usize = 64;
 /// The object's bytes: from the file that `XVIP_BPF_OBJECT` names, else as `cargo xtask build`
 /// leaves it.
 pub fn object() -> Result<Vec<u8>> {
-    let path = env::var_os("XVIP_BPF_OBJECT").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/xvip-bpf.o"),
-        PathBuf::from,
-    );
+    let path = object_path();
     fs::read(&path).with_context(|| {
         format!(
             "{}: run `cargo xtask build`, or set XVIP_BPF_OBJECT",
             path.display()
         )
     })
+}
+
+/// The object that logs its decisions, as `cargo xtask build --bpf-log` leaves it beside the other.
+fn log_object() -> Result<Vec<u8>> {
+    let path = object_path().with_file_name("xvip-bpf-log.o");
+    fs::read(&path).with_context(|| format!("{}: cargo xtask build --bpf-log", path.display()))
+}
+
+fn object_path() -> PathBuf {
+    env::var_os("XVIP_BPF_OBJECT").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/xvip-bpf.o"),
+        PathBuf::from,
+    )
+}
+
+/// Keeps the lines that programs log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Log for Lines {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let line = record.args().to_string();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
+    }
+
+    fn flush(&self) {}
 }
 
 /// What a program did with one packet.
@@ -155,6 +187,8 @@ impl SkBuff {
 /// The loaded object.
 pub struct DataPlane {
     ebpf: Ebpf,
+    /// Reads what the programs log, and what it has read.
+    log: Option<(EbpfLogger<Lines>, Lines)>,
     /// Reason counters after the last run.
     seen: Mutex<Vec<Counters>>,
 }
@@ -183,9 +217,26 @@ impl DataPlane {
         Self::load_with(&mut EbpfLoader::new(), PROGRAMS)
     }
 
+    /// Load the object that logs its decisions, with small maps and these of its programs.
+    pub fn load_logging(programs: &[&str]) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in SMALL {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut plane = Self::load_object(&mut loader, &log_object()?, programs)?;
+        let lines = Lines::default();
+        let reader = EbpfLogger::init_with_logger(&mut plane.ebpf, lines.clone())?;
+        plane.log = Some((reader, lines));
+        Ok(plane)
+    }
+
     fn load_with(loader: &mut EbpfLoader<'_>, programs: &[&str]) -> Result<Self> {
+        Self::load_object(loader, &object()?, programs)
+    }
+
+    fn load_object(loader: &mut EbpfLoader<'_>, object: &[u8], programs: &[&str]) -> Result<Self> {
         // The programs use no kernel types: reading the kernel's own BTF would take most of the time.
-        let mut ebpf = (loader.btf(None).load(&object()?)).context("cannot load the object")?;
+        let mut ebpf = (loader.btf(None).load(object)).context("cannot load the object")?;
         for name in programs {
             let program = ebpf
                 .program_mut(name)
@@ -201,6 +252,7 @@ impl DataPlane {
         }
         let plane = Self {
             ebpf,
+            log: None,
             seen: Mutex::default(),
         };
         plane.counted()?;
@@ -266,6 +318,19 @@ impl DataPlane {
             records.push(record.to_vec());
         }
         Ok(records)
+    }
+
+    /// The lines that the programs have logged and nobody has read.
+    pub fn lines(&mut self) -> Result<Vec<String>> {
+        let (reader, lines) = self.log.as_mut().context("the programs do not log")?;
+        reader.flush();
+        let mut lines = lines.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(mem::take(&mut *lines))
+    }
+
+    /// Whether the object has a map of this name.
+    pub fn has_map(&self, name: &str) -> bool {
+        self.ebpf.map(name).is_some()
     }
 
     /// An array.

@@ -16,17 +16,24 @@ const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf";
 
 /// Builds the object and puts it where lb-user's build script looks.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
-    build_binary(workspace, "xvip-bpf", &workspace.bpf_object())
+    build_binary(workspace, "xvip-bpf", &[], &workspace.bpf_object())
+}
+
+/// Builds the object that logs its decisions, beside the one that ships.
+pub(crate) fn build_log(workspace: &Workspace) -> Result<()> {
+    let features = ["--features", "log"];
+    build_binary(workspace, "xvip-bpf", &features, &workspace.log_object())
 }
 
 /// Builds the programs that the benchmark compares with.
 pub(crate) fn build_floor(workspace: &Workspace) -> Result<()> {
-    build_binary(workspace, "xvip-floor", &workspace.floor_object())
+    build_binary(workspace, "xvip-floor", &[], &workspace.floor_object())
 }
 
-fn build_binary(workspace: &Workspace, name: &str, to: &Path) -> Result<()> {
+fn build_binary(workspace: &Workspace, name: &str, features: &[&str], to: &Path) -> Result<()> {
     let mut build = cargo(workspace, "build");
-    shell::run(build.args(["--bin", name])).with_context(|| format!("{name} does not build"))?;
+    build.args(["--bin", name]).args(features);
+    shell::run(&mut build).with_context(|| format!("{name} does not build"))?;
     let directory = workspace.target.join("bpf").join(TARGET).join("release");
     copy_if_changed(&directory.join(name), to)
 }
@@ -34,7 +41,7 @@ fn build_binary(workspace: &Workspace, name: &str, to: &Path) -> Result<()> {
 /// Clippy over the programs, on their own target.
 pub(crate) fn clippy(workspace: &Workspace) -> Command {
     let mut command = cargo(workspace, "clippy");
-    command.args(["--keep-going", "--", "-Dwarnings"]);
+    command.args(["--all-features", "--keep-going", "--", "-Dwarnings"]);
     command
 }
 

@@ -28,12 +28,9 @@ struct Cli {
 enum Task {
     /// Install what the build needs and this machine lacks; nothing when all is there.
     Setup,
-    /// Build the BPF object and every host crate; `--release` leaves target/release/xvip.
-    Build {
-        /// Optimised host binaries (the BPF object always is).
-        #[arg(long)]
-        release: bool,
-    },
+    /// Build the BPF object (always optimised) and every host crate; `--release` leaves
+    /// target/release/xvip.
+    Build(run::Flavour),
     /// Run the controller of this node, or the lab when there is no configuration.
     Run(run::RunArgs),
     /// Talk to the running lab: `status`, `kill-controller m1`, `exec m2 -- ip addr`, ...
@@ -70,7 +67,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             setup::system_tools()?;
             println!("xtask: everything is in place");
         }
-        Task::Build { release } => run::build(&workspace, release)?,
+        Task::Build(flavour) => run::build(&workspace, flavour)?,
         Task::Run(args) => run::run(&workspace, &args)?,
         Task::Lab { args } => run::lab_verb(&workspace, &args)?,
         Task::Bench { args } => bench::run(&workspace, &args)?,

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::Result;
@@ -16,6 +17,18 @@ use crate::{
 /// Where a packaged xvip looks for its configuration.
 const DEFAULT_CONFIG: &str = "/etc/xvip/xvip.toml";
 
+/// How the host binaries are built.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Flavour {
+    /// Optimised binaries.
+    #[arg(long)]
+    pub(crate) release: bool,
+    /// For development: programs that log a line about each decision, which show in the log of xvip
+    /// with `--log info,bpf=trace`.
+    #[arg(long)]
+    pub(crate) bpf_log: bool,
+}
+
 /// What to run.
 #[derive(Args)]
 pub(crate) struct RunArgs {
@@ -26,35 +39,42 @@ pub(crate) struct RunArgs {
     /// Run the lab although /etc/xvip/xvip.toml exists.
     #[arg(long)]
     lab: bool,
-    /// Optimised binaries.
-    #[arg(long)]
-    release: bool,
+    /// How the binaries are built.
+    #[command(flatten)]
+    flavour: Flavour,
     /// Arguments for the lab, such as `-- --duration 30s`.
     #[arg(last = true)]
     args: Vec<String>,
 }
 
 /// Builds the object, then everything else.
-pub(crate) fn build(workspace: &Workspace, release: bool) -> Result<()> {
-    setup::build_tools(workspace)?;
-    bpf::build(workspace)?;
-    let mut cargo = workspace.cargo("build");
-    if release {
-        cargo.arg("--release");
-    }
-    shell::run(&mut cargo)
+pub(crate) fn build(workspace: &Workspace, flavour: Flavour) -> Result<()> {
+    shell::run(&mut flavour.cargo_build(workspace)?)
 }
 
 /// Builds the binaries of the daemon, the lab and its stand-in, and no more.
-fn build_binaries(workspace: &Workspace, release: bool) -> Result<()> {
-    setup::build_tools(workspace)?;
-    bpf::build(workspace)?;
-    let mut cargo = workspace.cargo("build");
+fn build_binaries(workspace: &Workspace, flavour: Flavour) -> Result<()> {
+    let mut cargo = flavour.cargo_build(workspace)?;
     cargo.args(["--package", "lb-user", "--package", "lb-tests", "--bins"]);
-    if release {
-        cargo.arg("--release");
-    }
     shell::run(&mut cargo)
+}
+
+impl Flavour {
+    /// Builds the object; the command then builds the rest.
+    fn cargo_build(self, workspace: &Workspace) -> Result<Command> {
+        setup::build_tools(workspace)?;
+        bpf::build(workspace)?;
+        let mut cargo = workspace.cargo("build");
+        if self.bpf_log {
+            bpf::build_log(workspace)?;
+            cargo.args(["--features", "lb-user/bpf-log"]);
+            cargo.env("XVIP_BPF_OBJECT", workspace.log_object());
+        }
+        if self.release {
+            cargo.arg("--release");
+        }
+        Ok(cargo)
+    }
 }
 
 /// Runs the controller or the lab in place of this process.
@@ -67,9 +87,10 @@ pub(crate) fn run(workspace: &Workspace, args: &RunArgs) -> Result<()> {
     if config.is_none() {
         setup::system_tools()?;
     }
-    build_binaries(workspace, args.release)?;
+    let release = args.flavour.release;
+    build_binaries(workspace, args.flavour)?;
     let Some(config) = config else {
-        let mut lab = shell::as_root(workspace.binary("xvip-lab", args.release), "the lab")?;
+        let mut lab = shell::as_root(workspace.binary("xvip-lab", release), "the lab")?;
         lab.arg("run").args(&args.args);
         return Err(shell::become_command(&mut lab));
     };
@@ -77,7 +98,7 @@ pub(crate) fn run(workspace: &Workspace, args: &RunArgs) -> Result<()> {
         "xtask: running this node's controller with {}",
         config.display()
     );
-    let mut xvip = shell::as_root(workspace.binary("xvip", args.release), "the controller")?;
+    let mut xvip = shell::as_root(workspace.binary("xvip", release), "the controller")?;
     xvip.arg("run").arg("--config").arg(config).args(&args.args);
     Err(shell::become_command(&mut xvip))
 }
@@ -92,7 +113,11 @@ pub(crate) fn lab_verb(workspace: &Workspace, args: &[String]) -> Result<()> {
     let binary = if let Some((_, file)) = age(false).max(age(true)) {
         file
     } else {
-        build_binaries(workspace, false)?;
+        let flavour = Flavour {
+            release: false,
+            bpf_log: false,
+        };
+        build_binaries(workspace, flavour)?;
         workspace.binary("xvip-lab", false)
     };
     let mut lab = shell::as_root(binary, "the lab")?;

@@ -45,6 +45,11 @@ impl Workspace {
         self.target.join("bpf").join("xvip-bpf.o")
     }
 
+    /// The BPF object that logs its decisions.
+    pub(crate) fn log_object(&self) -> PathBuf {
+        self.target.join("bpf").join("xvip-bpf-log.o")
+    }
+
     /// The benchmark's own BPF object.
     pub(crate) fn floor_object(&self) -> PathBuf {
         self.target.join("bpf").join("xvip-floor.o")

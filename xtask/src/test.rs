@@ -53,6 +53,9 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         setup::cargo_deny(workspace)?;
     }
     bpf::build(workspace)?;
+    if wants(Part::Bpf) {
+        bpf::build_log(workspace)?;
+    }
 
     let mut session = Session::start(workspace)?;
     if wants(Part::Lint) {

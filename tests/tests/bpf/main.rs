@@ -27,6 +27,7 @@ mod hostile;
 mod icmp;
 mod listeners;
 mod local;
+mod log;
 mod malformed;
 mod model;
 mod nat;

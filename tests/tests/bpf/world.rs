@@ -106,7 +106,11 @@ impl<F: Family> World<F> {
 
     /// The data plane with empty maps and these programs loaded.
     pub(crate) fn with(programs: &[&str]) -> Self {
-        let plane = DataPlane::load(programs).unwrap();
+        Self::of(DataPlane::load(programs).unwrap())
+    }
+
+    /// The world of this data plane, whose maps are empty.
+    pub(crate) fn of(plane: DataPlane) -> Self {
         Self {
             plane,
             ingress: Cell::new(Ingress::Xdp),

@@ -8,6 +8,7 @@ pub mod batch;
 mod conntrack;
 mod dry_run;
 mod error;
+pub mod log;
 mod lookup;
 mod maps;
 mod pins;
@@ -104,6 +105,8 @@ impl DataPlane {
             pins.remove_maps(&MAPS)?;
         }
         let mut object = load(pins)?;
+        #[cfg(feature = "bpf-log")]
+        warnings.extend(log::follow(&mut object));
         let maps = Maps::take(&mut object)?;
         let counters = Arc::new(CountMaps::take(&mut object)?);
         warnings.extend(attach::hooks(&mut object, pins, cgroup)?);
