@@ -2,52 +2,42 @@
 //! the connections of a process in it.
 
 use std::{
-    env,
-    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    process::Command,
 };
 
-use aya::programs::CgroupAttachMode;
 use lb_common::{
     abi::{BackendState, Method},
     reason::Reason,
 };
-use lb_tests::{
-    kernel::Cgroup,
-    netns::{NetNs, unique},
-    packet::{BACKEND_PORT, Family, V4, V6, VIP_PORT},
-    process::output,
-};
+use lb_tests::packet::{BACKEND_PORT, Family, V4, V6, VIP_PORT};
 use socket2::{Domain, Socket, Type};
 
-use crate::world::{LOCAL, MASTER2, World};
+use crate::{
+    hooks::{Node, answer, on_a_node, order, vip},
+    world::{LOCAL, MASTER2, World},
+};
 
 const HOOKS: &[&str] = &["connect4", "connect6", "getpeername4", "getpeername6"];
-/// Tells the process in the cgroup what to do: "tcp ADDRESS:PORT" or "udp ADDRESS:PORT".
-const ORDER: &str = "XVIP_TEST_CONNECT";
-/// What that process writes before its answer.
-const ANSWER: &str = "answer: ";
 
 /// The process in the cgroup: this test binary again. Connects as it is told and writes the peer
 /// that `getpeername()` shows, or why it failed. Without an order it has nothing to do.
 #[test]
 fn client_process() {
-    let Ok(order) = env::var(ORDER) else {
+    let Some(order) = order() else {
         return;
     };
+    // "tcp ADDRESS:PORT" or "udp ADDRESS:PORT"
     let (kind, address) = order.split_once(' ').unwrap();
     let kind = if kind == "udp" {
         Type::DGRAM
     } else {
         Type::STREAM
     };
-    let answer = match connected(kind, address.parse().unwrap()) {
+    answer(&match connected(kind, address.parse().unwrap()) {
         Ok(peer) => peer.to_string(),
         Err(error) => format!("{:?}", error.kind()),
-    };
-    println!("\n{ANSWER}{answer}");
+    });
 }
 
 fn connected(kind: Type, address: SocketAddr) -> io::Result<SocketAddr> {
@@ -55,13 +45,6 @@ fn connected(kind: Type, address: SocketAddr) -> io::Result<SocketAddr> {
     socket.connect(&address.into())?;
     let peer = socket.peer_addr()?;
     Ok(peer.as_socket().expect("an IP address"))
-}
-
-/// A node: its addresses, its listeners, its cgroup with the hooks, and their maps.
-struct Node<F: Family> {
-    world: World<F>,
-    cgroup: Cgroup,
-    listeners: Vec<TcpListener>,
 }
 
 impl<F: Family> Node<F> {
@@ -83,26 +66,10 @@ impl<F: Family> Node<F> {
             .collect()
     }
 
-    /// A process in the cgroup connects; its answer.
-    fn connect(&self, kind: &str, address: SocketAddr) -> String {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", r#"echo $$ >"$0" && exec "$@""#])
-            .arg(self.cgroup.path().join("cgroup.procs"))
-            .arg(env::current_exe().unwrap())
-            .args(["--exact", "connect::client_process", "--nocapture"])
-            .env(ORDER, format!("{kind} {address}"));
-        let written = output(&mut command).unwrap();
-        let answer = written.lines().find_map(|line| line.strip_prefix(ANSWER));
-        answer
-            .unwrap_or_else(|| panic!("no answer in {written}"))
-            .to_owned()
-    }
-
     /// A process connects to `address`: the peer that it sees, where the connection arrived, and
     /// the reasons that were counted.
     #[track_caller]
-    fn expect(
+    fn expect_peer(
         &self,
         kind: &str,
         address: SocketAddr,
@@ -110,21 +77,13 @@ impl<F: Family> Node<F> {
         at: &[F::Addr],
         reasons: &[Reason],
     ) {
-        let answer = self.connect(kind, address);
-        let counted = self.world.plane_ref().counted().unwrap();
-        let counted: Vec<_> = counted
-            .into_iter()
-            .map(|(reason, count, _)| (reason, count))
-            .collect();
+        let answer = self.carry_out("connect::client_process", &format!("{kind} {address}"));
+        let counted = self.counted();
         let expected: Vec<_> = reasons.iter().map(|reason| (*reason, 1)).collect();
         assert_eq!((answer.as_str(), counted), (peer, expected));
         let at: Vec<IpAddr> = at.iter().map(|addr| (*addr).into()).collect();
         assert_eq!(self.arrived(), at);
     }
-}
-
-fn vip<F: Family>() -> SocketAddr {
-    SocketAddr::new(F::VIP.into(), VIP_PORT)
 }
 
 /// `address` as an IPv4-mapped one.
@@ -135,48 +94,12 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Run `scenario` on a node that has the VIP and is master1 and master2 at once, with a backend on
-/// each: only the hooks tell them apart.
-fn on_a_node<F: Family>(scenario: impl FnOnce(&mut Node<F>) + Send) {
-    let namespace = NetNs::new("connect").unwrap();
-    for address in [F::VIP, F::MASTERS[0], F::MASTERS[1]] {
-        let address: IpAddr = address.into();
-        let option = if address.is_ipv6() { "nodad" } else { "" };
-        namespace
-            .ip(&format!("addr add {address} dev lo {option}"))
-            .unwrap();
-    }
-    let played = namespace.enter(|| {
-        let mut world = World::with(HOOKS);
-        world.reset();
-        world.service(&[LOCAL, MASTER2]);
-        world.maglev(&[MASTER2]);
-        world.node_netns(lb_user::io::netns::cookie()?.get());
-        let cgroup = Cgroup::new(&unique("connect"))?;
-        for hook in HOOKS {
-            let directory = File::open(cgroup.path())?;
-            world
-                .plane()
-                .hook(hook)?
-                .attach(directory, CgroupAttachMode::Single)?;
-        }
-        let mut node = Node {
-            world,
-            cgroup,
-            listeners: Vec::new(),
-        };
-        scenario(&mut node);
-        Ok(())
-    });
-    played.unwrap();
-}
-
 fn local_first<F: Family>(listener: IpAddr) {
-    on_a_node::<F>(|node| {
+    on_a_node::<F>(HOOKS, |node| {
         node.listen(listener);
         let shown = vip::<F>().to_string();
         let here = F::MASTERS[0];
-        node.expect("tcp", vip::<F>(), &shown, &[here], &[Reason::ConnectLocal]);
+        node.expect_peer("tcp", vip::<F>(), &shown, &[here], &[Reason::ConnectLocal]);
         assert_eq!(node.world.backend_counters(LOCAL), (0, 0, 1));
         assert_eq!(node.world.service_counters(), (1, 0, 1));
         let [origin] = node.world.connects()[..] else {
@@ -189,12 +112,12 @@ fn local_first<F: Family>(listener: IpAddr) {
 }
 
 fn elsewhere<F: Family>() {
-    on_a_node::<F>(|node| {
+    on_a_node::<F>(HOOKS, |node| {
         let shown = vip::<F>().to_string();
         let there = F::MASTERS[1];
         node.listen(there.into());
         // Nobody listens here.
-        node.expect(
+        node.expect_peer(
             "tcp",
             vip::<F>(),
             &shown,
@@ -205,7 +128,7 @@ fn elsewhere<F: Family>() {
         // Maglev does not choose what does not listen either.
         node.world.maglev(&[LOCAL, LOCAL, MASTER2]);
         for _ in 0..4 {
-            node.expect(
+            node.expect_peer(
                 "tcp",
                 vip::<F>(),
                 &shown,
@@ -219,7 +142,7 @@ fn elsewhere<F: Family>() {
         node.listen(F::MASTERS[0].into());
         for state in [BackendState::Down, BackendState::Draining] {
             node.world.set_state(LOCAL, state);
-            node.expect(
+            node.expect_peer(
                 "tcp",
                 vip::<F>(),
                 &shown,
@@ -229,7 +152,7 @@ fn elsewhere<F: Family>() {
         }
         // A service without a backend here.
         node.world.write_service(VIP_PORT, None, true);
-        node.expect(
+        node.expect_peer(
             "tcp",
             vip::<F>(),
             &shown,
@@ -240,26 +163,26 @@ fn elsewhere<F: Family>() {
 }
 
 fn nowhere<F: Family>() {
-    on_a_node::<F>(|node| {
+    on_a_node::<F>(HOOKS, |node| {
         let refused = [Reason::ConnectNoBackend];
         // The only backend is here, and nobody listens.
         node.world.maglev(&[LOCAL]);
-        node.expect("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
+        node.expect_peer("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
         node.world.maglev(&[MASTER2]);
 
         node.listen(F::MASTERS[0].into());
         node.listen(F::MASTERS[1].into());
         node.world
             .write_service(VIP_PORT, Some(BACKEND_PORT), false);
-        node.expect("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
+        node.expect_peer("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
         assert!(node.world.connects().is_empty());
 
         // The table leads to backends that went down or were removed a moment ago.
         node.world.write_service(VIP_PORT, None, true);
         node.world.set_state(MASTER2, BackendState::Down);
-        node.expect("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
+        node.expect_peer("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
         node.world.table(|_| 0);
-        node.expect("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
+        node.expect_peer("tcp", vip::<F>(), "ConnectionRefused", &[], &refused);
         // Each was counted, none began a connection.
         assert_eq!(node.world.service_counters(), (4, 0, 0));
     });
@@ -268,25 +191,25 @@ fn nowhere<F: Family>() {
 /// A process of a namespace that is not the node's cannot see the node's listeners: there the
 /// checks' word counts, and the kernel's answer if they are behind.
 fn another_namespace<F: Family>() {
-    on_a_node::<F>(|node| {
+    on_a_node::<F>(HOOKS, |node| {
         node.world.node_netns(1);
         let chosen = [Reason::ConnectLocal];
-        node.expect("tcp", vip::<F>(), "ConnectionRefused", &[], &chosen);
+        node.expect_peer("tcp", vip::<F>(), "ConnectionRefused", &[], &chosen);
         node.listen(F::MASTERS[0].into());
         let shown = vip::<F>().to_string();
-        node.expect("tcp", vip::<F>(), &shown, &[F::MASTERS[0]], &chosen);
+        node.expect_peer("tcp", vip::<F>(), &shown, &[F::MASTERS[0]], &chosen);
     });
 }
 
 fn untouched<F: Family>() {
-    on_a_node::<F>(|node| {
+    on_a_node::<F>(HOOKS, |node| {
         node.listen(F::MASTERS[1].into());
         node.listen(F::VIP.into());
         let direct = SocketAddr::new(F::MASTERS[1].into(), BACKEND_PORT);
-        node.expect("tcp", direct, &direct.to_string(), &[F::MASTERS[1]], &[]);
+        node.expect_peer("tcp", direct, &direct.to_string(), &[F::MASTERS[1]], &[]);
         let other_port = SocketAddr::new(F::VIP.into(), BACKEND_PORT);
-        node.expect("tcp", other_port, &other_port.to_string(), &[F::VIP], &[]);
-        node.expect("udp", vip::<F>(), &vip::<F>().to_string(), &[], &[]);
+        node.expect_peer("tcp", other_port, &other_port.to_string(), &[F::VIP], &[]);
+        node.expect_peer("udp", vip::<F>(), &vip::<F>().to_string(), &[], &[]);
         assert!(node.world.connects().is_empty());
     });
 }
@@ -345,16 +268,16 @@ fn other_destinations_are_untouched() {
 #[test]
 fn mapped_addresses_are_ipv4() {
     lb_tests::skip_unless_root!();
-    on_a_node::<V4>(|node| {
+    on_a_node::<V4>(HOOKS, |node| {
         node.listen(V4::MASTERS[0].into());
         node.listen(V4::MASTERS[1].into());
         let to = mapped(vip::<V4>());
         let (here, there) = (V4::MASTERS[0], V4::MASTERS[1]);
-        node.expect("tcp", to, &to.to_string(), &[here], &[Reason::ConnectLocal]);
+        node.expect_peer("tcp", to, &to.to_string(), &[here], &[Reason::ConnectLocal]);
         let remote = World::<V4>::described(LOCAL, Method::Dsr);
         node.world.set_backend(LOCAL, remote);
         node.world.write_service(VIP_PORT, None, true);
-        node.expect(
+        node.expect_peer(
             "tcp",
             to,
             &to.to_string(),
@@ -362,7 +285,7 @@ fn mapped_addresses_are_ipv4() {
             &[Reason::ConnectRemote],
         );
         node.world.write_service(VIP_PORT, None, false);
-        node.expect(
+        node.expect_peer(
             "tcp",
             to,
             "ConnectionRefused",
@@ -371,6 +294,6 @@ fn mapped_addresses_are_ipv4() {
         );
         // Not the VIP.
         let direct = mapped(SocketAddr::new(there.into(), BACKEND_PORT));
-        node.expect("tcp", direct, &direct.to_string(), &[there], &[]);
+        node.expect_peer("tcp", direct, &direct.to_string(), &[there], &[]);
     });
 }

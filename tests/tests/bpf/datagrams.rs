@@ -2,11 +2,8 @@
 //! it go, and whom it sees as the source of the answers.
 
 use std::{
-    env,
-    fs::File,
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,20 +12,17 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::CgroupAttachMode;
 use lb_common::{
     abi::{BackendState, Service, ServiceKey, sends::SendKey},
     headers::IPPROTO_UDP,
     reason::Reason,
 };
-use lb_tests::{
-    kernel::Cgroup,
-    netns::{NetNs, unique},
-    packet::{BACKEND_PORT, Family, V4, V6, VIP_PORT},
-    process::output,
-};
+use lb_tests::packet::{BACKEND_PORT, Family, V4, V6, VIP_PORT};
 
-use crate::world::{LOCAL, MASTER2, SERVICE, TABLE, World};
+use crate::{
+    hooks::{self, Node, answer, order, vip},
+    world::{LOCAL, MASTER2, SERVICE, TABLE},
+};
 
 const HOOKS: &[&str] = &[
     "connect4",
@@ -40,10 +34,6 @@ const HOOKS: &[&str] = &[
     "recvmsg4",
     "recvmsg6",
 ];
-/// Tells the process in the cgroup what to do: how, where to, and how often.
-const ORDER: &str = "XVIP_TEST_DATAGRAM";
-/// What that process writes before its answer.
-const ANSWER: &str = "answer: ";
 /// How long an answer may take; only a failed test waits that long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,16 +41,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// what, or why that failed. Without an order it has nothing to do.
 #[test]
 fn client_process() {
-    let Ok(order) = env::var(ORDER) else {
+    let Some(order) = order() else {
         return;
     };
+    // How, where to, and how often.
     let words: Vec<_> = order.split(' ').collect();
     let (to, times) = (words[1].parse().unwrap(), words[2].parse().unwrap());
-    let answer = match asked(words[0] == "connected", to, times) {
+    answer(&match asked(words[0] == "connected", to, times) {
         Ok(answers) => answers.join(", "),
         Err(error) => format!("{:?}", error.kind()),
-    };
-    println!("\n{ANSWER}{answer}");
+    });
 }
 
 /// Ask `to` several times from one socket: "SERVER as SOURCE" for each answer, and the peer in the
@@ -131,12 +121,6 @@ impl Drop for Server {
     }
 }
 
-/// A node with a UDP service, its cgroup with the hooks, and their maps.
-struct Node<F: Family> {
-    world: World<F>,
-    cgroup: Cgroup,
-}
-
 impl<F: Family> Node<F> {
     /// The UDP service, with or without a backend on this node.
     fn write_service(&mut self, local: bool, usable: bool) {
@@ -151,30 +135,22 @@ impl<F: Family> Node<F> {
     /// A process asks as `how` says; its answer.
     #[track_caller]
     fn ask(&self, how: &str, address: SocketAddr) -> String {
-        let mut command = Command::new("sh");
         let (kind, times) = how.split_once(' ').unwrap_or((how, "1"));
-        command
-            .args(["-c", r#"echo $$ >"$0" && exec "$@""#])
-            .arg(self.cgroup.path().join("cgroup.procs"))
-            .arg(env::current_exe().unwrap())
-            .args(["--exact", "datagrams::client_process", "--nocapture"])
-            .env(ORDER, format!("{kind} {address} {times}"));
-        let written = output(&mut command).unwrap();
-        let answer = written.lines().find_map(|line| line.strip_prefix(ANSWER));
-        answer
-            .unwrap_or_else(|| panic!("no answer in {written}"))
-            .to_owned()
+        let order = format!("{kind} {address} {times}");
+        self.carry_out("datagrams::client_process", &order)
     }
 
     /// A process asks as `how` says, gets this answer, and these reasons are counted.
     #[track_caller]
-    fn expect(&self, how: &str, address: SocketAddr, answer: &str, reasons: &[(Reason, u64)]) {
+    fn expect_answer(
+        &self,
+        how: &str,
+        address: SocketAddr,
+        answer: &str,
+        reasons: &[(Reason, u64)],
+    ) {
         let got = self.ask(how, address);
-        let counted = self.world.plane_ref().counted().unwrap();
-        let counted: Vec<_> = counted
-            .into_iter()
-            .map(|(reason, count, _)| (reason, count))
-            .collect();
+        let counted = self.counted();
         assert_eq!((got.as_str(), counted.as_slice()), (answer, reasons));
     }
 
@@ -191,41 +167,12 @@ impl<F: Family> Node<F> {
     }
 }
 
-fn vip<F: Family>() -> SocketAddr {
-    SocketAddr::new(F::VIP.into(), VIP_PORT)
-}
-
-/// Run `scenario` on a node that has the VIP and is master1 and master2 at once, with a backend on
-/// each.
+/// Run `scenario` on a node with a UDP service, whose local backend comes first.
 fn on_a_node<F: Family>(scenario: impl FnOnce(&mut Node<F>) + Send) {
-    let namespace = NetNs::new("datagrams").unwrap();
-    for address in [F::VIP, F::MASTERS[0], F::MASTERS[1]] {
-        let address: IpAddr = address.into();
-        let option = if address.is_ipv6() { "nodad" } else { "" };
-        namespace
-            .ip(&format!("addr add {address} dev lo {option}"))
-            .unwrap();
-    }
-    let played = namespace.enter(|| {
-        let mut world = World::with(HOOKS);
-        world.reset();
-        world.service(&[LOCAL, MASTER2]);
-        world.maglev(&[MASTER2]);
-        world.node_netns(lb_user::io::netns::cookie()?.get());
-        let cgroup = Cgroup::new(&unique("datagrams"))?;
-        for hook in HOOKS {
-            let directory = File::open(cgroup.path())?;
-            world
-                .plane()
-                .hook(hook)?
-                .attach(directory, CgroupAttachMode::Single)?;
-        }
-        let mut node = Node { world, cgroup };
+    hooks::on_a_node(HOOKS, |node| {
         node.write_service(true, true);
-        scenario(&mut node);
-        Ok(())
+        scenario(node);
     });
-    played.unwrap();
 }
 
 fn local_first<F: Family>() {
@@ -233,7 +180,7 @@ fn local_first<F: Family>() {
         let _here = Server::start(F::MASTERS[0].into(), "here");
         let _there = Server::start(F::MASTERS[1].into(), "there");
         let one = format!("here as {}", vip::<F>());
-        node.expect("sent", vip::<F>(), &one, &[(Reason::SendLocal, 1)]);
+        node.expect_answer("sent", vip::<F>(), &one, &[(Reason::SendLocal, 1)]);
         let [(backend, asked)] = node.sends()[..] else {
             panic!("{:?} entries", node.sends().len());
         };
@@ -241,11 +188,11 @@ fn local_first<F: Family>() {
         assert_eq!((asked.port(), asked.proto()), (VIP_PORT, IPPROTO_UDP));
         // Every datagram is counted, the flow once.
         let three = [one.as_str(); 3].join(", ");
-        node.expect("sent 3", vip::<F>(), &three, &[(Reason::SendLocal, 3)]);
+        node.expect_answer("sent 3", vip::<F>(), &three, &[(Reason::SendLocal, 3)]);
         assert_eq!(node.world.backend_counters(LOCAL), (0, 0, 2));
 
         let connected = format!("{one}, {one}, peer {}", vip::<F>());
-        node.expect(
+        node.expect_answer(
             "connected 2",
             vip::<F>(),
             &connected,
@@ -259,20 +206,20 @@ fn elsewhere<F: Family>() {
         let _there = Server::start(F::MASTERS[1].into(), "there");
         let one = format!("there as {}", vip::<F>());
         // Nobody listens here.
-        node.expect("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
+        node.expect_answer("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
         let connected = format!("{one}, peer {}", vip::<F>());
         let remote = [(Reason::ConnectRemote, 1)];
-        node.expect("connected", vip::<F>(), &connected, &remote);
+        node.expect_answer("connected", vip::<F>(), &connected, &remote);
 
         // Somebody does, but the checks say that it is no use.
         let _here = Server::start(F::MASTERS[0].into(), "here");
         for state in [BackendState::Down, BackendState::Draining] {
             node.world.set_state(LOCAL, state);
-            node.expect("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
+            node.expect_answer("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
         }
         node.world.set_state(LOCAL, BackendState::Up);
         node.write_service(false, true);
-        node.expect("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
+        node.expect_answer("sent", vip::<F>(), &one, &[(Reason::SendRemote, 1)]);
     });
 }
 
@@ -302,7 +249,7 @@ fn nowhere<F: Family>() {
         let refused = [(Reason::ConnectNoBackend, 1)];
         node.write_service(true, false);
         for how in ["sent", "connected"] {
-            node.expect(how, vip::<F>(), "ConnectionRefused", &refused);
+            node.expect_answer(how, vip::<F>(), "ConnectionRefused", &refused);
         }
         assert!(node.sends().is_empty());
     });
@@ -313,9 +260,9 @@ fn untouched<F: Family>() {
         let _there = Server::start(F::MASTERS[1].into(), "there");
         let direct = SocketAddr::new(F::MASTERS[1].into(), BACKEND_PORT);
         let answer = format!("there as {direct}");
-        node.expect("sent", direct, &answer, &[]);
+        node.expect_answer("sent", direct, &answer, &[]);
         assert!(node.sends().is_empty());
-        node.expect(
+        node.expect_answer(
             "connected",
             direct,
             &format!("{answer}, peer {direct}"),
@@ -376,8 +323,8 @@ fn mapped_addresses_are_ipv4() {
         };
         let to = SocketAddr::new(address.to_ipv6_mapped().into(), VIP_PORT);
         let one = format!("here as {to}");
-        node.expect("sent", to, &one, &[(Reason::SendLocal, 1)]);
+        node.expect_answer("sent", to, &one, &[(Reason::SendLocal, 1)]);
         let connected = format!("{one}, peer {to}");
-        node.expect("connected", to, &connected, &[(Reason::ConnectLocal, 1)]);
+        node.expect_answer("connected", to, &connected, &[(Reason::ConnectLocal, 1)]);
     });
 }

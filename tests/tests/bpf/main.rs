@@ -23,6 +23,7 @@ mod dsr;
 mod egress;
 mod ends;
 mod fence;
+mod hooks;
 mod hostile;
 mod icmp;
 mod listeners;
