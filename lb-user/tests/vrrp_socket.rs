@@ -129,6 +129,8 @@ fn config(vip: &str) -> VrrpConfig {
         unicast_min_ttl: packet::TTL,
         v3_checksum: V3Checksum::default(),
         password: None,
+        track: vec![],
+        track_defaults: true,
     }
 }
 

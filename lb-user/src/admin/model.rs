@@ -244,8 +244,12 @@ pub struct VrrpStatus {
     pub state: VrrpState,
     /// Configured priority, 1..=255.
     pub priority: u8,
-    /// Priority that this node takes part with now; 0: it stands aside.
+    /// Priority that this node takes part with now.
     pub effective_priority: u8,
+    /// What makes another priority of it, or a fault, in the order of the configuration; the defaults
+    /// come first.
+    #[serde(default)]
+    pub tracking: Vec<TrackStatus>,
     /// Virtual addresses with prefix length.
     pub addresses: Vec<IpNet>,
     /// Address of the node that is Active, as far as known (the source of its adverts; this node's
@@ -267,12 +271,43 @@ pub struct VrrpStatus {
     pub adverts_bad: BTreeMap<String, u64>,
 }
 
+/// Something that a VRRP instance tracks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackStatus {
+    /// `track.name`; of what is tracked by default: `uplink`, `data plane` or `backends`.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub condition: TrackCondition,
+    /// How much it adds to the priority.
+    pub adds: i16,
+    /// It does not let this node take part.
+    pub fault: bool,
+    /// What was seen, in words.
+    pub seen: String,
+}
+
+/// What is known of something that is tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrackCondition {
+    /// Nothing yet.
+    Unknown,
+    /// As it should be.
+    Met,
+    /// Not as it should be.
+    Failed,
+    /// A file holds a number.
+    Number,
+}
+
 /// State of a VRRP instance (RFC 9568 section 6.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VrrpState {
-    /// Not taking part (yet): start, or the interface is down.
+    /// Not taking part (yet).
     Initialize,
+    /// Not taking part: something that is tracked does not allow it.
+    Fault,
     /// Another node is, or will be, Active.
     Backup,
     /// This node owns the addresses.
@@ -408,7 +443,7 @@ macro_rules! display_as_json {
 
 display_as_json! {
     AttachedMode { Native = "native", Tc = "tc", Generic = "generic", None = "none" }
-    VrrpState { Initialize = "initialize", Backup = "backup", Active = "active" }
+    VrrpState { Initialize = "initialize", Fault = "fault", Backup = "backup", Active = "active" }
     Method { Local = "local", Dsr = "dsr", Nat = "nat" }
     BackendState { Up = "up", Draining = "draining", Down = "down" }
 }
@@ -452,7 +487,14 @@ pub(crate) mod tests {
                 version: 3,
                 state: VrrpState::Active,
                 priority: 200,
-                effective_priority: 200,
+                effective_priority: 180,
+                tracking: vec![TrackStatus {
+                    name: "disk".into(),
+                    condition: TrackCondition::Number,
+                    adds: -20,
+                    fault: false,
+                    seen: "/run/disk holds -20".into(),
+                }],
                 addresses: vec!["10.0.2.100/24".parse().unwrap()],
                 owner: Some("10.0.2.10".parse().unwrap()),
                 since_ms: 64_000,
@@ -573,7 +615,11 @@ pub(crate) mod tests {
             },
             "vrrp": [{
                 "name": "control-plane", "interface": "enp0s3", "vrid": 51, "version": 3,
-                "state": "active", "priority": 200, "effective_priority": 200,
+                "state": "active", "priority": 200, "effective_priority": 180,
+                "tracking": [{
+                    "name": "disk", "condition": "number", "adds": -20, "fault": false,
+                    "seen": "/run/disk holds -20",
+                }],
                 "addresses": ["10.0.2.100/24"], "owner": "10.0.2.10", "since_ms": 64_000,
                 "cause": "no advert for 3.218 s", "transitions": 2, "lease_remaining_ms": 2_750,
                 "adverts_sent": 64, "adverts_received": 12, "adverts_bad": {"checksum": 3},

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use super::model::{
     AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus, PeerStatus,
-    ReasonStatus, ServiceStatus, Status, VrrpState, VrrpStatus,
+    ReasonStatus, ServiceStatus, Status, TrackStatus, VrrpState, VrrpStatus,
 };
 
 /// Whether the text goes to a terminal that shows colours.
@@ -24,6 +24,7 @@ pub fn status(status: &Status, colour: Colour) -> String {
     let mut sections = vec![heading(status, colour)];
     if !status.vrrp.is_empty() {
         sections.push(vrrp(&status.vrrp, colour));
+        sections.extend(tracking(&status.vrrp, colour));
     }
     sections.extend(status.services.iter().map(|entry| service(entry, colour)));
     sections.push(data_plane(&status.data_plane, colour));
@@ -120,6 +121,7 @@ fn vrrp(instances: &[VrrpStatus], colour: Colour) -> String {
                 VrrpState::Active => Tint::Green,
                 VrrpState::Backup => Tint::Plain,
                 VrrpState::Initialize => Tint::Yellow,
+                VrrpState::Fault => Tint::Red,
             }),
             Cell::new(Age(instance.since_ms)),
             optional(instance.lease_remaining_ms.map(Age)),
@@ -131,6 +133,29 @@ fn vrrp(instances: &[VrrpStatus], colour: Colour) -> String {
         ]);
     }
     table.render(colour)
+}
+
+/// What changes priorities; nothing if nothing does.
+fn tracking(instances: &[VrrpStatus], colour: Colour) -> Option<String> {
+    let mut table = Table::new(["VRRP", "TRACKS", "EFFECT", "SEEN"]);
+    let mut any = false;
+    for instance in instances {
+        let effective = |track: &&TrackStatus| track.fault || track.adds != 0;
+        for track in instance.tracking.iter().filter(effective) {
+            any = true;
+            let effect = match track.adds {
+                _ if track.fault => Cell::new("fault").tint(Tint::Red),
+                adds => Cell::new(format!("{adds:+}")),
+            };
+            table.row([
+                Cell::new(&instance.name),
+                Cell::new(&track.name),
+                effect,
+                Cell::new(&track.seen),
+            ]);
+        }
+    }
+    any.then(|| table.render(colour))
 }
 
 /// The priority that counts now, and the configured one where that is another.
@@ -505,8 +530,11 @@ the configuration was refused 12.0s ago, the one before goes on:
 xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
 
-VRRP           INTERFACE  VRID  VERSION  PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
-control-plane  enp0s3       51        3       200  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
+VRRP           INTERFACE  VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
+control-plane  enp0s3       51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
+
+VRRP           TRACKS  EFFECT  SEEN
+control-plane  disk    -20     /run/disk holds -20
 
 service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
 packets by reason: local 16000
@@ -558,13 +586,16 @@ collected      386  ended 386
         );
     }
 
-    /// A node that stands aside shows both priorities.
+    /// What has no effect is not shown; a fault is.
     #[test]
-    fn a_lowered_priority_is_shown() {
+    fn only_what_has_an_effect_is_shown() {
         let mut document = sample();
-        document.vrrp[0].effective_priority = 0;
+        document.vrrp[0].tracking[0].adds = 0;
         let text = status(&document, Colour::Never);
-        assert!(text.contains("0 (of 200)"), "{text}");
+        assert!(!text.contains("TRACKS"), "{text}");
+        document.vrrp[0].tracking[0].fault = true;
+        let text = status(&document, Colour::Never);
+        assert!(text.contains("disk    fault   /run/disk holds"), "{text}");
     }
 
     /// Without instances, services and peers there are no empty tables, and no panic.

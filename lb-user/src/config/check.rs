@@ -36,6 +36,7 @@ pub(super) fn check(report: &Report, draft: &Draft) {
     let vips = Vips::new(draft);
     names(report, draft);
     interfaces(report, draft);
+    tracks(report, draft);
     peers(report, draft, &vips);
     routers(report, &draft.vrrp);
     for instance in &draft.vrrp {
@@ -112,6 +113,7 @@ fn unique<'d, K: Hash + Eq>(
 
 fn names(report: &Report, draft: &Draft) {
     unique_names(report, draft.peers.iter().map(|peer| &peer.name));
+    unique_names(report, draft.tracks.iter().map(|track| &track.name));
     unique_names(report, draft.vrrp.iter().map(|instance| &instance.name));
     unique_names(report, draft.services.iter().map(|service| &service.name));
     for service in &draft.services {
@@ -163,6 +165,25 @@ fn interfaces(report: &Report, draft: &Draft) {
                     format!("write {} or add it there", known.join(", ")),
                 ),
             );
+        }
+    }
+}
+
+/// What is tracked of services is tracked of services that there are.
+fn tracks(report: &Report, draft: &Draft) {
+    for wanted in draft
+        .tracks
+        .iter()
+        .filter_map(|track| track.service.as_ref())
+    {
+        let mut names = draft
+            .services
+            .iter()
+            .filter_map(|service| service.name.as_ref());
+        if !names.any(|name| name.value == wanted.value) {
+            let problem = format!("no [[service]] is named {:?}", wanted.value);
+            let hint = "name the service whose backends count";
+            report.refuse_absence(&wanted.mark, Fault::new(problem, hint));
         }
     }
 }

@@ -18,6 +18,7 @@ mod service;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod track;
 mod value;
 mod vrrp;
 
@@ -116,6 +117,7 @@ impl Context<'_> {
 struct Draft {
     node: node::NodeDraft,
     peers: Vec<node::PeerDraft>,
+    tracks: Vec<track::TrackDraft>,
     vrrp: Vec<vrrp::VrrpDraft>,
     services: Vec<service::ServiceDraft>,
 }
@@ -123,6 +125,11 @@ struct Draft {
 /// Read every section. `None`, or anything else together with a recorded error, is no result.
 fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
     let report = root.report();
+    let tracks: Vec<_> = root
+        .tables("track")
+        .into_iter()
+        .map(|table| track::read(table, context))
+        .collect();
     let draft = Draft {
         node: node::read_node(root.table("node"), context),
         peers: root
@@ -133,8 +140,9 @@ fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
         vrrp: root
             .tables("vrrp")
             .into_iter()
-            .map(|table| vrrp::read(table, context))
+            .map(|table| vrrp::read(table, context, &tracks))
             .collect(),
+        tracks,
         services: root
             .tables("service")
             .into_iter()
@@ -149,6 +157,11 @@ fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
             .peers
             .into_iter()
             .map(|peer| peer.config)
+            .collect::<Option<_>>()?,
+        tracks: draft
+            .tracks
+            .into_iter()
+            .map(|track| track.config)
             .collect::<Option<_>>()?,
         vrrp: draft
             .vrrp

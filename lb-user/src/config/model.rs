@@ -24,6 +24,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// Other nodes that run xvip, in file order (their position numbers them in the map ABI).
     pub peers: Vec<Peer>,
+    /// What VRRP instances may track, in file order.
+    pub tracks: Vec<TrackConfig>,
     /// VRRP instances in file order.
     pub vrrp: Vec<VrrpConfig>,
     /// Services in file order.
@@ -118,6 +120,10 @@ pub struct VrrpConfig {
     pub v3_checksum: V3Checksum,
     /// Simple password (v2 only), zero-padded to 8 bytes.
     pub password: Option<Password>,
+    /// What changes the priority, beyond the defaults.
+    pub track: Vec<Tracked>,
+    /// Whether the interface, the data plane on it and the services' backends are tracked.
+    pub track_defaults: bool,
 }
 
 impl VrrpConfig {
@@ -138,6 +144,62 @@ pub enum V3Checksum {
     PseudoHeader,
     /// The message alone: RFC 9568 section 5.2.8.
     Rfc9568,
+}
+
+/// Largest change of a priority by one thing that is tracked; more is a fault.
+pub const MAX_TRACK_WEIGHT: i16 = 253;
+
+/// An element of `vrrp.track`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    /// Position in [`Config::tracks`].
+    pub track: usize,
+    /// How much it changes the priority, -253..=253 (of files 254); 0: it is a fault.
+    pub weight: i16,
+    /// The other way round.
+    pub reverse: bool,
+}
+
+/// `[[track]]`: something that makes a node more or less fit to own addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackConfig {
+    /// Name.
+    pub name: String,
+    /// What is tracked.
+    pub subject: TrackSubject,
+    /// Time between two looks at what does not tell by itself.
+    pub interval: Duration,
+    /// Looks in a row until it is as it should be.
+    pub rise: NonZeroU32,
+    /// Looks in a row until it is not.
+    pub fall: NonZeroU32,
+}
+
+/// `track.type` and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrackSubject {
+    /// The service's backend on this node is UP.
+    LocalBackend(String),
+    /// A backend of the service is not DOWN.
+    AnyBackend(String),
+    /// An interface is up and has a carrier.
+    Interface(String),
+    /// The number in a file.
+    File(PathBuf),
+    /// Processes of this name run.
+    Process {
+        /// Name of the process.
+        name: String,
+        /// How many there must be.
+        at_least: NonZeroU32,
+    },
+}
+
+impl TrackSubject {
+    /// Whether somebody has to look at it again and again.
+    pub const fn is_polled(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Process { .. })
+    }
 }
 
 /// VRRP protocol version.

@@ -417,6 +417,27 @@ impl<'d> Value<'d> {
         number.map(|number| self.marked(number))
     }
 
+    /// An integer in `range`, which may be below 0.
+    pub(super) fn signed_number(&self, range: RangeInclusive<i16>) -> Option<Marked<i16>> {
+        let (first, last) = (range.start(), range.end());
+        let DeValue::Integer(integer) = self.raw else {
+            self.refuse_type(format_args!("an integer, {first}..{last}"));
+            return None;
+        };
+        let number = i16::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let problem = format!("{integer} is out of range");
+            self.refuse(Fault::new(problem, format!("write {first}..{last}")));
+        }
+        number.map(|number| self.marked(number))
+    }
+
+    /// Whether it is a table.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.raw, DeValue::Table(_))
+    }
+
     /// A boolean.
     pub(super) fn boolean(&self) -> Option<Marked<bool>> {
         if let DeValue::Boolean(value) = self.raw {

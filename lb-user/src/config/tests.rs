@@ -210,6 +210,7 @@ fn reads_the_example() {
             name: "master02".to_owned(),
             addresses: vec![ip("10.0.2.11")],
         }],
+        tracks: vec![],
         vrrp: vec![VrrpConfig {
             name: "control-plane".to_owned(),
             interface: "enp0s3".to_owned(),
@@ -225,6 +226,8 @@ fn reads_the_example() {
             unicast_min_ttl: 255,
             v3_checksum: V3Checksum::default(),
             password: Some(Password(*b"pass1122")),
+            track: vec![],
+            track_defaults: true,
         }],
         services: vec![ServiceConfig {
             name: "apiserver".to_owned(),
@@ -406,6 +409,87 @@ fn reads_how_adverts_are_sent_and_accepted() {
     let vrrp = read(&text).unwrap().vrrp.remove(0);
     assert_eq!(vrrp.v3_checksum, V3Checksum::Rfc9568);
     assert_eq!(vrrp.unicast_min_ttl, 64);
+}
+
+/// Everything that can be tracked, and what instances make of it.
+#[test]
+fn reads_tracking() {
+    let tracks = "\n\
+        [[track]]\nname = \"own\"\ntype = \"local_backend\"\nservice = \"apiserver\"\nweight = -20\n\
+        [[track]]\nname = \"any\"\ntype = \"any_backend\"\nservice = \"apiserver\"\n\
+        [[track]]\nname = \"wan\"\ntype = \"interface\"\ninterface = \"eth1\"\n\
+        [[track]]\nname = \"disk\"\ntype = \"file\"\nfile = \"/run/disk\"\ninterval = \"5s\"\n\
+        [[track]]\nname = \"etcd\"\ntype = \"process\"\nprocess = \"etcd\"\nat_least = 2\nrise = 2\nfall = 3\n";
+    let references = "vrid = 51\ntrack_defaults = false\ntrack = [\"own\", \"wan\", \
+        { name = \"disk\", weight = 254, reverse = true }]";
+    let text = edited(&[("#end", tracks), ("vrid = 51", references)]);
+    let config = read(&text).unwrap();
+    let subjects: Vec<_> = config.tracks.iter().map(|t| t.subject.clone()).collect();
+    let service = || "apiserver".to_owned();
+    let process = TrackSubject::Process {
+        name: "etcd".to_owned(),
+        at_least: NonZeroU32::new(2).unwrap(),
+    };
+    assert_eq!(
+        subjects,
+        [
+            TrackSubject::LocalBackend(service()),
+            TrackSubject::AnyBackend(service()),
+            TrackSubject::Interface("eth1".to_owned()),
+            TrackSubject::File("/run/disk".into()),
+            process,
+        ]
+    );
+    assert_eq!(config.tracks[3].interval, Duration::from_secs(5));
+    assert_eq!(
+        (config.tracks[4].rise.get(), config.tracks[4].fall.get()),
+        (2, 3)
+    );
+    let tracked = |track, weight, reverse| Tracked {
+        track,
+        weight,
+        reverse,
+    };
+    let vrrp = &config.vrrp[0];
+    let expected = [
+        tracked(0, -20, false),
+        tracked(2, 0, false),
+        tracked(3, 254, true),
+    ];
+    assert_eq!(vrrp.track, expected);
+    assert!(!vrrp.track_defaults);
+}
+
+/// What is wrong with tracking is said where it stands.
+#[test]
+fn refuses_wrong_tracking() {
+    let tracks = "\n\
+        [[track]]\nname = \"own\"\ntype = \"local_backend\"\nservice = \"etcd\"\ninterval = \"1s\"\n\
+        [[track]]\nname = \"disk\"\ntype = \"file\"\nfile = \"/run/disk\"\nweight = 255\nat_least = 2\n\
+        [[track]]\nname = \"disk\"\ntype = \"process\"\nfile = \"/run/disk\"\nprocess = \"/usr/bin/etcd\"\n\
+        [[track]]\nname = \"what\"\ntype = \"script\"\n";
+    let references =
+        "vrid = 51\ntrack = [\"own\", \"own\", \"lost\", { name = \"own\", weight = -254 }]";
+    let text = edited(&[("#end", tracks), ("vrid = 51", references)]);
+    let found = errors(&text);
+    for expected in [
+        "track[0].service: no [[service]] is named \"etcd\"; name the service whose backends count",
+        "track[0].interval: is not used by this type; remove it or write type = \"file\" or \"process\"",
+        "track[1].weight: 255 is out of range; write -254..254",
+        "track[1].at_least: is not used by this type; remove it or write type = \"process\"",
+        "track[2].file: is not used by this type; remove it or write type = \"file\"",
+        "track[2].process: \"/usr/bin/etcd\" is not the name of a process; write the name without its \
+         path, such as \"kube-apiserver\"",
+        "track[2].name: \"disk\" is already the name of track[1]; choose another",
+        "track[3].type: \"script\" is not known; write \"local_backend\", \"any_backend\", \"interface\", \
+         \"file\" or \"process\"",
+        "vrrp[0].track[1]: \"own\" is there already; write it once",
+        "vrrp[0].track[2]: no [[track]] is named \"lost\"; add one, or write another name",
+        "vrrp[0].track[3].weight: -254 is out of range; write -253..253",
+    ] {
+        let there = found.iter().any(|error| error.ends_with(expected));
+        assert!(there, "{expected}\n{found:#?}");
+    }
 }
 
 /// A backend's own forwarding wins over its service's.

@@ -12,6 +12,7 @@ use super::{
     Context,
     model::{AdvertInterval, Password, V3Checksum, VrrpConfig, VrrpVersion},
     raw::{Mark, Marked, Table, Value},
+    track::{self, TrackDraft},
     value::{self, Fault, PREEMPT_DELAY},
 };
 
@@ -32,7 +33,11 @@ pub(super) struct VrrpDraft {
 }
 
 /// Read one `[[vrrp]]`.
-pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
+pub(super) fn read(
+    mut table: Table<'_>,
+    context: &Context<'_>,
+    tracks: &[TrackDraft],
+) -> VrrpDraft {
     let name = table
         .need("name", "write a name such as \"control-plane\"")
         .and_then(|value| value.text("control-plane", value::name));
@@ -76,6 +81,9 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
     let password = table
         .get("auth")
         .and_then(|value| read_auth(&value, used_version, context));
+    let references = track::read_references(&mut table);
+    let tracked = track::resolve(table.report(), &references, tracks);
+    let track_defaults = table.get_or("track_defaults", true, Value::boolean);
     let mark = table.mark().clone();
     table.finish();
     let config = || {
@@ -94,6 +102,8 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> VrrpDraft {
             unicast_min_ttl: unicast_min_ttl?,
             v3_checksum: v3_checksum?,
             password,
+            track: tracked.clone(),
+            track_defaults: track_defaults?,
         })
     };
     VrrpDraft {

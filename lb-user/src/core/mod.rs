@@ -19,4 +19,5 @@ pub mod resets;
 pub mod segment;
 pub mod tables;
 pub mod time;
+pub mod tracking;
 pub mod vrrp;

@@ -9,6 +9,7 @@ pub mod ethtool;
 pub mod held_sockets;
 pub mod listeners;
 pub mod local_sockets;
+mod look;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;

@@ -29,7 +29,7 @@ use super::{
     clock,
     collect::Collector,
     listeners::ListenerWatch,
-    mounts,
+    look, mounts,
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
@@ -59,6 +59,7 @@ use crate::{
         health::ProbeResult,
         network::Network,
         time::Timestamp,
+        tracking::Fitness,
         vrrp::Advert,
     },
 };
@@ -409,6 +410,22 @@ impl Engine {
                     };
                     // Nobody listens any more when the controller ends.
                     let _ = probed.send(Input::Probed { service, result });
+                });
+            }
+            Action::Look {
+                track,
+                serial,
+                subject,
+            } => {
+                let looked = self.probed.clone();
+                self.probe_runtime.spawn_blocking(move || {
+                    let observation = look::look(&subject);
+                    // Nobody listens any more when the controller ends.
+                    let _ = looked.send(Input::Looked {
+                        track,
+                        serial,
+                        observation,
+                    });
                 });
             }
             Action::WriteTables(ops) => {
@@ -869,6 +886,27 @@ fn report(event: Event) {
             cause,
         } => {
             info!(service, backend, ?from, ?to, cause, "backend state changed");
+        }
+        Event::Fitness {
+            name,
+            fitness,
+            configured,
+            because,
+        } => {
+            let Fitness { priority, fault } = fitness;
+            if fault {
+                warn!(vrrp = name, because, "this node must not own the addresses");
+            } else if because.is_empty() {
+                info!(
+                    vrrp = name,
+                    priority, "nothing changes the priority any more"
+                );
+            } else {
+                info!(
+                    vrrp = name,
+                    priority, configured, because, "priority changed"
+                );
+            }
         }
         Event::UplinkMissing { interface } => {
             warn!(

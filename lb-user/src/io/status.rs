@@ -11,15 +11,16 @@ use super::bpf::{Counts, DataPlane};
 use crate::{
     admin::model::{
         AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-        DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status, VrrpState,
-        VrrpStatus,
+        DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status, TrackCondition,
+        TrackStatus, VrrpState, VrrpStatus,
     },
     config::model::{Peer, VrrpVersion},
     core::{
         attach::Mode,
-        controller::Controller,
+        controller::{Controller, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
         time::Timestamp,
+        tracking::{Condition, Effect},
         vrrp::{Discard, State},
     },
 };
@@ -130,12 +131,18 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
             VrrpVersion::V3 => 3,
         },
         state: match instance.state() {
+            State::Initialize if instance.is_faulty() => VrrpState::Fault,
             State::Initialize => VrrpState::Initialize,
             State::Backup => VrrpState::Backup,
             State::Active => VrrpState::Active,
         },
         priority: config.priority.get(),
         effective_priority: instance.priority(),
+        tracking: controller
+            .tracked(position)
+            .into_iter()
+            .map(track_status)
+            .collect(),
         addresses: config.addresses.clone(),
         owner: instance.active_address(),
         since_ms: millis(now, transition.at),
@@ -152,6 +159,25 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
             .chain(refused)
             .collect(),
     })
+}
+
+fn track_status(view: TrackView) -> TrackStatus {
+    let (adds, fault) = match view.effect {
+        Effect::Adds(adds) => (adds, false),
+        Effect::Fault => (0, true),
+    };
+    TrackStatus {
+        name: view.name,
+        condition: match view.condition {
+            Condition::Unknown => TrackCondition::Unknown,
+            Condition::Met => TrackCondition::Met,
+            Condition::Failed => TrackCondition::Failed,
+            Condition::Number(_) => TrackCondition::Number,
+        },
+        adds,
+        fault,
+        seen: view.seen,
+    }
 }
 
 fn service(

@@ -26,6 +26,7 @@ mod restart;
 mod sources;
 mod takeover;
 mod tc;
+mod tracking;
 mod udp;
 mod uplinks;
 mod vrrp;

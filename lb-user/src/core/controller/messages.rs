@@ -12,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
+use crate::config::model::TrackSubject;
 use crate::core::{
     attach::{Attachment, Plan},
     health::ProbeResult,
@@ -19,6 +20,7 @@ use crate::core::{
     resets::Death,
     tables::{TableOp, Tables},
     time::Timestamp,
+    tracking::{Fitness, Observation},
     vrrp::{self, Advert, RxMeta, State},
 };
 
@@ -98,6 +100,15 @@ pub enum Input {
     },
     /// The tables could not be read, or not all be written.
     TablesFailed,
+    /// What a look at something that is tracked has shown, the answer to [`Action::Look`].
+    Looked {
+        /// Position in [`Config::tracks`](crate::config::model::Config::tracks).
+        track: usize,
+        /// From the action.
+        serial: u64,
+        /// What was seen.
+        observation: Observation,
+    },
     /// The operator wants an instance to give up its addresses.
     StepDown {
         /// Slot of the instance.
@@ -189,6 +200,15 @@ pub enum Action {
         /// Where to.
         target: SocketAddr,
     },
+    /// Look at something that is tracked; answered by [`Input::Looked`].
+    Look {
+        /// Position in [`Config::tracks`](crate::config::model::Config::tracks).
+        track: usize,
+        /// To be returned.
+        serial: u64,
+        /// What to look at.
+        subject: TrackSubject,
+    },
     /// Write to the tables, in this order.
     WriteTables(Vec<TableOp>),
     /// Backends died: reset those who are connected to them. Their tables are written already.
@@ -229,6 +249,17 @@ pub enum Event {
         to: State,
         /// Why.
         cause: vrrp::Cause,
+    },
+    /// Tracking makes something else of an instance's priority.
+    Fitness {
+        /// Name of the instance.
+        name: String,
+        /// What it makes of it.
+        fitness: Fitness,
+        /// The configured priority.
+        configured: u8,
+        /// What has an effect, in words; empty: nothing has.
+        because: String,
     },
     /// A backend changed its state.
     Backend {

@@ -14,6 +14,7 @@ mod refusals;
 mod reload;
 #[cfg(test)]
 mod tests;
+mod tracking;
 mod uplinks;
 
 use std::{
@@ -29,6 +30,7 @@ use self::{followed::Followed, reading::Reading, uplinks::Attachments};
 pub use self::{
     messages::{Action, Event, Input},
     reload::Fixed,
+    tracking::TrackView,
 };
 use super::{
     attach::Attachment,
@@ -38,6 +40,7 @@ use super::{
     network::Network,
     tables::{self, Tables},
     time::Timestamp,
+    tracking::{Fitness, Monitor},
     vrrp::{self, Instance, RxMeta, VrrpAction},
 };
 use crate::config::model::{Config, ServiceConfig, VrrpConfig};
@@ -67,6 +70,8 @@ struct Role {
     /// Bad adverts by label.
     bad: BTreeMap<&'static str, u64>,
     reported: u64,
+    /// What tracking makes of the priority.
+    fitness: Fitness,
     /// Index of the interface that its socket is for.
     listens_on: Option<u32>,
 }
@@ -82,6 +87,7 @@ impl Role {
             announced: None,
             bad: BTreeMap::new(),
             reported: 0,
+            fitness: Fitness::new(config.priority, []),
             listens_on: None,
         }
     }
@@ -112,6 +118,8 @@ pub struct Controller {
     roles: Vec<Role>,
     health: Vec<ServiceHealth>,
     views: Vec<Vec<BackendView>>,
+    /// By position of the tracked thing; `None`: nobody has to look at it.
+    monitors: Vec<Option<Monitor>>,
     network: Network,
     links_known: bool,
     attachments: Attachments,
@@ -167,6 +175,7 @@ impl Controller {
             roles,
             health,
             views,
+            monitors: Vec::new(),
             network: Network::default(),
             links_known: false,
             attachments: Attachments::default(),
@@ -186,6 +195,8 @@ impl Controller {
             suspects: BTreeMap::new(),
             actions: VecDeque::new(),
         };
+        controller.take_over_monitors(now);
+        controller.look(now);
         controller.ask(now);
         controller.collect(now);
         controller
@@ -249,6 +260,11 @@ impl Controller {
                 self.tables = None;
                 self.reading_tables.fail(now + RETRY);
             }
+            Input::Looked {
+                track,
+                serial,
+                observation,
+            } => self.looked(now, track, serial, observation),
             Input::StepDown { instance } => {
                 self.with_instance(instance, |vrrp| vrrp.step_down(now));
             }
@@ -271,17 +287,21 @@ impl Controller {
                 }
             }
         }
+        self.track(now);
         self.collect(now);
+        self.look(now);
         self.ask(now);
     }
 
     /// Do what is due at `now`.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        for role in &mut self.roles {
-            role.instance.handle_timeout(now);
-        }
         for health in &mut self.health {
             health.handle_timeout(now);
+        }
+        self.look(now);
+        self.track(now);
+        for role in &mut self.roles {
+            role.instance.handle_timeout(now);
         }
         // Who has just lost the addresses does not renew them.
         self.collect(now);
@@ -310,6 +330,12 @@ impl Controller {
             .chain(self.reading_links.poll_timeout())
             .chain(self.owns().then_some(self.renew_at))
             .chain(self.retiring.iter().map(|retiring| retiring.until))
+            .chain(
+                self.monitors
+                    .iter()
+                    .flatten()
+                    .filter_map(Monitor::poll_timeout),
+            )
             .fold(self.audit_at, Timestamp::min)
     }
 

@@ -11,7 +11,9 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{Action, Controller, Role, new_views};
 use crate::{
-    config::model::{BackendConfig, CgroupPath, Config, Peer, ServiceConfig, VrrpConfig},
+    config::model::{
+        BackendConfig, CgroupPath, Config, Peer, ServiceConfig, TrackConfig, VrrpConfig,
+    },
     core::{
         desired::{Retiring, identity},
         health::ServiceHealth,
@@ -52,6 +54,7 @@ impl Controller {
         let before = std::mem::replace(&mut self.config, config);
         self.take_over_roles(now, &before.vrrp);
         self.take_over_health(now, &before.services);
+        self.take_over_monitors(now);
         self.retire(now, &before.services);
         // They are found again where the tables are known.
         self.placements.clear();
@@ -63,8 +66,10 @@ impl Controller {
             self.give_up_old_vips(position);
         }
         self.reconcile_addresses(now);
+        self.track(now);
         self.collect(now);
         self.reconcile_tables();
+        self.look(now);
         self.ask(now);
         Ok(changes)
     }
@@ -282,6 +287,9 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
     }
     let peer = |peer: &Peer| peer.name.clone();
     compare(&mut changes, "peer", (&old.peers, &new.peers), peer, peer);
+    let track = |track: &TrackConfig| track.name.clone();
+    let tracks = (&*old.tracks, &*new.tracks);
+    compare(&mut changes, "track", tracks, track, track);
     let router = |vrrp: &VrrpConfig| (vrrp.interface.clone(), vrrp.vrid, vrrp.is_ipv6());
     let name = |vrrp: &VrrpConfig| vrrp.name.clone();
     compare(&mut changes, "vrrp", (&old.vrrp, &new.vrrp), router, name);

@@ -60,6 +60,8 @@ pub enum VrrpAction {
 struct Settings {
     version: VrrpVersion,
     vrid: NonZeroU8,
+    /// The configured one; tracking makes another one of it.
+    priority: u8,
     interval: AdvertInterval,
     preempt: bool,
     preempt_delay: Duration,
@@ -79,6 +81,7 @@ impl Settings {
         Self {
             version: config.version,
             vrid: config.vrid,
+            priority: config.priority.get(),
             interval: config.advert_interval,
             preempt,
             preempt_delay: config.preempt_delay,
@@ -142,6 +145,8 @@ pub struct Instance {
     priority: u8,
     source: Option<IpAddr>,
     held: bool,
+    /// Tracking has stopped the instance.
+    faulty: bool,
     phase: Phase,
     /// `Active_Adver_Interval`.
     active_interval: AdvertInterval,
@@ -157,9 +162,10 @@ impl Instance {
     pub fn new(config: &VrrpConfig, now: Timestamp) -> Self {
         let settings = Settings::from_config(config);
         let mut instance = Self {
-            priority: config.priority.get(),
+            priority: settings.priority,
             source: config.unicast_source,
             held: false,
+            faulty: false,
             phase: Phase::Initialize,
             active_interval: settings.interval,
             peer: None,
@@ -182,7 +188,7 @@ impl Instance {
 
     /// Startup event (RFC 9568 section 6.4.1). Nothing happens unless stopped.
     pub fn start(&mut self, now: Timestamp) {
-        if !matches!(self.phase, Phase::Initialize) {
+        if self.faulty || !matches!(self.phase, Phase::Initialize) {
             return;
         }
         self.active_interval = self.settings.interval;
@@ -199,7 +205,44 @@ impl Instance {
     /// owner starts as early as possible and never beside this one.
     pub fn stop(&mut self, now: Timestamp) {
         self.resign(now);
+        self.faulty = false;
         self.transition(now, Phase::Initialize, Cause::Stop);
+    }
+
+    /// Tracking made `priority` of the configured one. An Active tells the others at once; a Backup
+    /// goes on to wait as one with the new priority does.
+    pub fn set_priority(&mut self, now: Timestamp, priority: u8) {
+        if priority == self.priority {
+            return;
+        }
+        let before = self.skew();
+        self.priority = priority;
+        let after = self.skew();
+        match &mut self.phase {
+            Phase::Initialize => {}
+            Phase::Backup(backup) => {
+                backup.down_at = backup.down_at.map(|at| at - before + after);
+            }
+            Phase::Active(active) => active.adver_at = now,
+        }
+    }
+
+    /// Tracking found that this node must not be Active (or that it may be again): it resigns and
+    /// takes no part, until it begins as after a start.
+    pub fn set_fault(&mut self, now: Timestamp, faulty: bool) {
+        if faulty == self.faulty {
+            return;
+        }
+        if faulty {
+            if !matches!(self.phase, Phase::Initialize) {
+                self.resign(now);
+                self.transition(now, Phase::Initialize, Cause::Fault);
+                self.faulty = true;
+            }
+        } else {
+            self.faulty = false;
+            self.start(now);
+        }
     }
 
     /// The operator takes this node out: resign if Active, and stay Backup until
@@ -239,12 +282,14 @@ impl Instance {
     /// on to own, and tells the others at once what is new.
     pub fn reconfigure(&mut self, now: Timestamp, config: &VrrpConfig) {
         let settings = Settings::from_config(config);
-        let priority = config.priority.get();
-        if settings == self.settings && priority == self.priority {
+        if settings == self.settings {
             return;
         }
         let before = std::mem::replace(&mut self.settings, settings);
-        self.priority = priority;
+        if before.priority != self.settings.priority {
+            // What tracking makes of it comes next.
+            self.priority = self.settings.priority;
+        }
         if self.peer.is_none() {
             self.active_interval = self.settings.interval;
         }
@@ -423,7 +468,7 @@ impl Instance {
         self.settings.vrid
     }
 
-    /// Own priority.
+    /// Own priority, as tracking has it now.
     pub const fn priority(&self) -> u8 {
         self.priority
     }
@@ -431,6 +476,11 @@ impl Instance {
     /// Whether the operator holds this node back.
     pub const fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// Whether tracking has stopped the instance.
+    pub const fn is_faulty(&self) -> bool {
+        self.faulty
     }
 
     /// Own primary address, as far as it is known.

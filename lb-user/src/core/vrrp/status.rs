@@ -58,6 +58,8 @@ pub enum Cause {
     LeaseLapsed,
     /// The first advert of a takeover could not be sent.
     SendFailed,
+    /// Something that is tracked does not let this node take part.
+    Fault,
     /// The operator said so.
     StepDown,
     /// The instance was stopped.
@@ -77,6 +79,7 @@ impl Cause {
             Self::HigherAddress => "higher_address",
             Self::LeaseLapsed => "lease_lapsed",
             Self::SendFailed => "send_failed",
+            Self::Fault => "fault",
             Self::StepDown => "step_down",
             Self::Stop => "stop",
         }

@@ -9,3 +9,4 @@ mod node;
 mod ownership;
 mod reload;
 mod tables;
+mod tracking;

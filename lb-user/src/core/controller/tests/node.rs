@@ -21,6 +21,7 @@ use crate::{
         network::{Interface, InterfaceAddress},
         tables::{self, FamilyOp, TableOp, Tables},
         time::Timestamp,
+        tracking::{Condition, Observation},
         vrrp::{
             Advert, RxMeta,
             packet::{self, GROUP_V4, GROUP_V6},
@@ -79,6 +80,8 @@ pub(super) struct Node {
     outbox: Vec<(usize, Advert)>,
     inbox: VecDeque<(usize, IpAddr, Vec<u8>)>,
     pub(super) adverts_fail: bool,
+    /// What looks show, by position of what is tracked; else it is as it should be.
+    pub(super) looks: BTreeMap<usize, Observation>,
     /// Writes that fail in their middle.
     pub(super) failing_writes: usize,
     pub(super) failing_readings: usize,
@@ -129,6 +132,7 @@ impl Node {
             outbox: vec![],
             inbox: VecDeque::new(),
             adverts_fail: false,
+            looks: BTreeMap::new(),
             failing_writes: 0,
             failing_readings: 0,
             delayed: None,
@@ -199,6 +203,18 @@ impl Node {
                 self.add_address(ifindex, own.net, false);
             }
         }
+    }
+
+    /// The uplink's cable is pulled, or plugged in again.
+    pub(super) fn set_carrier(&mut self, up: bool) {
+        for uplink in self
+            .interfaces
+            .iter_mut()
+            .filter(|known| known.name == "eth0")
+        {
+            uplink.up = up;
+        }
+        self.inputs.push_back(Input::NetworkChanged);
     }
 
     /// A neighbour has another MAC, and says so.
@@ -505,6 +521,19 @@ impl Node {
                 }
             }
             Action::ClearSuspect { backend } => self.log(format!("clear suspect {backend}")),
+            Action::Look { track, serial, .. } => {
+                let observation = self.looks.get(&track).cloned();
+                let observation = observation.unwrap_or(Observation {
+                    condition: Condition::Met,
+                    seen: String::new(),
+                });
+                let input = Input::Looked {
+                    track,
+                    serial,
+                    observation,
+                };
+                self.probes.push((self.now + ms(1), input));
+            }
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.read_links(),
             Action::Attach(plans) => {
@@ -849,6 +878,8 @@ fn words(event: &Event) -> String {
         Event::Backend {
             backend, from, to, ..
         } => format!("{backend} {from:?} -> {to:?}"),
+        Event::Fitness { name, fitness, .. } if fitness.fault => format!("{name} fault"),
+        Event::Fitness { name, fitness, .. } => format!("{name} fit for {}", fitness.priority),
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }

@@ -321,17 +321,18 @@ fn step_down_holds_until_resume() {
     assert_eq!(link.owners(0), [10]);
 }
 
-/// The uplink vanishes and comes back as another interface: the address is added there, and the
-/// neighbours are told.
+/// The uplink vanishes, and the node is at fault; it comes back as another interface: the address is
+/// added there, and the neighbours are told.
 #[test]
 fn the_uplink_returns_as_another_interface() {
     let mut node = owner();
     node.unplug();
     node.run(ms(300));
     assert!(node.tables.uplinks.is_empty());
+    assert!(!node.owns(0));
     node.trace();
     node.plug(7);
-    node.run(ms(300));
+    node.run(ms(3_700));
     assert!(node.owns(0));
     let trace = node.trace_of(&["on 7", "remove", "repaired"]);
     assert_eq!(

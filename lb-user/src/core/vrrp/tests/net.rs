@@ -44,6 +44,8 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         unicast_min_ttl: packet::TTL,
         v3_checksum: V3Checksum::default(),
         password: None,
+        track: vec![],
+        track_defaults: true,
     }
 }
 
