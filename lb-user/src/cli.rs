@@ -1,5 +1,6 @@
 //! The command line of `xvip`: what it takes and what its exit codes mean.
 
+pub mod import;
 pub mod observe;
 
 use std::{
@@ -9,8 +10,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use self::observe::{
-    EXPLAIN_EXAMPLES, ExplainArgs, FLOWS_EXAMPLES, FlowsArgs, TRACE_EXAMPLES, TraceArgs,
+use self::{
+    import::{IMPORT_EXAMPLES, ImportArgs},
+    observe::{
+        EXPLAIN_EXAMPLES, ExplainArgs, FLOWS_EXAMPLES, FlowsArgs, TRACE_EXAMPLES, TraceArgs,
+    },
 };
 use crate::logging::{LogFilter, LogFormat};
 
@@ -32,7 +36,8 @@ Exit codes:
   2  Wrong usage of the command line
   3  Invalid or unreadable configuration
   4  No xvip runs on this node, or it does not answer
-  5  A privilege or a kernel feature is missing";
+  5  A privilege or a kernel feature is missing
+  6  xvip import wrote a configuration, and something must be changed by hand";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -129,6 +134,9 @@ pub enum Command {
     /// Validate the configuration and print every error
     #[command(after_help = CHECK_EXAMPLES)]
     Check,
+    /// Make a configuration of keepalived.conf and haproxy.cfg, and say what became of every line
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
     /// Show what the running xvip owns, forwards and thinks of its backends
     #[command(after_help = STATUS_EXAMPLES)]
     Status {
@@ -205,6 +213,8 @@ pub enum ExitCode {
     NotRunning = 4,
     /// A privilege or a kernel feature is missing.
     Unsupported = 5,
+    /// What was imported needs somebody to look at it.
+    ByHand = 6,
 }
 
 impl Termination for ExitCode {
@@ -235,6 +245,7 @@ mod tests {
         for command in [
             "run",
             "check",
+            "import --env x",
             "status",
             "detach",
             "reload",
@@ -280,6 +291,8 @@ mod tests {
             "xvip frobnicate",
             "xvip status --yaml",
             "xvip reload now",
+            "xvip import --peer master02",
+            "xvip import --address 10.0.0",
             "xvip run --log-level verbose",
             "xvip run --log-format xml",
             "xvip vrrp",
@@ -309,6 +322,7 @@ mod tests {
             ExitCode::Config,
             ExitCode::NotRunning,
             ExitCode::Unsupported,
+            ExitCode::ByHand,
         ] {
             assert!(help.contains(&format!("\n  {}  ", code as u8)), "{help}");
         }

@@ -7,5 +7,6 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod import;
 pub mod io;
 pub mod logging;

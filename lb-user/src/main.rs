@@ -1,5 +1,6 @@
 //! The `xvip` binary. Wiring only: the command line picks a function, its failure an exit code.
 
+mod import_command;
 mod observe;
 
 use std::{
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         Err(error) => return explain_usage(&error),
     };
     match execute(&cli) {
-        Ok(()) => ExitCode::Success,
+        Ok(code) => code,
         Err(failure) => {
             // Nobody can be told that standard error is gone.
             let _ = writeln!(io::stderr(), "xvip: {failure}");
@@ -48,6 +49,8 @@ enum Failure {
     /// The running xvip refused an invalid configuration.
     #[error("{0}")]
     Reload(String),
+    #[error(transparent)]
+    Import(#[from] import_command::ImportError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -66,6 +69,7 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Reload(_) => ExitCode::Config,
+            Self::Import(error) => error.exit_code(),
             Self::Client(error) => client_exit_code(error),
             Self::Lock(error) if error.is_permission() => ExitCode::Unsupported,
             Self::Run(error) if error.is_unsupported() => ExitCode::Unsupported,
@@ -98,8 +102,18 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn execute(cli: &Cli) -> Result<(), Failure> {
+fn execute(cli: &Cli) -> Result<ExitCode, Failure> {
+    if let Command::Import(args) = &cli.command {
+        return import_command::import(args);
+    }
+    execute_plainly(cli).map(|()| ExitCode::Success)
+}
+
+/// A command that succeeds or fails.
+fn execute_plainly(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
+        // Its success has two codes: see `execute`.
+        Command::Import(args) => import_command::import(args).map(drop),
         Command::Run => run(&cli.global),
         Command::Check => check(&cli.global),
         Command::Status { json, target } => status(&cli.global, target, *json),

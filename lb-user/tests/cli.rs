@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    os::unix::net::UnixListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{self, Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -20,6 +20,7 @@ const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
 const CONFIG: i32 = 3;
 const NOT_RUNNING: i32 = 4;
+const BY_HAND: i32 = 6;
 
 /// A directory with a valid configuration whose state directory is the directory itself.
 struct Node(PathBuf);
@@ -142,6 +143,7 @@ fn help_explains_every_command() {
     for name in [
         "run",
         "check",
+        "import",
         "status",
         "detach",
         "vrrp",
@@ -332,4 +334,112 @@ fn a_bad_configuration_stops_every_command() {
     for args in ["run", "detach", "status", "vrrp resume"] {
         assert_code(&node.xvip(args), CONFIG);
     }
+}
+
+/// `import` writes a file that `check` accepts, once, and its exit code says whether somebody must
+/// look at something.
+#[test]
+fn import_writes_a_valid_file() {
+    let node = Node::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/import");
+    let output = node.0.join("imported.toml");
+    let import = |peer: &[&str]| {
+        command("import --address 10.77.0.11 --keepalived")
+            .arg(fixtures.join("two-masters/m1.keepalived.conf"))
+            .arg("--haproxy")
+            .arg(fixtures.join("two-masters/haproxy.cfg"))
+            .arg("--check-script")
+            .arg(fixtures.join("two-masters/check_apiserver.sh"))
+            .arg("-o")
+            .arg(&output)
+            .args(peer)
+            .output()
+            .unwrap()
+    };
+    let done = import(&[]);
+    assert_code(&done, BY_HAND);
+    assert!(
+        stdout(&done).contains("BY HAND: [[peer]] \"m2\""),
+        "{done:?}"
+    );
+    fs::remove_file(&output).unwrap();
+
+    let done = import(&["--peer", "m2=10.77.0.12"]);
+    assert_code(&done, SUCCESS);
+    assert!(stdout(&done).contains("m1.keepalived.conf:20: priority 101 -> vrrp.priority = 101"));
+    assert_eq!(
+        fs::metadata(&output).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let check = command("check --config").arg(&output).output().unwrap();
+    assert_code(&check, SUCCESS);
+
+    let written = fs::read(&output).unwrap();
+    let again = import(&[]);
+    assert_code(&again, FAILURE);
+    assert!(stderr(&again).contains("not there yet"), "{again:?}");
+    assert_eq!(fs::read(&output).unwrap(), written);
+}
+
+/// What cannot be imported is refused: nothing named, nothing readable, nothing valid.
+#[test]
+fn import_refuses_what_it_cannot_do() {
+    let node = Node::new();
+    let output = node.0.join("imported.toml");
+    let done = command("import").output().unwrap();
+    assert_code(&done, USAGE);
+
+    let done = command("import --keepalived /nonexistent/k.conf")
+        .output()
+        .unwrap();
+    assert_code(&done, CONFIG);
+    assert!(stderr(&done).contains("/nonexistent/k.conf"), "{done:?}");
+
+    let text = "vrrp_instance a {\n interface eth0\n virtual_ipaddress {\n 10.0.0.1/24\n }\n}\n";
+    let path = node.0.join("keepalived.conf");
+    fs::write(&path, text).unwrap();
+    let done = command("import -o")
+        .arg(&output)
+        .arg("--keepalived")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_code(&done, CONFIG);
+    assert!(
+        stderr(&done).contains("vrrp[0].vrid: is missing"),
+        "{done:?}"
+    );
+    assert!(!output.exists());
+}
+
+/// `import --env` takes the variables of the keepalived image from its own environment, and
+/// includes are read.
+#[test]
+fn import_reads_the_environment_and_includes() {
+    let node = Node::new();
+    let done = command("import --env --address 10.0.2.10")
+        .env("KEEPALIVED_INTERFACE", "uplink")
+        .env(
+            "KEEPALIVED_VIRTUAL_IPS",
+            "#PYTHON2BASH:['10.0.2.100', '10.0.2.101/24']",
+        )
+        .env("KEEPALIVED_UNICAST_PEERS", "#PYTHON2BASH:['10.0.2.11']")
+        .output()
+        .unwrap();
+    assert_code(&done, BY_HAND); // Nothing says what listens behind the VIP.
+    for line in [
+        "\"10.0.2.100/32\",",
+        "\"10.0.2.101/24\",",
+        "\"10.0.2.11\",",
+        "priority = 150",
+    ] {
+        assert!(stdout(&done).contains(line), "{line}: {done:?}");
+    }
+
+    fs::write(node.0.join("a.inc"), "virtual_router_id 7\n").unwrap();
+    let text = "vrrp_instance a {\n interface eth0\n include *.inc\n virtual_ipaddress {\n 10.0.0.1/24\n }\n}\n";
+    let path = node.0.join("keepalived.conf");
+    fs::write(&path, text).unwrap();
+    let done = command("import --keepalived").arg(&path).output().unwrap();
+    assert!(stdout(&done).contains("vrid = 7  # a.inc:1"), "{done:?}");
 }

@@ -81,7 +81,11 @@ const FORBIDDEN_IN_CORE: &[(&str, &str)] = &[
 ];
 
 /// Parts of lb-user, and which parts of it each of them may use.
-const PARTS: &[(&str, &[&str])] = &[("core", &["core", "config"]), ("config", &["config"])];
+const PARTS: &[(&str, &[&str])] = &[
+    ("core", &["core", "config"]),
+    ("config", &["config"]),
+    ("import", &["import", "config"]),
+];
 
 /// The files that hold `unsafe`, and what for. Everything else is safe code.
 const UNSAFE: &[(&str, &str)] = &[

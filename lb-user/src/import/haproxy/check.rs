@@ -1,0 +1,649 @@
+//! How haproxy checks servers, as keys of `[service.health]`.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use super::{
+    super::{
+        Options,
+        document::Key,
+        ledger::{Ledger, Word, WordId},
+    },
+    parse::Line,
+    server::{ServerOptions, Set},
+    statuses,
+    time::check_time,
+    words::{self, Known},
+};
+
+/// haproxy's default of `inter`.
+const INTER: Duration = Duration::from_secs(2);
+
+/// A value and the words that say it.
+type Said<T> = Option<(T, Vec<WordId>)>;
+
+/// What kind of check a section asks for; the last one counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Connect,
+    Hello,
+    Http,
+    Tcp,
+    Other,
+}
+
+/// What a section and its defaults say about checks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checks {
+    kind: Kind,
+    kind_words: Vec<WordId>,
+    method: Said<String>,
+    path: Said<String>,
+    host: Said<String>,
+    tls: Vec<WordId>,
+    port: Said<u16>,
+    address: Said<IpAddr>,
+    name: Said<String>,
+    statuses: Said<String>,
+    body: Option<Key>,
+    headers: Vec<(String, String, Vec<WordId>)>,
+    timeout: Said<Duration>,
+}
+
+impl Checks {
+    /// `timeout check TIME`
+    pub(super) fn timeout(&mut self, line: &Line, ledger: &Ledger) {
+        match check_time(line.word(2)) {
+            Some(time) => {
+                ledger.recognise(&line.first(3));
+                self.timeout = Some((time, line.first(3)));
+            }
+            None => ledger.by_hand(&line.ids(), "write 10ms..10m as service.health.timeout"),
+        }
+    }
+
+    /// `option NAME ...`, where it is about checks. Whether it was.
+    pub(super) fn option(&mut self, line: &Line, ledger: &Ledger) -> bool {
+        let kind = match line.word(1) {
+            "httpchk" => Kind::Http,
+            "ssl-hello-chk" => Kind::Hello,
+            "tcp-check" => Kind::Tcp,
+            "smtpchk" | "ldap-check" | "mysql-check" | "pgsql-check" | "redis-check"
+            | "spop-check" | "external-check" => Kind::Other,
+            _ => return false,
+        };
+        if !self.kind_words.is_empty() {
+            let why = "a later option of this kind replaces it, in haproxy as well";
+            ledger.none(&self.kind_words, why);
+        }
+        self.kind = kind;
+        self.kind_words = line.first(2);
+        match kind {
+            Kind::Http => self.http_option(line, ledger),
+            Kind::Other => {
+                if let Some(Known::ByHand(what)) = words::option(line.word(1)) {
+                    ledger.by_hand(&line.ids(), what);
+                }
+            }
+            _ => ledger.recognise(&line.first(2)),
+        }
+        true
+    }
+
+    /// `option httpchk [[METHOD] PATH [VERSION]]`; after the version there may be headers.
+    fn http_option(&mut self, line: &Line, ledger: &Ledger) {
+        ledger.recognise(&line.ids());
+        let said = |index: usize| {
+            let word = line.words().get(index)?;
+            Some((word.text.clone(), vec![word.id]))
+        };
+        match line.words().len() {
+            0..=2 => {}
+            3 => self.path = said(2),
+            _ => {
+                self.method = said(2);
+                self.path = said(3);
+            }
+        }
+        let version: Vec<_> = line.words().iter().skip(4).collect();
+        let text: Vec<_> = version.iter().map(|word| word.text.as_str()).collect();
+        let ids: Vec<_> = version.iter().map(|word| word.id).collect();
+        let mut text = text.join(" ");
+        text.retain(|c| c != '\r');
+        let mut lines = text.lines();
+        if lines.next().is_none() {
+            return;
+        }
+        let mut unknown = false;
+        for header in lines {
+            match header.split_once(':') {
+                Some((name, value)) if name.eq_ignore_ascii_case("host") => {
+                    self.host = Some((value.trim().to_owned(), ids.clone()));
+                }
+                Some((name, value)) if is_header(name) => {
+                    let value = value.trim().to_owned();
+                    self.headers.push((name.to_owned(), value, ids.clone()));
+                }
+                _ => unknown = true,
+            }
+        }
+        if unknown {
+            ledger.by_hand(&ids, "write service.health.headers");
+        } else if self.host.is_none() && self.headers.is_empty() {
+            ledger.none(&ids, "xvip asks with HTTP/1.1");
+        }
+    }
+
+    /// `http-check ...`
+    pub(super) fn http_check(&mut self, line: &Line, ledger: &Ledger) {
+        ledger.recognise(&line.first(2));
+        let rest = line.words().get(2..).unwrap_or_default();
+        match line.word(1) {
+            "connect" => self.connect(rest, ledger),
+            "send" => self.send(rest, ledger),
+            "expect" => self.expect(line, rest, ledger),
+            "disable-on-404" => ledger.none(
+                &line.ids(),
+                "a backend that answers with a wrong status drains: its connections stay",
+            ),
+            "send-state" | "comment" => ledger.none(&line.ids(), "xvip sends no such header"),
+            _ => ledger.by_hand(&line.ids(), "xvip's checks have no such step"),
+        }
+        if matches!(line.word(1), "connect" | "send" | "expect") {
+            ledger.none(&line.first(2), "its parts follow");
+        }
+    }
+
+    /// `connect [ssl] [sni NAME] [port N] ...`
+    fn connect(&mut self, words: &[Word], ledger: &Ledger) {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let ids = |value: Option<&Word>| {
+                let mut ids = vec![word.id];
+                ids.extend(value.map(|value| value.id));
+                ids
+            };
+            match word.text.as_str() {
+                "ssl" => {
+                    self.tls = vec![word.id];
+                    ledger.recognise(&self.tls);
+                }
+                "default" | "linger" => {
+                    ledger.none(&[word.id], "xvip's checks need no such option");
+                }
+                "send-proxy" => ledger.by_hand(&[word.id], "xvip's checks send no PROXY header"),
+                "port" => {
+                    let value = words.next();
+                    let port = value.and_then(|value| value.text.parse::<u16>().ok());
+                    match port {
+                        Some(port) if port > 0 => self.port = Some((port, ids(value))),
+                        _ => ledger.by_hand(&ids(value), "write service.health.port"),
+                    }
+                    ledger.recognise(&ids(value));
+                }
+                "sni" => {
+                    let value = words.next();
+                    self.name = value.map(|value| (value.text.clone(), ids(Some(value))));
+                    ledger.recognise(&ids(value));
+                }
+                "alpn" | "proto" => ledger.none(&ids(words.next()), "xvip asks with HTTP/1.1"),
+                "addr" => {
+                    let value = words.next();
+                    let address = value.and_then(|value| value.text.parse::<IpAddr>().ok());
+                    match address {
+                        Some(address) => self.address = Some((address, ids(value))),
+                        None => ledger.by_hand(&ids(value), "write service.health.address"),
+                    }
+                    ledger.recognise(&ids(value));
+                }
+                "comment" => ledger.none(&ids(words.next()), "a comment"),
+                _ => {}
+            }
+        }
+    }
+
+    /// `send [meth M] [uri U] [ver V] [hdr N V]... [body B]`
+    fn send(&mut self, words: &[Word], ledger: &Ledger) {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut next = |count: usize| -> Vec<&Word> { words.by_ref().take(count).collect() };
+            let with = |values: &[&Word]| {
+                let mut ids = vec![word.id];
+                ids.extend(values.iter().map(|value| value.id));
+                ids
+            };
+            match word.text.as_str() {
+                "meth" | "uri" => {
+                    let values = next(1);
+                    let said = values
+                        .first()
+                        .map(|value| (value.text.clone(), with(&values)));
+                    ledger.recognise(&with(&values));
+                    if word.text == "meth" {
+                        self.method = said;
+                    } else {
+                        self.path = said;
+                    }
+                }
+                "ver" => ledger.none(&with(&next(1)), "xvip asks with HTTP/1.1"),
+                "hdr" => {
+                    let values = next(2);
+                    let ids = with(&values);
+                    match values.as_slice() {
+                        [name, value] if name.text.eq_ignore_ascii_case("host") => {
+                            ledger.recognise(&ids);
+                            self.host = Some((value.text.clone(), ids));
+                        }
+                        [name, _] if name.text.eq_ignore_ascii_case("connection") => {
+                            ledger.none(&ids, "xvip says itself whether it keeps the connection");
+                        }
+                        [name, value] if is_header(&name.text) => {
+                            ledger.recognise(&ids);
+                            let (name, value) = (name.text.clone(), value.text.clone());
+                            self.headers.push((name, value, ids));
+                        }
+                        _ => ledger.by_hand(&ids, "write service.health.headers"),
+                    }
+                }
+                "body" | "body-lf" | "uri-lf" | "hdr-lf" => {
+                    ledger.by_hand(
+                        &with(&next(1)),
+                        "xvip's checks send no body and no log format",
+                    );
+                }
+                "comment" => ledger.none(&with(&next(1)), "a comment"),
+                _ => {}
+            }
+        }
+    }
+
+    /// `expect [OPTION]... [!] MATCH PATTERN`
+    fn expect(&mut self, line: &Line, words: &[Word], ledger: &Ledger) {
+        let mut words = words.iter();
+        let mut negated = false;
+        while let Some(word) = words.next() {
+            match word.text.as_str() {
+                "!" => {
+                    negated = true;
+                    ledger.recognise(&[word.id]);
+                }
+                "status" | "rstatus" if !negated => {
+                    let rest: Vec<_> = words.by_ref().collect();
+                    let all = std::iter::once(word).chain(rest.iter().copied());
+                    let ids: Vec<_> = all.map(|word| word.id).collect();
+                    let text = rest.iter().map(|word| word.text.as_str());
+                    let parts = text.flat_map(|text| text.split(',')).map(str::to_owned);
+                    let parts: Vec<String> = if word.text == "rstatus" {
+                        parts.flat_map(|pattern| by_pattern(&pattern)).collect()
+                    } else {
+                        parts.collect()
+                    };
+                    match statuses(parts.iter().map(String::as_str)) {
+                        Some(statuses) => {
+                            ledger.recognise(&ids);
+                            self.statuses = Some((statuses, ids));
+                        }
+                        None => ledger.by_hand(&ids, "write service.health.expect_status"),
+                    }
+                }
+                "string" | "rstring" if !negated => self.expect_text(word, words.by_ref(), ledger),
+                "min-recv" | "comment" | "ok-status" | "error-status" | "tout-status"
+                | "on-success" | "on-error" | "status-code" => {
+                    let mut ids = vec![word.id];
+                    ids.extend(words.next().map(|value| value.id));
+                    ledger.none(&ids, "it is about the text of a result, or an optimisation");
+                }
+                _ => {
+                    let what =
+                        "xvip's checks compare the status only: write service.health.expect_status";
+                    ledger.by_hand(&line.ids(), what);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `string TEXT` or `rstring PATTERN` of an answer's body.
+    fn expect_text<'w>(
+        &mut self,
+        word: &Word,
+        rest: &mut impl Iterator<Item = &'w Word>,
+        ledger: &Ledger,
+    ) {
+        let rest: Vec<_> = rest.collect();
+        let mut ids = vec![word.id];
+        ids.extend(rest.iter().map(|word| word.id));
+        let text: Vec<_> = rest.iter().map(|word| word.text.as_str()).collect();
+        let text = text.join(" ");
+        let is_text = word.text == "string";
+        if text.is_empty() || (!is_text && regex::Regex::new(&text).is_err()) {
+            ledger.by_hand(
+                &ids,
+                "write service.health.expect_body or expect_body_regex",
+            );
+            return;
+        }
+        let key = if is_text {
+            "expect_body"
+        } else {
+            "expect_body_regex"
+        };
+        ledger.recognise(&ids);
+        self.body = Some(Key::text(key, &text, &ids));
+    }
+
+    /// `tcp-check ...`
+    pub(super) fn tcp_check(&mut self, line: &Line, ledger: &Ledger) {
+        match line.word(1) {
+            "connect" => {
+                self.connect(line.words().get(2..).unwrap_or_default(), ledger);
+                ledger.none(&line.first(2), "its parts follow");
+            }
+            "comment" => ledger.none(&line.ids(), "a comment"),
+            _ => ledger.by_hand(
+                &line.ids(),
+                "xvip's check connects and says nothing: choose another type in [service.health]",
+            ),
+        }
+    }
+
+    /// Keys of `[service.health]` for a server with these options.
+    pub(super) fn keys(
+        &self,
+        server: &ServerOptions,
+        options: &Options<'_>,
+        ledger: &Ledger,
+    ) -> Vec<Key> {
+        let Some(check) = server.get("check") else {
+            return vec![Key::text("type", "none", &[])];
+        };
+        let own_tls = [server.get("check-ssl"), server.get("ssl")]
+            .into_iter()
+            .flatten()
+            .next();
+        let own_tls = own_tls.filter(|_| !server.has("no-check-ssl"));
+        let tls = own_tls.is_some() || !self.tls.is_empty();
+        let kind = match (self.kind, tls) {
+            (Kind::Http, true) => "https",
+            (Kind::Http, false) => "http",
+            (Kind::Hello, _) | (Kind::Connect | Kind::Tcp, true) => "tls",
+            (Kind::Connect | Kind::Tcp, false) | (Kind::Other, _) => "tcp",
+        };
+        let mut words = self.kind_words.clone();
+        if self.kind == Kind::Other {
+            words.clear();
+        }
+        words.extend(&check.words);
+        words.extend(&self.tls);
+        words.extend(own_tls.into_iter().flat_map(|set| &set.words));
+        let mut keys = vec![Key::text("type", kind, &words)];
+        self.target_keys(&mut keys);
+        if self.kind == Kind::Http {
+            self.http_keys(ledger, &mut keys);
+        }
+        if kind == "https" || kind == "tls" {
+            self.tls_keys(server, options, ledger, &mut keys);
+        }
+        self.time_keys(server, ledger, &mut keys);
+        keys
+    }
+
+    /// Where all servers are asked; one's own `port` and `addr` are keys of its backend.
+    fn target_keys(&self, keys: &mut Vec<Key>) {
+        if let Some((port, words)) = &self.port {
+            keys.push(Key::new("port", port.to_string(), words));
+        }
+        if let Some((address, words)) = &self.address {
+            keys.push(Key::text("address", &address.to_string(), words));
+        }
+    }
+
+    /// Headers of the request beside `Host`.
+    fn headers(&self) -> Option<Key> {
+        let quoted = super::super::document::quoted;
+        let pairs = self.headers.iter();
+        let pairs = pairs.map(|(name, value, _)| format!("{} = {}", quoted(name), quoted(value)));
+        let pairs: Vec<_> = pairs.collect();
+        let words: Vec<_> = self
+            .headers
+            .iter()
+            .flat_map(|(_, _, words)| words)
+            .copied()
+            .collect();
+        (!pairs.is_empty())
+            .then(|| Key::new("headers", format!("{{ {} }}", pairs.join(", ")), &words))
+    }
+
+    fn http_keys(&self, ledger: &Ledger, keys: &mut Vec<Key>) {
+        let (path, words) = match &self.path {
+            Some((path, words)) => (path.as_str(), words.as_slice()),
+            None => ("/", &[][..]),
+        };
+        keys.push(Key::text("path", path, words));
+        let method = self
+            .method
+            .as_ref()
+            .map_or("OPTIONS", |(method, _)| method.as_str());
+        let method_words = self
+            .method
+            .as_ref()
+            .map(|(_, words)| words.clone())
+            .unwrap_or_default();
+        match method {
+            "GET" => ledger.none(&method_words, "xvip asks with GET"),
+            "HEAD" | "OPTIONS" => {
+                keys.push(Key::text("method", method, &method_words));
+            }
+            _ => ledger.by_hand(&method_words, "xvip asks with GET"),
+        }
+        if let Some((host, words)) = &self.host {
+            keys.push(Key::text("host", host, words));
+        }
+        if let Some((statuses, words)) = &self.statuses {
+            keys.push(Key::new("expect_status", statuses.clone(), words));
+        } else {
+            // haproxy's defaults: with a question about the text the status does not matter.
+            let any = if self.body.is_some() {
+                "200-599"
+            } else {
+                "200-399"
+            };
+            let statuses = statuses([any]).unwrap_or_default();
+            keys.push(Key::new("expect_status", statuses, &[]));
+        }
+        keys.extend(self.body.clone());
+        keys.extend(self.headers());
+    }
+
+    fn tls_keys(
+        &self,
+        server: &ServerOptions,
+        options: &Options<'_>,
+        ledger: &Ledger,
+        keys: &mut Vec<Key>,
+    ) {
+        let readable = |set: &Set| (options.read_file)(Path::new(&set.value)).is_ok();
+        let verify = server.get("verify");
+        let asks = verify.is_none_or(|set| set.value == "required");
+        match server.get("ca-file") {
+            Some(ca) if asks && readable(ca) => {
+                let words = verify.map(|set| set.words.as_slice()).unwrap_or_default();
+                keys.push(Key::text("verify", "ca", words));
+                keys.push(Key::text("ca_file", &ca.value, &ca.words));
+            }
+            Some(ca) if asks => ledger.by_hand(
+                &ca.words,
+                "cannot be read here: write verify = \"ca\" and ca_file into [service.health]",
+            ),
+            Some(ca) => ledger.none(&ca.words, "verify none: any certificate will do"),
+            None => {}
+        }
+        if let Some(set) = verify {
+            match set.value.as_str() {
+                "none" => keys.push(Key::text("verify", "none", &set.words)),
+                _ if keys.iter().any(|key| key.name() == "verify") => {}
+                _ => ledger.by_hand(
+                    &set.words,
+                    "write verify = \"ca\" and ca_file into [service.health]",
+                ),
+            }
+        }
+        let own = server.get("check-sni").or_else(|| server.get("verifyhost"));
+        let name = own.map(|set| (set.value.as_str(), &set.words));
+        let name = name.or_else(|| {
+            self.name
+                .as_ref()
+                .map(|(name, words)| (name.as_str(), words))
+        });
+        if let Some((name, words)) = name {
+            keys.push(Key::text("server_name", name, words));
+        }
+        if let Some(set) = server.get("crt") {
+            if readable(set) {
+                keys.push(Key::text("client_cert_file", &set.value, &set.words));
+                keys.push(Key::text("client_key_file", &set.value, &set.words));
+            } else {
+                ledger.by_hand(
+                    &set.words,
+                    "cannot be read here: write client_cert_file and client_key_file into [service.health]",
+                );
+            }
+        }
+        for name in ["alpn", "check-alpn", "check-proto", "sni"] {
+            if let Some(set) = server.get(name) {
+                ledger.none(
+                    &set.words,
+                    "checks use HTTP/1.1, and service.health.server_name as name",
+                );
+            }
+        }
+    }
+
+    fn time_keys(&self, server: &ServerOptions, ledger: &Ledger, keys: &mut Vec<Key>) {
+        let time = |name: &str| {
+            let set = server.get(name)?;
+            let time = check_time(&set.value);
+            if time.is_none() {
+                ledger.by_hand(
+                    &set.words,
+                    "write a time of 10ms..10m into [service.health]",
+                );
+            }
+            Some((time?, set.words.clone()))
+        };
+        let inter = time("inter");
+        let interval = inter.as_ref().map_or(INTER, |(time, _)| *time);
+        keys.extend(inter.map(|(time, words)| Key::duration("interval", time, &words)));
+        // Without `timeout check` the interval bounds a check.
+        let (timeout, words) = match &self.timeout {
+            Some((timeout, words)) => (*timeout, words.clone()),
+            None => (interval, Vec::new()),
+        };
+        keys.push(Key::duration("timeout", timeout, &words));
+        let (fast, words) = time("fastinter").unwrap_or((interval, Vec::new()));
+        keys.push(Key::duration("fast_interval", fast.min(interval), &words));
+        if let Some((down, words)) = time("downinter") {
+            keys.push(Key::duration("down_interval", down, &words));
+        }
+        for name in ["rise", "fall"] {
+            let Some(set) = server.get(name) else {
+                continue;
+            };
+            match set.value.parse::<u32>() {
+                Ok(count @ 1..=100) => {
+                    let name = if name == "rise" { "rise" } else { "fall" };
+                    keys.push(Key::new(name, count.to_string(), &set.words));
+                }
+                _ => ledger.by_hand(&set.words, "write 1..100 into [service.health]"),
+            }
+        }
+    }
+}
+
+/// Whether it can be in `headers`: it is a name, and not about how the message is sent.
+fn is_header(name: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let sent = [
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "upgrade",
+        "host",
+    ];
+    !name.is_empty()
+        && name.chars().all(is_name)
+        && !sent.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
+/// The statuses that a regular expression means, where it is one that people write for it: digits,
+/// `.`, `[0-9]` and alternatives in parentheses.
+fn by_pattern(pattern: &str) -> Vec<String> {
+    let pattern = pattern.trim_start_matches('^').trim_end_matches('$');
+    let matches = (200..=599_u16).filter(|status| fits(pattern, &status.to_string()));
+    let matches: Vec<_> = matches.map(|status| status.to_string()).collect();
+    if matches.is_empty() {
+        // What statuses() refuses.
+        vec!["?".to_owned()]
+    } else {
+        matches
+    }
+}
+
+/// Whether `status` fits a pattern of three places, or as many as it has.
+fn fits(pattern: &str, status: &str) -> bool {
+    if pattern.len() > 64 {
+        return false;
+    }
+    let mut digits = status.chars();
+    let mut rest = pattern;
+    while let Some(c) = rest.chars().next() {
+        let Some(digit) = digits.next() else {
+            return false;
+        };
+        let (choices, after) = match c {
+            '[' => match rest.split_once(']') {
+                Some((set, after)) => (set.trim_start_matches('[').to_owned(), after),
+                None => return false,
+            },
+            '(' => match rest.split_once(')') {
+                Some((set, after)) => (set.trim_start_matches('(').replace('|', ""), after),
+                None => return false,
+            },
+            '.' => ("0-9".to_owned(), rest.get(1..).unwrap_or_default()),
+            c if c.is_ascii_digit() => (c.to_string(), rest.get(1..).unwrap_or_default()),
+            _ => return false,
+        };
+        if !chosen(&choices, digit) {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
+fn chosen(choices: &str, digit: char) -> bool {
+    match choices.split_once('-') {
+        Some((first, last)) => (first..=last).contains(&digit.to_string().as_str()),
+        None => choices.contains(digit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Patterns for statuses as they stand in real files.
+    #[test]
+    fn understands_patterns_of_statuses() {
+        let statuses = |pattern| statuses(by_pattern(pattern).iter().map(String::as_str));
+        assert_eq!(
+            statuses("(2|3)[0-9][0-9]").as_deref(),
+            Some("[\"200-399\"]")
+        );
+        assert_eq!(statuses("^2..").as_deref(), Some("[\"200-299\"]"));
+        assert_eq!(statuses("200").as_deref(), Some("[200]"));
+        let several = statuses("[2-3]0[01]");
+        assert_eq!(several.as_deref(), Some("[\"200-201\", \"300-301\"]"));
+        assert_eq!(statuses("x+"), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! `global_defs`: defaults for the instances.
+
+use super::{
+    super::ledger::{Ledger, WordId},
+    parse::Statement,
+    words::{self, Known, claim, claim_all},
+};
+
+/// Defaults for the instances.
+#[derive(Debug, Default)]
+pub(super) struct Globals {
+    /// `vrrp_version`
+    pub(super) version: Option<(u8, Vec<WordId>)>,
+    /// `default_interface`
+    pub(super) interface: Option<(String, Vec<WordId>)>,
+}
+
+/// Reads every `global_defs`.
+pub(super) fn read<'a>(blocks: impl Iterator<Item = &'a Statement>, ledger: &Ledger) -> Globals {
+    let mut globals = Globals::default();
+    for block in blocks {
+        claim(block, &Known::Nothing("its lines follow"), ledger);
+        for statement in &block.block {
+            read_one(statement, ledger, &mut globals);
+        }
+    }
+    globals
+}
+
+fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
+    match statement.keyword() {
+        "vrrp_version" if matches!(statement.word(1), "2" | "3") => {
+            let version = if statement.word(1) == "2" { 2 } else { 3 };
+            ledger.recognise(&statement.first(2));
+            globals.version = Some((version, statement.first(2)));
+        }
+        "default_interface" => {
+            ledger.recognise(&statement.first(2));
+            globals.interface = Some((statement.word(1).to_owned(), statement.first(2)));
+        }
+        // The groups that xvip uses anyway.
+        "vrrp_mcast_group4" if statement.word(1) == "224.0.0.18" => {
+            ledger.none(&statement.first(2), "it is what xvip uses");
+        }
+        "vrrp_mcast_group6" if statement.word(1) == "ff02::12" => {
+            ledger.none(&statement.first(2), "it is what xvip uses");
+        }
+        keyword => {
+            if let Some(known) = words::global(keyword) {
+                claim_all(statement, &known, ledger);
+            }
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! `vrrp_instance`: one `[[vrrp]]`, and a second one if its excluded addresses are of the other
+//! family.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    super::{
+        document::Key,
+        ledger::{Ledger, Word, WordId},
+        plan::{self, Instance, Plan},
+    },
+    Context,
+    parse::Statement,
+    words::{self, Known, claim, claim_all},
+};
+
+/// What the lines of a block say.
+#[derive(Debug, Default)]
+struct Lines {
+    is_master: bool,
+    interface: Option<(String, Vec<WordId>)>,
+    version: Option<(u8, Vec<WordId>)>,
+    interval: Option<(f64, Vec<WordId>)>,
+    nopreempt: Option<Vec<WordId>>,
+    preempt_delay: Option<(f64, Vec<WordId>)>,
+    auth: Option<Auth>,
+    source: Option<(IpAddr, Vec<WordId>)>,
+    peers: Vec<(IpAddr, Vec<WordId>)>,
+    addresses: Vec<(IpNet, Vec<WordId>)>,
+    excluded: Vec<(IpNet, Vec<WordId>)>,
+    /// `vrid` and `priority`
+    keys: Vec<Key>,
+}
+
+#[derive(Debug)]
+struct Auth {
+    is_password: bool,
+    password: Option<Word>,
+    words: Vec<WordId>,
+}
+
+/// Reads a `vrrp_instance` into `plan`.
+pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
+    let ledger = context.ledger;
+    let name = plan::name(block.word(1), &format!("vrrp-{}", plan.instances.len() + 1));
+    let mut lines = Lines::default();
+    // First: other lines are about it.
+    for statement in block.children("interface") {
+        lines.interface = Some((statement.word(1).to_owned(), statement.first(2)));
+    }
+    if lines.interface.is_none() {
+        lines.interface.clone_from(&context.globals.interface);
+    }
+    for statement in &block.block {
+        read_line(statement, context, &mut lines);
+    }
+    let is_v6 = lines
+        .addresses
+        .first()
+        .is_some_and(|(net, _)| net.addr().is_ipv6());
+    let version = version(&lines, is_v6, context);
+    let mut keys = vec![Key::text("name", &name, &block.first(2))];
+    if let Some((interface, words)) = &lines.interface {
+        keys.push(Key::text("interface", interface, words));
+    }
+    keys.append(&mut lines.keys);
+    let mut comments = Vec::new();
+    keys.push(version_key(version, &lines, context, &mut comments));
+    keys.extend(interval_key(&lines, version, ledger));
+    keys.extend(preemption(&lines, ledger));
+    let (own, other): (Vec<_>, Vec<_>) = std::mem::take(&mut lines.excluded)
+        .into_iter()
+        .partition(|(net, _)| net.addr().is_ipv6() == is_v6);
+    let twin = (!other.is_empty()).then(|| twin(&name, &keys, &lines, other, ledger));
+    lines.addresses.extend(own);
+    keys.extend(auth_key(&lines, version, ledger));
+    if let Some((source, words)) = &lines.source {
+        plan.own.push(*source);
+        keys.push(Key::text("unicast_source", &source.to_string(), words));
+    }
+    plan.instances.push(Instance {
+        interface: lines.interface.map(|(interface, _)| interface),
+        keys,
+        addresses: lines.addresses,
+        peers: lines.peers,
+        comments,
+    });
+    plan.instances.extend(twin);
+}
+
+fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
+    let ledger = context.ledger;
+    let words = statement.first(2);
+    match statement.keyword() {
+        "interface" => ledger.recognise(&words),
+        "state" => {
+            lines.is_master = statement.word(1) == "MASTER";
+            let why = "every xvip begins as Backup; the highest priority becomes the owner";
+            ledger.none(&words, why);
+        }
+        "virtual_router_id" => number(statement, "vrid", ledger, lines),
+        "priority" => number(statement, "priority", ledger, lines),
+        "advert_int" => lines.interval = decimal(statement, ledger),
+        "version" if matches!(statement.word(1), "2" | "3") => {
+            ledger.recognise(&words);
+            lines.version = Some((if statement.word(1) == "2" { 2 } else { 3 }, words));
+        }
+        "nopreempt" => lines.nopreempt = Some(statement.first(1)),
+        "preempt_delay" => lines.preempt_delay = decimal(statement, ledger),
+        "authentication" => lines.auth = Some(auth(statement, ledger)),
+        "unicast_src_ip" | "mcast_src_ip" => match statement.word(1).parse() {
+            Ok(address) => lines.source = Some((address, words)),
+            Err(_) => ledger.by_hand(&words, "write an address, vrrp.unicast_source"),
+        },
+        "unicast_peer" => {
+            claim(statement, &Known::Nothing("its lines follow"), ledger);
+            lines.peers.extend(
+                statement
+                    .block
+                    .iter()
+                    .filter_map(|peer| unicast_peer(peer, ledger)),
+            );
+        }
+        "track_interface" | "track_script" | "track_file" | "track_process" | "track_bfd" => {
+            let own = lines.interface.as_ref().map(|(name, _)| name.as_str());
+            context.trackers.claim_list(statement, ledger, own);
+        }
+        "virtual_ipaddress" => addresses(statement, ledger, lines, false),
+        "virtual_ipaddress_excluded" => addresses(statement, ledger, lines, true),
+        keyword => {
+            if let Some(known) = words::instance(keyword) {
+                claim_all(statement, &known, ledger);
+            }
+        }
+    }
+}
+
+/// `vrid` and `priority`: 1 to 255.
+fn number(statement: &Statement, key: &'static str, ledger: &Ledger, lines: &mut Lines) {
+    let words = statement.first(2);
+    match statement.word(1).parse::<u8>() {
+        Ok(number) if number > 0 => lines.keys.push(Key::new(key, number.to_string(), &words)),
+        _ => ledger.by_hand(&words, format!("write 1..255 as vrrp.{key}")),
+    }
+}
+
+/// A number of seconds, possibly with a fraction.
+fn decimal(statement: &Statement, ledger: &Ledger) -> Option<(f64, Vec<WordId>)> {
+    let words = statement.first(2);
+    match statement.word(1).parse::<f64>() {
+        Ok(seconds) if (0.0..=100_000.0).contains(&seconds) => Some((seconds, words)),
+        _ => {
+            ledger.by_hand(&words, "write a number of seconds");
+            None
+        }
+    }
+}
+
+fn auth(block: &Statement, ledger: &Ledger) -> Auth {
+    let mut words = block.first(1);
+    let mut auth = Auth {
+        is_password: false,
+        password: None,
+        words: Vec::new(),
+    };
+    for line in &block.block {
+        match line.keyword() {
+            "auth_type" => {
+                auth.is_password = matches!(line.word(1), "PASS" | "pass" | "Pass");
+                words.extend(line.first(2));
+            }
+            "auth_pass" => {
+                auth.password = line.words.get(1).cloned();
+                if let Some(password) = &auth.password {
+                    ledger.hide(password, "");
+                }
+                words.extend(line.first(2));
+            }
+            _ => {}
+        }
+    }
+    auth.words = words;
+    auth
+}
+
+/// keepalived says 2 unless the addresses are IPv6; xvip's default is 3.
+fn version(lines: &Lines, is_v6: bool, context: &Context<'_>) -> u8 {
+    let said = lines.version.as_ref().or(context.globals.version.as_ref());
+    match said {
+        _ if is_v6 => 3,
+        Some((version, _)) => *version,
+        None => 2,
+    }
+}
+
+fn version_key(
+    version: u8,
+    lines: &Lines,
+    context: &Context<'_>,
+    comments: &mut Vec<String>,
+) -> Key {
+    let said = lines.version.as_ref().or(context.globals.version.as_ref());
+    match said {
+        Some((said, words)) if *said == version => Key::new("version", version.to_string(), words),
+        Some((_, words)) => {
+            context.ledger.none(words, "IPv6 is version 3 always");
+            Key::new("version", version.to_string(), &[])
+        }
+        None => {
+            comments.push(format!(
+                "version {version} is keepalived's default here: on the wire as before. With xvip on every \
+                 node, version 3 has intervals below 1s."
+            ));
+            Key::new("version", version.to_string(), &[])
+        }
+    }
+}
+
+/// The unit is a second in version 2 and 10 ms in version 3; keepalived rounds.
+fn interval_key(lines: &Lines, version: u8, ledger: &Ledger) -> Option<Key> {
+    let (seconds, words) = lines.interval.as_ref()?;
+    let (step, limit): (u32, u64) = if version == 2 {
+        (1000, 255_000)
+    } else {
+        (10, 40_000)
+    };
+    let steps = (seconds * 1000.0 / f64::from(step)).round().max(1.0);
+    // In range: decimal() saw to it.
+    #[allow(clippy::cast_sign_loss)]
+    let millis = (steps as u64).saturating_mul(step.into());
+    if millis > limit {
+        let what = format!(
+            "xvip sends adverts at least every {}s: write vrrp.advert_interval",
+            limit / 1000
+        );
+        ledger.by_hand(words, what);
+        return None;
+    }
+    Some(Key::duration(
+        "advert_interval",
+        Duration::from_millis(millis),
+        words,
+    ))
+}
+
+/// keepalived ignores both where the state is MASTER, and the delay where nothing preempts.
+fn preemption(lines: &Lines, ledger: &Ledger) -> Option<Key> {
+    let ignored = "keepalived ignores it with state MASTER, so xvip's default is the same";
+    if let Some(words) = &lines.nopreempt {
+        if let Some((_, words)) = &lines.preempt_delay {
+            ledger.none(words, "nothing preempts, so nothing waits");
+        }
+        if lines.is_master {
+            ledger.none(words, ignored);
+            return None;
+        }
+        return Some(Key::new("preempt", "false", words));
+    }
+    let (seconds, words) = lines.preempt_delay.as_ref()?;
+    if lines.is_master {
+        ledger.none(words, ignored);
+        return None;
+    }
+    if *seconds > 1000.0 {
+        ledger.by_hand(words, "write at most 1000s as vrrp.preempt_delay");
+        return None;
+    }
+    let delay = Duration::try_from_secs_f64(*seconds).ok()?;
+    let millis = u64::try_from(delay.as_millis()).ok()?;
+    Some(Key::duration(
+        "preempt_delay",
+        Duration::from_millis(millis),
+        words,
+    ))
+}
+
+/// The first eight bytes count.
+fn auth_key(lines: &Lines, version: u8, ledger: &Ledger) -> Option<Key> {
+    let auth = lines.auth.as_ref()?;
+    let words = &auth.words;
+    if version == 3 {
+        ledger.none(
+            words,
+            "VRRP version 3 has no authentication; keepalived sends none either",
+        );
+        return None;
+    }
+    if !auth.is_password {
+        ledger.by_hand(
+            words,
+            "xvip has no IPsec AH: use auth_type PASS or version 3 on every node first",
+        );
+        return None;
+    }
+    password_key(
+        auth.password.as_ref().map(|word| word.text.as_str()),
+        words,
+        ledger,
+    )
+}
+
+/// `auth` of a password.
+pub(in crate::import) fn password_key(
+    password: Option<&str>,
+    words: &[WordId],
+    ledger: &Ledger,
+) -> Option<Key> {
+    let password: String = password.unwrap_or_default().chars().take(8).collect();
+    let is_plain = password.chars().all(|c| c.is_ascii_graphic());
+    if password.is_empty() || !is_plain {
+        let what = "xvip's passwords have 1 to 8 ASCII characters without spaces: write vrrp.auth";
+        ledger.by_hand(words, what);
+        return None;
+    }
+    let secret = super::super::document::quoted(&password);
+    let value = format!("{{ type = \"password\", secret = {secret} }}");
+    Some(Key::new("auth", value, words))
+}
+
+fn unicast_peer(line: &Statement, ledger: &Ledger) -> Option<(IpAddr, Vec<WordId>)> {
+    let words = line.first(1);
+    let rest: Vec<_> = line.ids().into_iter().skip(1).collect();
+    if matches!(line.word(1), "min_ttl" | "max_ttl") {
+        ledger.none(
+            &rest,
+            "xvip takes adverts with TTL 255 only, from its unicast_peers only",
+        );
+    }
+    if let Ok(address) = line.keyword().parse() {
+        return Some((address, words));
+    }
+    ledger.by_hand(&words, "write an address into vrrp.unicast_peers");
+    None
+}
+
+/// `ADDRESS[/LENGTH] [dev NAME] [label NAME] ...`
+fn addresses(block: &Statement, ledger: &Ledger, lines: &mut Lines, excluded: bool) {
+    let header = if excluded {
+        "they are in vrrp.addresses like the others, so in adverts as well: nodes with keepalived that \
+         do not list them refuse those"
+    } else {
+        "its lines follow"
+    };
+    claim(block, &Known::Nothing(header), ledger);
+    let interface = lines.interface.as_ref().map(|(name, _)| name.clone());
+    for line in &block.block {
+        let address = address(line, interface.as_deref(), ledger);
+        if excluded {
+            lines.excluded.extend(address);
+        } else {
+            lines.addresses.extend(address);
+        }
+    }
+}
+
+/// One line of addresses.
+fn address(
+    line: &Statement,
+    interface: Option<&str>,
+    ledger: &Ledger,
+) -> Option<(IpNet, Vec<WordId>)> {
+    let words = line.first(1);
+    let text = line.keyword();
+    let net = text
+        .parse::<IpNet>()
+        .ok()
+        // Without a length keepalived takes that of a host.
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    if net.is_none() {
+        ledger.by_hand(
+            &words,
+            "write an address with its length into vrrp.addresses",
+        );
+    }
+    let mut rest = line.words.iter().skip(1);
+    while let Some(word) = rest.next() {
+        let mut ids = vec![word.id];
+        let takes_value = [
+            "brd",
+            "broadcast",
+            "dev",
+            "scope",
+            "label",
+            "peer",
+            "preferred_lft",
+            "track_group",
+        ];
+        let value = takes_value
+            .contains(&word.text.as_str())
+            .then(|| rest.next())
+            .flatten();
+        ids.extend(value.map(|value| value.id));
+        match word.text.as_str() {
+            "dev" if value.map(|value| value.text.as_str()) == interface => {
+                ledger.none(&ids, "it is vrrp.interface");
+            }
+            "dev" => ledger.by_hand(
+                &ids,
+                "xvip adds addresses to vrrp.interface: write a second [[vrrp]] for the other one",
+            ),
+            "label" => ledger.none(&ids, "xvip's addresses have no labels"),
+            "scope" | "brd" | "broadcast" | "home" | "-nodad" | "mngtmpaddr" | "noprefixroute"
+            | "autojoin" | "preferred_lft" => ledger.none(
+                &ids,
+                "xvip adds every VIP alike: with a lifetime, and never as source of the node's own traffic",
+            ),
+            "no_track" => ledger.none(&ids, "xvip repairs what others remove"),
+            "use_vmac" => ledger.none(&ids, "xvip has no virtual MAC"),
+            "peer" | "track_group" => ledger.by_hand(&ids, "xvip has no point-to-point addresses"),
+            _ => {}
+        }
+    }
+    Some((net?, words))
+}
+
+/// The instance for excluded addresses of the other family: it has an election of its own.
+fn twin(
+    name: &str,
+    keys: &[Key],
+    lines: &Lines,
+    addresses: Vec<(IpNet, Vec<WordId>)>,
+    ledger: &Ledger,
+) -> Instance {
+    let is_v6 = addresses
+        .first()
+        .is_some_and(|(net, _)| net.addr().is_ipv6());
+    let family = if is_v6 { "v6" } else { "v4" };
+    let twin = plan::name(&format!("{name}-{family}"), "other");
+    let mut own = vec![Key::text("name", &twin, &[])];
+    for key in keys {
+        match key.name() {
+            "name" => {}
+            "version" => own.push(Key::new("version", "3", &[])),
+            _ => own.push(key.clone()),
+        }
+    }
+    if !lines.peers.is_empty() {
+        for (_, words) in &addresses {
+            ledger.by_hand(
+                words,
+                format!("its family has no unicast_peers here: add them to [[vrrp]] {twin}, or it uses multicast"),
+            );
+        }
+    }
+    Instance {
+        interface: lines
+            .interface
+            .as_ref()
+            .map(|(interface, _)| interface.clone()),
+        keys: own,
+        addresses,
+        peers: Vec::new(),
+        comments: vec![format!(
+            "The excluded addresses of the other family: an advert is of one family, so they are an \
+             instance of their own beside {name}."
+        )],
+    }
+}

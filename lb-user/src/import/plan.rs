@@ -1,0 +1,138 @@
+//! What the inputs want, in xvip's words: instances, services and what is known about nodes.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{document::Key, ledger::WordId};
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// `[[vrrp]]`
+    pub(super) instances: Vec<Instance>,
+    /// What clients connect to.
+    pub(super) services: Vec<Service>,
+    /// This node's own addresses, as the inputs tell.
+    pub(super) own: Vec<IpAddr>,
+    /// The apiserver that a check script asks.
+    pub(super) local_check: Option<LocalCheck>,
+}
+
+/// `[[vrrp]]`
+#[derive(Debug)]
+pub(super) struct Instance {
+    /// `vrrp.interface`
+    pub(super) interface: Option<String>,
+    /// All keys but `addresses` and `unicast_peers`.
+    pub(super) keys: Vec<Key>,
+    /// `vrrp.addresses`, of one family.
+    pub(super) addresses: Vec<(IpNet, Vec<WordId>)>,
+    /// `vrrp.unicast_peers`
+    pub(super) peers: Vec<(IpAddr, Vec<WordId>)>,
+    /// What stands above it.
+    pub(super) comments: Vec<String>,
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Listen {
+    /// On every VIP of these families.
+    Any {
+        /// IPv4
+        v4: bool,
+        /// IPv6
+        v6: bool,
+    },
+    /// On this one.
+    At(IpAddr),
+}
+
+/// An address and port that clients connect to.
+#[derive(Clone, Debug)]
+pub(super) struct Bind {
+    /// Which address.
+    pub(super) listen: Listen,
+    /// `service.port`
+    pub(super) port: u16,
+    /// The words that say it.
+    pub(super) words: Vec<WordId>,
+}
+
+/// What became of a server's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    /// An address of its own.
+    Address(IpAddr),
+    /// A loopback address: the node itself.
+    ThisNode {
+        /// Whether it is 127.0.0.0/8.
+        v4: bool,
+    },
+}
+
+/// `[[service.backend]]`
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    /// `name`
+    pub(super) name: String,
+    /// The words that say it.
+    pub(super) name_words: Vec<WordId>,
+    /// The address of `address`.
+    pub(super) host: Host,
+    /// The port of `address`; the client's where absent.
+    pub(super) port: Option<u16>,
+    /// The words that say address and port.
+    pub(super) words: Vec<WordId>,
+    /// Further keys.
+    pub(super) keys: Vec<Key>,
+}
+
+/// `[[service]]`, one for every VIP that it listens on.
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    /// `service.name`
+    pub(super) name: String,
+    /// The words that say it.
+    pub(super) words: Vec<WordId>,
+    /// Where it listens.
+    pub(super) binds: Vec<Bind>,
+    /// Further keys of the service.
+    pub(super) keys: Vec<Key>,
+    /// Keys of `[service.health]`.
+    pub(super) health: Vec<Key>,
+    /// Its backends.
+    pub(super) servers: Vec<Server>,
+    /// What stands above it.
+    pub(super) comments: Vec<String>,
+}
+
+/// A check script that asks the node's own apiserver, or the proxy in front of it.
+#[derive(Clone, Debug)]
+pub(super) struct LocalCheck {
+    /// The port that it asks.
+    pub(super) port: u16,
+    /// The path that it asks for.
+    pub(super) path: String,
+    /// Whether by TLS.
+    pub(super) tls: bool,
+    /// The words that say it.
+    pub(super) words: Vec<WordId>,
+}
+
+/// `text` as a name of a section: 1 to 64 characters without spaces.
+pub(super) fn name(text: &str, otherwise: &str) -> String {
+    let plain = |c: char| {
+        if c.is_whitespace() || c.is_control() {
+            '-'
+        } else {
+            c
+        }
+    };
+    let name: String = text.chars().map(plain).take(64).collect();
+    if name.is_empty() {
+        otherwise.to_owned()
+    } else {
+        name
+    }
+}

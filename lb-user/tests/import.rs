@@ -1,0 +1,459 @@
+//! `xvip import` on whole files: what comes out of the fixtures in `fixtures/import`, that no line
+//! gets lost, and that nothing makes it panic. `XVIP_BLESS=1` writes the expected results anew.
+
+// A failed unwrap is a failed test; clippy.toml's exception reaches test functions only.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use lb_user::import::{self, Imported, Input, Inputs, Options, Refusal, Report};
+use proptest::prelude::*;
+
+/// Inputs of a case, as file names below `fixtures/import`.
+struct Case {
+    /// Name of the expected results.
+    name: &'static str,
+    keepalived: Option<&'static str>,
+    haproxy: Option<&'static str>,
+    script: Option<&'static str>,
+    env: Option<&'static str>,
+    address: Option<&'static str>,
+    peers: &'static [(&'static str, &'static str)],
+    hosts: &'static [(&'static str, &'static str)],
+}
+
+const NONE: Case = Case {
+    name: "",
+    keepalived: None,
+    haproxy: None,
+    script: None,
+    env: None,
+    address: None,
+    peers: &[],
+    hosts: &[],
+};
+
+const CASES: [Case; 8] = [
+    Case {
+        name: "two-masters/m1",
+        keepalived: Some("two-masters/m1.keepalived.conf"),
+        haproxy: Some("two-masters/haproxy.cfg"),
+        script: Some("two-masters/check_apiserver.sh"),
+        address: Some("10.77.0.11"),
+        peers: &[("m2", "10.77.0.12")],
+        ..NONE
+    },
+    Case {
+        name: "two-masters/without-flags",
+        keepalived: Some("two-masters/m2.keepalived.conf"),
+        haproxy: Some("two-masters/haproxy.cfg"),
+        ..NONE
+    },
+    Case {
+        name: "two-balancers/lb1",
+        keepalived: Some("two-balancers/lb1.keepalived.conf"),
+        haproxy: Some("two-balancers/haproxy.cfg"),
+        address: Some("10.77.0.11"),
+        peers: &[("lb2", "10.77.0.12")],
+        ..NONE
+    },
+    Case {
+        name: "unicast/m1",
+        keepalived: Some("unicast/m1.keepalived.conf"),
+        haproxy: Some("unicast/haproxy.cfg"),
+        ..NONE
+    },
+    Case {
+        name: "unicast/without-haproxy",
+        keepalived: Some("unicast/m2.keepalived.conf"),
+        ..NONE
+    },
+    Case {
+        name: "many-addresses/edge1",
+        keepalived: Some("many-addresses/keepalived.conf"),
+        haproxy: Some("many-addresses/haproxy.cfg"),
+        hosts: &[("cp3.example.net", "192.0.2.23")],
+        ..NONE
+    },
+    Case {
+        name: "container/m1",
+        haproxy: Some("container/haproxy.cfg"),
+        env: Some("container/m1.env"),
+        address: Some("10.77.0.11"),
+        ..NONE
+    },
+    Case {
+        name: "lvs/director",
+        keepalived: Some("lvs/keepalived.conf"),
+        ..NONE
+    },
+];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/import")
+}
+
+fn input(name: &str) -> Input {
+    Input {
+        name: name.rsplit('/').next().unwrap().to_owned(),
+        text: fs::read_to_string(fixtures().join(name)).unwrap(),
+    }
+}
+
+impl Case {
+    fn inputs(&self) -> Inputs {
+        Inputs {
+            keepalived: self.keepalived.map(input),
+            haproxy: self.haproxy.map(input),
+            check_script: self.script.map(input),
+            env: self.env.map(input),
+        }
+    }
+
+    fn run(&self) -> Result<Imported, Refusal> {
+        let named = |list: &[(&str, &str)]| -> Vec<(String, IpAddr)> {
+            let parse =
+                |(name, address): &(&str, &str)| ((*name).to_owned(), address.parse().unwrap());
+            list.iter().map(parse).collect()
+        };
+        let addresses: Vec<_> = self
+            .address
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        import::import(
+            &self.inputs(),
+            &Options {
+                addresses,
+                peers: named(self.peers),
+                hosts: named(self.hosts),
+                ..options()
+            },
+        )
+    }
+}
+
+fn options() -> Options<'static> {
+    Options {
+        node: None,
+        config_id: "edge1".to_owned(),
+        addresses: Vec::new(),
+        peers: Vec::new(),
+        interfaces: Vec::new(),
+        hosts: Vec::new(),
+        variables: BTreeMap::new(),
+        output: "xvip.toml".to_owned(),
+        read_file: &|_| Err(io::ErrorKind::NotFound.into()),
+        include: &|_| Ok(Vec::new()),
+    }
+}
+
+/// The lines of an input that say something: neither empty, nor comments, nor braces alone.
+fn lines_that_count(input: &Input, is_comment: impl Fn(&str) -> bool) -> BTreeSet<(String, usize)> {
+    let lines = input.text.lines().enumerate();
+    lines
+        .filter(|(_, line)| {
+            let line = line.trim();
+            !is_comment(line) && line.chars().any(|c| !"{} \t".contains(c))
+        })
+        .map(|(index, _)| (input.name.clone(), index + 1))
+        .collect()
+}
+
+fn reported(report: &Report) -> BTreeSet<(String, usize)> {
+    let entries = report.entries().iter();
+    entries
+        .map(|entry| (entry.file.clone(), entry.line))
+        .collect()
+}
+
+/// Every fixture becomes the configuration and the report that stand beside it.
+#[test]
+fn fixtures_become_what_stands_beside_them() {
+    let bless = std::env::var_os("XVIP_BLESS").is_some();
+    for case in &CASES {
+        let imported = match case.run() {
+            Ok(imported) => imported,
+            Err(refusal) => panic!("{}: {refusal}", case.name),
+        };
+        let results = [
+            ("toml", imported.toml),
+            ("report", imported.report.to_string()),
+        ];
+        for (extension, text) in results {
+            let path = fixtures().join(format!("{}.{extension}", case.name));
+            if bless {
+                fs::write(&path, &text).unwrap();
+            }
+            let expected = fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(
+                text,
+                expected,
+                "{}: XVIP_BLESS=1 writes it anew",
+                path.display()
+            );
+        }
+    }
+}
+
+/// No line of a fixture is missing from its report.
+#[test]
+fn every_line_is_reported() {
+    for case in &CASES {
+        let report = match case.run() {
+            Ok(imported) => imported.report,
+            Err(refusal) => panic!("{}: {refusal}", case.name),
+        };
+        let reported = reported(&report);
+        let inputs = case.inputs();
+        let all = [
+            inputs.keepalived,
+            inputs.haproxy,
+            inputs.check_script,
+            inputs.env,
+        ];
+        for input in all.into_iter().flatten() {
+            let lines = lines_that_count(&input, |line| line.starts_with(['#', '!']));
+            assert!(lines.len() > 5, "{}", input.name);
+            let missing: Vec<_> = lines.difference(&reported).collect();
+            assert!(missing.is_empty(), "{}: {missing:?}", case.name);
+        }
+    }
+}
+
+/// The report of lines that are not text of any format.
+fn import_both(keepalived: &str, haproxy: &str, env: &str) -> Option<Report> {
+    let input = |name: &str, text: &str| {
+        Some(Input {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        })
+    };
+    let inputs = Inputs {
+        keepalived: input("k", keepalived),
+        haproxy: input("h", haproxy),
+        check_script: input("s", keepalived),
+        env: input("e", env),
+    };
+    match import::import(&inputs, &options()) {
+        Ok(imported) => Some(imported.report),
+        Err(Refusal::Invalid { report, .. }) => Some(report),
+        Err(Refusal::TooLarge(_)) => None,
+    }
+}
+
+/// Words that mean something to one of the formats, and some that mean nothing.
+const WORDS: &[&str] = &[
+    "{",
+    "}",
+    "vrrp_instance",
+    "vrrp_script",
+    "virtual_server",
+    "real_server",
+    "virtual_ipaddress",
+    "virtual_ipaddress_excluded",
+    "unicast_peer",
+    "authentication",
+    "auth_pass",
+    "auth_type",
+    "PASS",
+    "track_script",
+    "global_defs",
+    "priority",
+    "advert_int",
+    "version",
+    "interface",
+    "eth0",
+    "255",
+    "0",
+    "-1",
+    "99999999999999999999",
+    "1e308",
+    "nan",
+    "10.0.0.1",
+    "10.0.0.1/24",
+    "fd00::1/64",
+    "dev",
+    "label",
+    "VI_1",
+    "SSL_GET",
+    "HTTP_GET",
+    "url",
+    "path",
+    "status_code",
+    "200-299",
+    "delay_loop",
+    "retry",
+    "frontend",
+    "backend",
+    "listen",
+    "defaults",
+    "bind",
+    "*:6443",
+    ":::6443",
+    "server",
+    "m1",
+    "10.0.0.2:6443",
+    "[fd00::2]:6443",
+    "check",
+    "check-ssl",
+    "inter",
+    "1s",
+    "option",
+    "httpchk",
+    "GET",
+    "/healthz",
+    "http-check",
+    "expect",
+    "send",
+    "connect",
+    "ssl",
+    "status",
+    "rstatus",
+    "(2|3)[0-9][0-9]",
+    "mode",
+    "tcp",
+    "http",
+    "default_backend",
+    "default-server",
+    "weight",
+    "port",
+    "timeout",
+    "tcp-check",
+    "string",
+    "from",
+    "junk",
+    "käse",
+    "[",
+    "]",
+    "(",
+    ")",
+    "~SEQ(A,1,9)",
+    "@edge1",
+    "@^edge1",
+    "protocol",
+    "UDP",
+    "group",
+    "virtual_server_group",
+    "lb_kind",
+    "DR",
+    "no",
+    "stats",
+    "global",
+    "maxconn",
+];
+
+fn text() -> impl Strategy<Value = String> {
+    let word = proptest::sample::select(WORDS);
+    let line = proptest::collection::vec(word, 1..7);
+    let line = line.prop_map(|words| words.join(" "));
+    proptest::collection::vec(line, 0..40).prop_map(|lines| lines.join("\n"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever words come in whatever order: nothing panics, and every line is reported.
+    #[test]
+    fn no_line_gets_lost(keepalived in text(), haproxy in text()) {
+        let report = import_both(&keepalived, &haproxy, "").unwrap();
+        let reported = reported(&report);
+        for (name, text) in [("k", keepalived), ("h", haproxy)] {
+            let input = Input { name: name.to_owned(), text };
+            for line in lines_that_count(&input, |_| false) {
+                prop_assert!(reported.contains(&line), "{line:?} of\n{}\n{report}", input.text);
+            }
+        }
+    }
+
+    /// Any text at all.
+    #[test]
+    fn nothing_panics(text in "\\PC*", other in "(?s).{0,400}") {
+        import_both(&text, &other, &text);
+        import_both(&other, &text, &other);
+    }
+
+    /// A fixture with a piece cut out or put elsewhere.
+    #[test]
+    fn damaged_fixtures_do_not_panic(from in 0..3000_usize, to in 0..3000_usize, length in 0..400_usize) {
+        let damage = |name: &str| {
+            let mut bytes = input(name).text.into_bytes();
+            let from = from % bytes.len();
+            let piece: Vec<_> = bytes.drain(from..bytes.len().min(from + length)).collect();
+            let to = to % (bytes.len() + 1);
+            bytes.splice(to..to, piece);
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let keepalived = damage("many-addresses/keepalived.conf");
+        let haproxy = damage("many-addresses/haproxy.cfg");
+        import_both(&keepalived, &haproxy, &damage("container/m1.env"));
+        import_both(&damage("lvs/keepalived.conf"), &damage("two-masters/haproxy.cfg"), "");
+    }
+}
+
+/// Inputs that are made to exhaust a parser end, and soon.
+#[test]
+fn hostile_inputs_end() {
+    let deep = "vrrp_instance {\n".repeat(10_000);
+    let many = "a ".repeat(300_000);
+    let doubling = "$A=${B}${B}\n$B=${C}${C}\n$C=${A}${A}\nx ${A}\n";
+    let lines = "$X= \\\n $X \\\n $X \\\n $X\n$X\n";
+    let unclosed = "vrrp_instance \"never closed {\n  priority 5\n";
+    for text in [
+        &deep,
+        &many,
+        doubling,
+        lines,
+        unclosed,
+        "}\n}\n{\n",
+        "\0\u{1}\u{7f}\n",
+    ] {
+        import_both(text, text, text);
+    }
+    // A file that includes itself.
+    let again: import::Include<'_> = &|_| {
+        Ok(vec![Input {
+            name: "again".to_owned(),
+            text: "include again\ninclude again\n".to_owned(),
+        }])
+    };
+    let inputs = Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text: "include again\n".to_owned(),
+        }),
+        ..Inputs::default()
+    };
+    let options = Options {
+        include: again,
+        ..options()
+    };
+    let Err(Refusal::Invalid { report, .. }) = import::import(&inputs, &options) else {
+        panic!("nothing was in it");
+    };
+    assert!(report.needs_hand());
+}
+
+/// What becomes no valid configuration is refused, with the reasons.
+#[test]
+fn an_invalid_result_is_refused() {
+    let text = "vrrp_instance a {\n interface eth0\n virtual_ipaddress {\n 10.0.0.1/24\n }\n}\n";
+    let inputs = Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text: text.to_owned(),
+        }),
+        ..Inputs::default()
+    };
+    let refusal = import::import(&inputs, &options()).unwrap_err();
+    let Refusal::Invalid { errors, .. } = &refusal else {
+        panic!("{refusal}");
+    };
+    assert_eq!(errors.errors()[0].key, "vrrp[0].vrid");
+    assert!(refusal.to_string().contains("was not written"), "{refusal}");
+}
