@@ -55,6 +55,8 @@ const AFTER_HANDSHAKE: Duration = Duration::from_secs(2);
 
 #[path = "probe/http.rs"]
 mod http;
+#[path = "probe/talk.rs"]
+mod talk;
 
 // --- Configurations ---------------------------------------------------------------------------
 
@@ -363,11 +365,11 @@ async fn plain_kinds_pass() {
     let outcome = http.probe(plain, PLENTY).await;
     assert_eq!(outcome.finding, status(200, true));
     assert_eq!(outcome.times.tls, None);
-    let tls = prober(CheckConfig::Tls(any_tls()));
+    let tls = prober(CheckConfig::Tls(any_tls(), Vec::new()));
     let outcome = tls.probe(secure, PLENTY).await;
     assert_eq!(outcome.finding, Finding::Handshake);
     assert_eq!(outcome.times.http, None);
-    let tcp = prober(CheckConfig::Tcp);
+    let tcp = prober(CheckConfig::Tcp(Vec::new()));
     let outcome = tcp.probe(plain, PLENTY).await;
     assert_eq!(outcome.finding, Finding::Connected);
 }
@@ -435,8 +437,8 @@ async fn closed_port_is_refused() {
     for check in [
         https(),
         CheckConfig::Http(readyz()),
-        CheckConfig::Tls(any_tls()),
-        CheckConfig::Tcp,
+        CheckConfig::Tls(any_tls(), Vec::new()),
+        CheckConfig::Tcp(Vec::new()),
     ] {
         let outcome = prober(check).probe(address, PLENTY).await;
         assert_eq!(outcome.finding, failed(Stage::Connect, Failure::Refused));
@@ -470,7 +472,9 @@ async fn passed_check_closes_in_order() {
         let (mut stream, _) = listener.accept().await.unwrap();
         read_to_end(&mut stream).await
     });
-    let outcome = prober(CheckConfig::Tcp).probe(address, PLENTY).await;
+    let outcome = prober(CheckConfig::Tcp(Vec::new()))
+        .probe(address, PLENTY)
+        .await;
     assert_eq!(outcome.class(), Class::Pass);
     server.await.unwrap().unwrap();
 }
@@ -490,7 +494,7 @@ async fn passed_tls_check_sends_close_notify() {
         // Without close_notify, reading ends in UnexpectedEof.
         read_to_end(&mut stream).await
     });
-    let tls = prober(CheckConfig::Tls(any_tls()));
+    let tls = prober(CheckConfig::Tls(any_tls(), Vec::new()));
     assert_eq!(tls.probe(address, PLENTY).await.class(), Class::Pass);
     server.await.unwrap().unwrap();
 }
@@ -736,10 +740,11 @@ fn setup_error(check: CheckConfig) -> ProbeSetupError {
 }
 
 fn with_ca(path: &Path) -> CheckConfig {
-    CheckConfig::Tls(TlsConfig {
+    let tls = TlsConfig {
         verify: TlsVerify::Ca(path.to_owned()),
         ..any_tls()
-    })
+    };
+    CheckConfig::Tls(tls, Vec::new())
 }
 
 /// Proves that unusable files are refused when the prober is made, each with its name.
@@ -765,7 +770,7 @@ fn unusable_files_are_refused() {
         cert_file: pki.client().cert_file,
         key_file: other.client().key_file,
     });
-    let error = setup_error(CheckConfig::Tls(tls));
+    let error = setup_error(CheckConfig::Tls(tls, Vec::new()));
     assert!(matches!(error, ProbeSetupError::Client { .. }), "{error}");
 }
 
@@ -774,7 +779,7 @@ fn unusable_files_are_refused() {
 fn unusable_names_are_refused() {
     let mut tls = any_tls();
     tls.server_name = Some("not a name".into());
-    let error = setup_error(CheckConfig::Tls(tls));
+    let error = setup_error(CheckConfig::Tls(tls, Vec::new()));
     assert!(matches!(error, ProbeSetupError::ServerName(name) if name == "not a name"));
     for path in ["", "readyz", "/ready z", "http://x/readyz"] {
         let mut http = readyz();

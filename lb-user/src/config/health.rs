@@ -1,6 +1,7 @@
 //! `[service.health]`: where, how and how often backends are checked.
 
 mod http;
+mod talk;
 mod tls;
 
 use std::{
@@ -75,6 +76,12 @@ pub(super) fn read(
         refuse_unused(&mut table, tls::KEYS, "\"https\" or \"tls\"");
         None
     };
+    let steps = if is_one_of(&[CheckType::Tls, CheckType::Tcp]) {
+        talk::read(&mut table)
+    } else {
+        refuse_unused(&mut table, talk::KEYS, "\"tls\" or \"tcp\"");
+        None
+    };
     let pace = read_pace(&mut table);
     table.finish();
     let (check, target, pace) = (check_type?, target.ok()?, pace?);
@@ -82,8 +89,8 @@ pub(super) fn read(
         check: match check {
             CheckType::Https => CheckConfig::Https(tls?, http?),
             CheckType::Http => CheckConfig::Http(http?),
-            CheckType::Tls => CheckConfig::Tls(tls?),
-            CheckType::Tcp => CheckConfig::Tcp,
+            CheckType::Tls => CheckConfig::Tls(tls?, steps?),
+            CheckType::Tcp => CheckConfig::Tcp(steps?),
             CheckType::None => CheckConfig::None,
         },
         target,
@@ -205,7 +212,7 @@ fn read_pace(table: &mut Table<'_>) -> Option<Pace> {
 /// `type = "none"`: every other key is refused.
 fn read_none(mut table: Table<'_>) -> HealthConfig {
     let users = "\"https\", \"http\", \"tls\" or \"tcp\"";
-    for keys in [COMMON_KEYS, http::KEYS, tls::KEYS] {
+    for keys in [COMMON_KEYS, http::KEYS, tls::KEYS, talk::KEYS] {
         refuse_unused(&mut table, keys, users);
     }
     table.finish();

@@ -12,7 +12,8 @@ mod health;
 
 pub use self::health::{
     BodyMatch, CheckConfig, CheckTarget, ClientCert, HealthConfig, HttpConfig, HttpMethod,
-    HttpVersion, StartState, StatusRange, TlsConfig, TlsMin, TlsVerify, bearer_token,
+    HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin, TlsVerify,
+    bearer_token,
 };
 use ipnet::IpNet;
 use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};

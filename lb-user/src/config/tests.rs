@@ -359,7 +359,7 @@ fn reads_udp_services() {
     let checked = second("type = \"tcp\"\nport = 53", "idle_timeout = \"18.5m\"");
     assert_eq!(checked.protocol, udp(1110));
     assert_eq!(checked.health.target.port, NonZeroU16::new(53));
-    assert_eq!(checked.health.check, CheckConfig::Tcp);
+    assert_eq!(checked.health.check, CheckConfig::Tcp(Vec::new()));
 }
 
 /// Prefixes that include each other are no contradiction; a burst is a second's flows unless it is
@@ -597,6 +597,47 @@ fn reads_checks_in_detail() {
     assert_eq!(
         targets,
         [target("10.0.2.8:8081"), target("10.0.2.9:8082"), None]
+    );
+}
+
+/// Conversations, in their short form and in steps.
+#[test]
+fn reads_conversations() {
+    let steps = |keys: &str| {
+        let text = edited(&[
+            (
+                "type = \"https\"\npath = \"/readyz\"\nexpect_status = [200]\n",
+                "",
+            ),
+            ("verify = \"none\"", keys),
+        ]);
+        match read(&text).unwrap().services.remove(0).health.check {
+            CheckConfig::Tcp(steps) | CheckConfig::Tls(_, steps) => steps,
+            other => panic!("{other:?}"),
+        }
+    };
+    let send = |bytes: &[u8]| Step::Send(bytes.to_vec());
+    let expect = |bytes: &[u8]| Step::Expect(Pattern::Bytes(bytes.to_vec()));
+    assert_eq!(steps("type = \"tcp\""), []);
+    assert_eq!(
+        steps("type = \"tcp\"\nexpect = \"+PONG\"\nsend = \"PING\\r\\n\""),
+        [send(b"PING\r\n"), expect(b"+PONG")]
+    );
+    assert_eq!(
+        steps("type = \"tls\"\nexpect = \"220 \""),
+        [expect(b"220 ")]
+    );
+    let all = "type = \"tls\"\nsteps = [{ expect_regex = '^2' }, { send_hex = \"00ff 0A\" }, \
+        { expect_hex = \"05 00\" }, { send = \"x\" }, { expect = \"y\" }]";
+    assert_eq!(
+        steps(all),
+        [
+            Step::Expect(Pattern::Regex("^2".to_owned())),
+            send(b"\x00\xff\x0a"),
+            expect(b"\x05\x00"),
+            send(b"x"),
+            expect(b"y"),
+        ]
     );
 }
 

@@ -451,6 +451,29 @@ pub(super) fn not_empty(text: &str) -> Result<String, Fault> {
     }
 }
 
+/// Bytes as pairs of hexadecimal digits, with or without spaces between the pairs.
+pub(super) fn hex(text: &str) -> Result<Vec<u8>, Fault> {
+    let fault = || {
+        Fault::new(
+            format!("{text:?} is no list of bytes"),
+            "write pairs of hexadecimal digits, such as \"0d 0a\"",
+        )
+    };
+    let mut bytes = Vec::new();
+    for group in text.split_ascii_whitespace() {
+        for pair in group.as_bytes().chunks(2) {
+            let digits = pair.len() == 2 && pair.iter().all(u8::is_ascii_hexdigit);
+            let pair = std::str::from_utf8(pair).ok().filter(|_| digits);
+            let byte = pair.and_then(|pair| u8::from_str_radix(pair, 16).ok());
+            bytes.push(byte.ok_or_else(fault)?);
+        }
+    }
+    if bytes.is_empty() {
+        return Err(fault());
+    }
+    Ok(bytes)
+}
+
 /// A regular expression that the `regex` crate takes.
 pub(super) fn regex(text: &str) -> Result<String, Fault> {
     match text.parse::<regex::bytes::Regex>() {

@@ -60,12 +60,30 @@ pub enum CheckConfig {
     Https(TlsConfig, HttpConfig),
     /// A plain HTTP request.
     Http(HttpConfig),
-    /// A TLS handshake.
-    Tls(TlsConfig),
-    /// A TCP handshake.
-    Tcp,
+    /// A TLS handshake, and a conversation over it.
+    Tls(TlsConfig, Vec<Step>),
+    /// A TCP handshake, and a conversation.
+    Tcp(Vec<Step>),
     /// Nothing: backends count as UP.
     None,
+}
+
+/// One step of a conversation: `service.health.send`, `expect` and `steps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// These bytes are sent.
+    Send(Vec<u8>),
+    /// This must come: it is looked for in everything that has come since the last sending.
+    Expect(Pattern),
+}
+
+/// What must come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// These bytes, after and before anything else.
+    Bytes(Vec<u8>),
+    /// What this regular expression describes; it is a valid one.
+    Regex(String),
 }
 
 /// TLS side of a check.

@@ -1,4 +1,4 @@
-//! What the body of an unhappy HTTP answer says, in one line for operators.
+//! What an unhappy server says, in one line for operators.
 
 use serde_json::Value;
 
@@ -54,6 +54,18 @@ fn plain(text: &str) -> String {
     text.trim().to_owned()
 }
 
+/// Longest piece of a conversation that is shown, in bytes.
+const MAX_QUOTE: usize = 48;
+
+/// Bytes of a conversation in quotes, cut off where they are many.
+pub fn quoted(bytes: &[u8]) -> String {
+    let (shown, more) = match bytes.get(..MAX_QUOTE) {
+        Some(first) if bytes.len() > MAX_QUOTE => (first, "..."),
+        _ => (bytes, ""),
+    };
+    format!("\"{}\"{more}", shown.escape_ascii())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +102,13 @@ mod tests {
         }
         assert_eq!(said(&"é".repeat(1000)).chars().count(), MAX_LINE);
         assert_eq!(complaint(&[0xff, b'\n', b'x']), Some("\u{fffd}".to_owned()));
+    }
+
+    /// Proves that quotes are readable whatever the bytes are.
+    #[test]
+    fn quotes_are_escaped_and_bounded() {
+        assert_eq!(quoted(b"-ERR \"x\"\r\n\xff"), r#""-ERR \"x\"\r\n\xff""#);
+        assert_eq!(quoted(&[b'a'; 48]).len(), 50);
+        assert_eq!(quoted(&[b'a'; 49]).len(), 53);
     }
 }

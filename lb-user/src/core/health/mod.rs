@@ -68,7 +68,7 @@ use std::{collections::VecDeque, fmt, time::Duration};
 use lb_common::abi::BackendState;
 
 pub use self::{
-    body::complaint,
+    body::{complaint, quoted},
     outcome::{Class, Failure, Finding, ProbeOutcome, Stage, StageTimes},
 };
 use self::{

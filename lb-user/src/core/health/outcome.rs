@@ -28,6 +28,17 @@ pub enum Finding {
         /// What is wrong, in words, if the response says so.
         note: Option<String>,
     },
+    /// A conversation went as configured.
+    Answered,
+    /// In a conversation something did not come that was waited for.
+    Unanswered {
+        /// What was waited for.
+        wanted: String,
+        /// What had come instead.
+        got: String,
+        /// What ended the waiting.
+        failure: Failure,
+    },
     /// The probe failed in `stage`.
     Failed {
         /// Stage that failed; the ones before it succeeded.
@@ -48,6 +59,8 @@ pub enum Stage {
     Tls,
     /// HTTP request and response.
     Http,
+    /// Conversation.
+    Talk,
 }
 
 impl Stage {
@@ -57,13 +70,14 @@ impl Stage {
             Self::Connect => "connection",
             Self::Tls => "TLS: handshake",
             Self::Http => "HTTP: response",
+            Self::Talk => "answer",
         }
     }
 
     /// What messages put before a failure of the connection itself.
     const fn prefix(self) -> &'static str {
         match self {
-            Self::Connect => "",
+            Self::Connect | Self::Talk => "",
             Self::Tls => "TLS: ",
             Self::Http => "HTTP: ",
         }
@@ -100,12 +114,14 @@ pub struct StageTimes {
     pub tls: Option<Duration>,
     /// HTTP request and response.
     pub http: Option<Duration>,
+    /// Conversation.
+    pub talk: Option<Duration>,
 }
 
 impl StageTimes {
     /// Time of all stages together.
     pub fn total(&self) -> Duration {
-        [self.connect, self.tls, self.http]
+        [self.connect, self.tls, self.http, self.talk]
             .into_iter()
             .flatten()
             .fold(Duration::ZERO, Duration::saturating_add)
@@ -130,15 +146,21 @@ impl ProbeOutcome {
     /// What the outcome counts as.
     pub const fn class(&self) -> Class {
         match &self.finding {
-            Finding::Connected | Finding::Handshake | Finding::Status { expected: true, .. } => {
-                Class::Pass
-            }
+            Finding::Connected
+            | Finding::Handshake
+            | Finding::Answered
+            | Finding::Status { expected: true, .. } => Class::Pass,
+            Finding::Unanswered {
+                failure: Failure::Local(_),
+                ..
+            } => Class::Void,
             Finding::Status {
                 expected: false, ..
-            } => Class::NotReady,
+            }
+            | Finding::Unanswered { .. } => Class::NotReady,
             Finding::Failed { stage, failure } => match (stage, failure) {
                 (_, Failure::Local(_)) => Class::Void,
-                (Stage::Http, _) => Class::NotReady,
+                (Stage::Http | Stage::Talk, _) => Class::NotReady,
                 (Stage::Connect | Stage::Tls, _) => Class::Dead,
             },
             Finding::GaveUp => Class::Dead,
@@ -151,6 +173,10 @@ impl ProbeOutcome {
             self.finding,
             Finding::GaveUp
                 | Finding::Failed {
+                    failure: Failure::TimedOut,
+                    ..
+                }
+                | Finding::Unanswered {
                     failure: Failure::TimedOut,
                     ..
                 }
@@ -183,6 +209,19 @@ impl fmt::Display for ProbeOutcome {
             Finding::Status { code, note, .. } => {
                 write!(f, "HTTP {code} after {after}")?;
                 note.iter().try_for_each(|note| write!(f, ": {note}"))
+            }
+            Finding::Answered => write!(f, "answered after {after}"),
+            Finding::Unanswered {
+                wanted,
+                got,
+                failure,
+            } => {
+                let (stage, failure) = (Stage::Talk, failure.clone());
+                let ended = Self {
+                    finding: Finding::Failed { stage, failure },
+                    times: self.times,
+                };
+                write!(f, "{wanted} did not come, but {got}: {ended}")
             }
             Finding::GaveUp => write!(f, "the check gave no result after {after}"),
             Finding::Failed { stage, failure } => {
@@ -226,6 +265,7 @@ mod tests {
                 connect: Some(Duration::from_millis(1)),
                 tls: (stage != Stage::Connect).then_some(Duration::from_millis(999)),
                 http: (stage == Stage::Http).then_some(Duration::from_millis(1011)),
+                talk: None,
             },
         }
     }
@@ -247,8 +287,9 @@ mod tests {
             assert_eq!(class(Stage::Connect), Class::Dead, "{failure:?}");
             assert_eq!(class(Stage::Tls), Class::Dead, "{failure:?}");
             assert_eq!(class(Stage::Http), Class::NotReady, "{failure:?}");
+            assert_eq!(class(Stage::Talk), Class::NotReady, "{failure:?}");
         }
-        for stage in [Stage::Connect, Stage::Tls, Stage::Http] {
+        for stage in [Stage::Connect, Stage::Tls, Stage::Http, Stage::Talk] {
             let local = failed(stage, Failure::Local("no descriptor".into()));
             assert_eq!(local.class(), Class::Void);
         }

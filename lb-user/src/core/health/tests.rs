@@ -17,7 +17,7 @@ fn ms(millis: u64) -> Duration {
 /// Interval 2 s, timeout 1 s, rise 2, fall 3, fast interval 0.5 s: the defaults.
 fn config(start: StartState) -> HealthConfig {
     HealthConfig {
-        check: CheckConfig::Tcp,
+        check: CheckConfig::Tcp(Vec::new()),
         target: CheckTarget::default(),
         interval: ms(2000),
         timeout: ms(1000),

@@ -1,5 +1,5 @@
 //! Probes of backends: one fresh connection each, in up to three stages (TCP connection, TLS
-//! handshake, HTTP exchange) under one deadline. A probe reports what it saw; what that means is
+//! handshake, HTTP exchange or conversation) under one deadline. A probe reports what it saw; what that means is
 //! judged by [`crate::core::health`].
 //!
 //! # How a probe ends its connection
@@ -14,6 +14,7 @@
 //! nothing to work off.
 
 mod http;
+mod talk;
 mod tls;
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, time::Duration};
@@ -25,10 +26,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::{http::HttpProbe, tls::TlsProbe};
+use self::{
+    http::HttpProbe,
+    talk::{Progress, TalkProbe},
+    tls::TlsProbe,
+};
 use crate::{
     config::model::{CheckConfig, HealthConfig},
-    core::health::{Failure, Finding, ProbeOutcome, Stage, StageTimes},
+    core::health::{Failure, Finding, ProbeOutcome, Stage, StageTimes, quoted},
 };
 
 /// Longest text of a foreign error that an outcome carries, in characters.
@@ -38,7 +43,15 @@ const MAX_ERROR_TEXT: usize = 160;
 #[derive(Debug)]
 pub struct Prober {
     tls: Option<TlsProbe>,
-    http: Option<HttpProbe>,
+    application: Application,
+}
+
+/// What happens on an established connection.
+#[derive(Debug)]
+enum Application {
+    Nothing,
+    Http(Box<HttpProbe>),
+    Talk(TalkProbe),
 }
 
 /// Why no [`Prober`] could be made.
@@ -100,18 +113,27 @@ type StageError = (Stage, Failure);
 impl Prober {
     /// A prober for the checks of `config`. Reads the files that it names.
     pub fn new(config: &HealthConfig) -> Result<Self, ProbeSetupError> {
-        let (tls, http) = match &config.check {
-            CheckConfig::Https(tls, http) => (Some(tls), Some(http)),
-            CheckConfig::Http(http) => (None, Some(http)),
-            CheckConfig::Tls(tls) => (Some(tls), None),
-            CheckConfig::Tcp | CheckConfig::None => (None, None),
+        let talk = |steps| match TalkProbe::new(steps)? {
+            Some(talk) => Ok::<_, ProbeSetupError>(Application::Talk(talk)),
+            None => Ok(Application::Nothing),
         };
-        let http = http.map(|http| HttpProbe::new(http, tls.is_some()));
-        let http = http.transpose()?;
-        let alpn = http.as_ref().map(HttpProbe::alpn);
+        let http = |http, over_tls| {
+            HttpProbe::new(http, over_tls).map(|http| Application::Http(Box::new(http)))
+        };
+        let (tls, application) = match &config.check {
+            CheckConfig::Https(tls, config) => (Some(tls), http(config, true)?),
+            CheckConfig::Http(config) => (None, http(config, false)?),
+            CheckConfig::Tls(tls, steps) => (Some(tls), talk(steps)?),
+            CheckConfig::Tcp(steps) => (None, talk(steps)?),
+            CheckConfig::None => (None, Application::Nothing),
+        };
+        let alpn = match &application {
+            Application::Http(http) => Some(http.alpn()),
+            Application::Nothing | Application::Talk(_) => None,
+        };
         Ok(Self {
             tls: tls.map(|tls| TlsProbe::new(tls, alpn)).transpose()?,
-            http,
+            application,
         })
     }
 
@@ -149,8 +171,8 @@ impl Prober {
         }
     }
 
-    /// The HTTP stage, if the check has one, and the end of the connection. `so_far` is the
-    /// finding of a check without an HTTP stage.
+    /// What follows on the established connection, if anything does, and its end. `so_far` is the
+    /// finding where nothing does.
     async fn exchange<S: Connection>(
         &self,
         mut stream: S,
@@ -158,12 +180,28 @@ impl Prober {
         so_far: Finding,
         stages: &mut Stages,
     ) -> Result<Finding, StageError> {
-        let finding = match &self.http {
-            None => so_far,
-            Some(http) => {
+        let finding = match &self.application {
+            Application::Nothing => so_far,
+            Application::Http(http) => {
                 let agreed = stream.application_protocol();
                 let exchange = http.exchange(&mut stream, target, agreed.as_deref());
                 stages.run(Stage::Http, exchange).await?
+            }
+            Application::Talk(talk) => {
+                let mut progress = Progress::default();
+                let talk = talk.hold(&mut stream, &mut progress);
+                match (stages.run(Stage::Talk, talk).await, progress.wanted) {
+                    (Ok(()), _) => Finding::Answered,
+                    (Err(error), None) => return Err(error),
+                    (Err((_, failure)), Some(wanted)) => {
+                        let got = quoted(&progress.received);
+                        return Ok(Finding::Unanswered {
+                            wanted,
+                            got,
+                            failure,
+                        });
+                    }
+                }
             }
         };
         close(stream, stages.deadline).await;
@@ -190,6 +228,7 @@ impl Stages {
             Stage::Connect => &mut self.times.connect,
             Stage::Tls => &mut self.times.tls,
             Stage::Http => &mut self.times.http,
+            Stage::Talk => &mut self.times.talk,
         };
         *time = Some(started.elapsed());
         result
