@@ -53,6 +53,8 @@ const BRIEF: Duration = Duration::from_millis(100);
 /// For probes that are to run out of time after a handshake.
 const AFTER_HANDSHAKE: Duration = Duration::from_secs(2);
 
+#[path = "probe/command.rs"]
+mod command;
 #[path = "probe/http.rs"]
 mod http;
 #[path = "probe/talk.rs"]

@@ -1,5 +1,6 @@
 //! `[service.health]`: where, how and how often backends are checked.
 
+mod command;
 mod http;
 mod talk;
 mod tls;
@@ -45,6 +46,7 @@ enum CheckType {
     Http,
     Tls,
     Tcp,
+    Command,
     None,
 }
 
@@ -62,7 +64,8 @@ pub(super) fn read(
         // One error says it all: what belongs to which type is not known.
         return None;
     }
-    let target = read_target(&mut table, transport);
+    let needs_port = transport == Some(Transport::Udp) && check_type != Some(CheckType::Command);
+    let target = read_target(&mut table, needs_port);
     let is_one_of = |types: &[CheckType]| check_type.is_none_or(|used| types.contains(&used));
     let http = if is_one_of(&[CheckType::Https, CheckType::Http]) {
         http::read(&mut table, context)
@@ -82,6 +85,12 @@ pub(super) fn read(
         refuse_unused(&mut table, talk::KEYS, "\"tls\" or \"tcp\"");
         None
     };
+    let command = if check_type == Some(CheckType::Command) {
+        command::read(&mut table, context)
+    } else {
+        refuse_unused(&mut table, command::KEYS, "\"command\"");
+        None
+    };
     let pace = read_pace(&mut table);
     table.finish();
     let (check, target, pace) = (check_type?, target.ok()?, pace?);
@@ -91,6 +100,7 @@ pub(super) fn read(
             CheckType::Http => CheckConfig::Http(http?),
             CheckType::Tls => CheckConfig::Tls(tls?, steps?),
             CheckType::Tcp => CheckConfig::Tcp(steps?),
+            CheckType::Command => CheckConfig::Command(command?),
             CheckType::None => CheckConfig::None,
         },
         target,
@@ -121,19 +131,17 @@ fn read_type(table: &mut Table<'_>, transport: Option<Transport>) -> Option<Chec
         ("http", CheckType::Http),
         ("tls", CheckType::Tls),
         ("tcp", CheckType::Tcp),
+        ("command", CheckType::Command),
         ("none", CheckType::None),
     ]);
     choice.map(|choice| choice.value)
 }
 
-/// `address`, and `port`, by default the backend's own, which only TCP services can do with.
-fn read_target(
-    table: &mut Table<'_>,
-    transport: Option<Transport>,
-) -> Result<CheckTarget, Refused> {
+/// `address`, and `port`, by default the backend's own, which UDP services cannot do with.
+fn read_target(table: &mut Table<'_>, needs_port: bool) -> Result<CheckTarget, Refused> {
     let address = read_address(table, "address");
     let port = read_port(table, "port");
-    if port == Ok(None) && transport == Some(Transport::Udp) {
+    if port == Ok(None) && needs_port {
         let hint = "write the TCP port that is asked, or type = \"none\"";
         table.refuse_missing("port", hint);
         return Err(Refused);
@@ -211,8 +219,14 @@ fn read_pace(table: &mut Table<'_>) -> Option<Pace> {
 
 /// `type = "none"`: every other key is refused.
 fn read_none(mut table: Table<'_>) -> HealthConfig {
-    let users = "\"https\", \"http\", \"tls\" or \"tcp\"";
-    for keys in [COMMON_KEYS, http::KEYS, tls::KEYS, talk::KEYS] {
+    let users = "\"https\", \"http\", \"tls\", \"tcp\" or \"command\"";
+    for keys in [
+        COMMON_KEYS,
+        http::KEYS,
+        tls::KEYS,
+        talk::KEYS,
+        command::KEYS,
+    ] {
         refuse_unused(&mut table, keys, users);
     }
     table.finish();

@@ -11,8 +11,8 @@ use std::{
 mod health;
 
 pub use self::health::{
-    BodyMatch, CheckConfig, CheckTarget, ClientCert, HealthConfig, HttpConfig, HttpMethod,
-    HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin, TlsVerify,
+    BodyMatch, CheckConfig, CheckTarget, ClientCert, CommandConfig, HealthConfig, HttpConfig,
+    HttpMethod, HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin, TlsVerify,
     bearer_token,
 };
 use ipnet::IpNet;

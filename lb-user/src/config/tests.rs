@@ -32,6 +32,7 @@ fn facts() -> HostFacts {
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let content = match path.to_str() {
         Some("/etc/good.secret") => "pass1122\n",
+        Some("/etc/check") => "#!/bin/sh\n",
         Some("/etc/long.secret") => "pass11223\n",
         Some("/etc/ca.crt") => {
             "text\n-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"
@@ -639,6 +640,35 @@ fn reads_conversations() {
             expect(b"y"),
         ]
     );
+}
+
+/// A program, its arguments and who runs it; also for UDP, without a port.
+#[test]
+fn reads_commands() {
+    let text = |more: &str| {
+        edited(&[
+            (
+                "type = \"https\"\npath = \"/readyz\"\nexpect_status = [200]\n",
+                more,
+            ),
+            ("verify = \"none\"\n", ""),
+        ])
+    };
+    let command = |text: &str| match read(text).unwrap().services.remove(0).health.check {
+        CheckConfig::Command(command) => command,
+        other => panic!("{other:?}"),
+    };
+    let full =
+        "type = \"command\"\ncommand = [\"/etc/check\", \"-a\", \"{address}\"]\nuser = \"root\"\n";
+    let expected = CommandConfig {
+        program: PathBuf::from("/etc/check"),
+        arguments: vec!["-a".to_owned(), "{address}".to_owned()],
+        user: "root".to_owned(),
+    };
+    assert_eq!(command(&text(full)), expected);
+    let short = text("type = \"command\"\ncommand = [\"/etc/check\"]\n");
+    let short = short.replace("protocol = \"tcp\"", "protocol = \"udp\"");
+    assert_eq!(command(&short).user, "nobody");
 }
 
 /// A backend is checked at its own address and port where nothing else is written, and

@@ -5,6 +5,7 @@ pub mod announce;
 pub mod bpf;
 pub mod clock;
 pub mod collect;
+pub mod command;
 pub mod ethtool;
 pub mod held_sockets;
 pub mod listeners;

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::probe::{ProbeSetupError, Prober};
+use super::probe::{ProbeSetupError, ServiceProber};
 use crate::{
     admin::model::{CommandError, ConfigStatus, RefusedConfig, ReloadReply, Reply},
     config::{self, ConfigErrors, HostFacts, model::Config},
@@ -38,9 +38,9 @@ pub struct ServiceProbeError {
 }
 
 /// What asks the backends of each service of `config`. Reads the files that checks need.
-pub fn probers(config: &Config) -> Result<Vec<Arc<Prober>>, ServiceProbeError> {
+pub fn probers(config: &Config) -> Result<Vec<Arc<ServiceProber>>, ServiceProbeError> {
     let probers = config.services.iter().map(|service| {
-        let prober = Prober::new(&service.health).map(Arc::new);
+        let prober = ServiceProber::new(service).map(Arc::new);
         prober.map_err(|source| ServiceProbeError {
             service: service.name.clone(),
             source,
@@ -54,7 +54,7 @@ pub struct Fresh {
     /// The configuration.
     pub config: Config,
     /// By service.
-    pub probers: Vec<Arc<Prober>>,
+    pub probers: Vec<Arc<ServiceProber>>,
 }
 
 /// Why the configuration before goes on.

@@ -36,7 +36,7 @@ use super::{
     observe::{Asker, Observer},
     plane_events::PlaneEvents,
     privilege::{self, PrivilegeError},
-    probe::Prober,
+    probe::ServiceProber,
     reader::{self, NetworkReader},
     reload::{self, Fresh, Read, ReloadError, Reloads, ServiceProbeError},
     resets::{ResetError, Resetter},
@@ -179,7 +179,7 @@ struct Engine {
     sockets: Vec<Option<VrrpSocket>>,
     socket_retry: Option<Instant>,
     announcers: BTreeMap<u32, Announcer>,
-    probers: Vec<Arc<Prober>>,
+    probers: Vec<Arc<ServiceProber>>,
     probe_runtime: runtime::Handle,
     probed: mpsc::UnboundedSender<Input>,
     results: mpsc::UnboundedReceiver<Input>,
@@ -399,7 +399,7 @@ impl Engine {
                 let probed = self.probed.clone();
                 self.probe_runtime.spawn(async move {
                     let started = clock::now();
-                    let outcome = prober.probe(target, timeout).await;
+                    let outcome = prober.probe(backend, target, timeout).await;
                     let finished = clock::now();
                     let result = ProbeResult {
                         backend,

@@ -64,8 +64,21 @@ pub enum CheckConfig {
     Tls(TlsConfig, Vec<Step>),
     /// A TCP handshake, and a conversation.
     Tcp(Vec<Step>),
+    /// A program that is run.
+    Command(CommandConfig),
     /// Nothing: backends count as UP.
     None,
+}
+
+/// `service.health.command` and `user`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandConfig {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments; `{vip}`, `{vip_port}`, `{address}` and `{port}` stand for what is checked.
+    pub arguments: Vec<String>,
+    /// Who runs it.
+    pub user: String,
 }
 
 /// One step of a conversation: `service.health.send`, `expect` and `steps`.

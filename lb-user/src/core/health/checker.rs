@@ -7,6 +7,7 @@ use lb_common::abi::BackendState;
 
 use super::{
     Seen,
+    jitter::Jitter,
     outcome::{Class, ProbeOutcome},
 };
 use crate::{config::model::StartState, core::time::Timestamp};
@@ -93,11 +94,13 @@ pub(super) struct Checker {
     last_start: Option<Timestamp>,
     /// The next probe comes as soon as this time has passed since the last one's start.
     hastened: Option<Duration>,
+    /// Spreads the probes. Its own, so that no other backend's checks change their times.
+    jitter: Jitter,
 }
 
 impl Checker {
     /// A backend whose first probe starts at `at`.
-    pub(super) const fn new(start: StartState, at: Timestamp) -> Self {
+    pub(super) const fn new(start: StartState, at: Timestamp, jitter: Jitter) -> Self {
         Self {
             state: match start {
                 StartState::Down | StartState::Probe => BackendState::Down,
@@ -115,7 +118,13 @@ impl Checker {
             discarded: 0,
             last_start: None,
             hastened: None,
+            jitter,
         }
+    }
+
+    /// `step` give or take up to `percent` % of it.
+    pub(super) fn vary(&mut self, step: Duration, percent: u8) -> Duration {
+        self.jitter.vary(step, percent)
     }
 
     /// The same backend under another configuration: state and results stay, unless it is asked

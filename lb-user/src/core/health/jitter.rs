@@ -14,6 +14,11 @@ impl Jitter {
         Self(seed)
     }
 
+    /// A sequence of its own: what is drawn from it changes nothing here.
+    pub(super) const fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
     /// What the rest of the sequence begins from.
     pub(super) const fn seed(&self) -> u64 {
         self.0

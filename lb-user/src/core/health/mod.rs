@@ -53,7 +53,7 @@
 //! `spread` %) after the last one *started*, or when the last one ends if that is later;
 //! `fast_interval` instead while the last result contradicts the state, `down_interval` while the
 //! backend is DOWN and nothing contradicts that. Missed probes are not
-//! made up for. A backend that refused a client's connection is probed out of turn, as soon as no
+//! made up for. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
 //! probe is under way, 100 ms after the last one's start at the earliest.
 
 mod body;
@@ -215,6 +215,7 @@ impl fmt::Display for Seen {
 pub struct ServiceHealth {
     pace: Pace,
     checkers: Vec<Checker>,
+    /// Where the checkers' own sequences come from.
     jitter: Jitter,
     actions: VecDeque<HealthAction>,
     /// `type = "none"`: there are no checkers, and every backend counts as UP.
@@ -274,7 +275,7 @@ impl ServiceHealth {
         let checkers = (0..checked)
             .map(|index| {
                 let at = now + jitter.slot(span, index, backends);
-                Checker::new(config.start, at)
+                Checker::new(config.start, at, jitter.fork())
             })
             .collect();
         Self {
@@ -522,7 +523,7 @@ impl ServiceHealth {
             self.pace.interval
         };
         let started = checker.started().unwrap_or(now);
-        let step = self.jitter.vary(step, self.pace.spread);
+        let step = checker.vary(step, self.pace.spread);
         checker.wait_until(started + step, now);
     }
 }

@@ -39,6 +39,15 @@ pub enum Finding {
         /// What ended the waiting.
         failure: Failure,
     },
+    /// A program came to its end.
+    Exited {
+        /// Whether its status was 0.
+        passed: bool,
+        /// How it ended, in words.
+        status: String,
+        /// What it said, the first line.
+        line: String,
+    },
     /// The probe failed in `stage`.
     Failed {
         /// Stage that failed; the ones before it succeeded.
@@ -61,6 +70,8 @@ pub enum Stage {
     Http,
     /// Conversation.
     Talk,
+    /// A program.
+    Command,
 }
 
 impl Stage {
@@ -71,13 +82,14 @@ impl Stage {
             Self::Tls => "TLS: handshake",
             Self::Http => "HTTP: response",
             Self::Talk => "answer",
+            Self::Command => "command",
         }
     }
 
     /// What messages put before a failure of the connection itself.
     const fn prefix(self) -> &'static str {
         match self {
-            Self::Connect | Self::Talk => "",
+            Self::Connect | Self::Talk | Self::Command => "",
             Self::Tls => "TLS: ",
             Self::Http => "HTTP: ",
         }
@@ -116,12 +128,14 @@ pub struct StageTimes {
     pub http: Option<Duration>,
     /// Conversation.
     pub talk: Option<Duration>,
+    /// A program.
+    pub command: Option<Duration>,
 }
 
 impl StageTimes {
     /// Time of all stages together.
     pub fn total(&self) -> Duration {
-        [self.connect, self.tls, self.http, self.talk]
+        [self.connect, self.tls, self.http, self.talk, self.command]
             .into_iter()
             .flatten()
             .fold(Duration::ZERO, Duration::saturating_add)
@@ -149,6 +163,7 @@ impl ProbeOutcome {
             Finding::Connected
             | Finding::Handshake
             | Finding::Answered
+            | Finding::Exited { passed: true, .. }
             | Finding::Status { expected: true, .. } => Class::Pass,
             Finding::Unanswered {
                 failure: Failure::Local(_),
@@ -157,10 +172,11 @@ impl ProbeOutcome {
             Finding::Status {
                 expected: false, ..
             }
+            | Finding::Exited { passed: false, .. }
             | Finding::Unanswered { .. } => Class::NotReady,
             Finding::Failed { stage, failure } => match (stage, failure) {
                 (_, Failure::Local(_)) => Class::Void,
-                (Stage::Http | Stage::Talk, _) => Class::NotReady,
+                (Stage::Http | Stage::Talk | Stage::Command, _) => Class::NotReady,
                 (Stage::Connect | Stage::Tls, _) => Class::Dead,
             },
             Finding::GaveUp => Class::Dead,
@@ -211,6 +227,11 @@ impl fmt::Display for ProbeOutcome {
                 note.iter().try_for_each(|note| write!(f, ": {note}"))
             }
             Finding::Answered => write!(f, "answered after {after}"),
+            Finding::Exited { status, line, .. } => {
+                write!(f, "{status} after {after}")?;
+                let said = (!line.is_empty()).then_some(line);
+                said.iter().try_for_each(|line| write!(f, ": {line}"))
+            }
             Finding::Unanswered {
                 wanted,
                 got,
@@ -265,7 +286,7 @@ mod tests {
                 connect: Some(Duration::from_millis(1)),
                 tls: (stage != Stage::Connect).then_some(Duration::from_millis(999)),
                 http: (stage == Stage::Http).then_some(Duration::from_millis(1011)),
-                talk: None,
+                ..StageTimes::default()
             },
         }
     }
@@ -288,6 +309,7 @@ mod tests {
             assert_eq!(class(Stage::Tls), Class::Dead, "{failure:?}");
             assert_eq!(class(Stage::Http), Class::NotReady, "{failure:?}");
             assert_eq!(class(Stage::Talk), Class::NotReady, "{failure:?}");
+            assert_eq!(class(Stage::Command), Class::NotReady, "{failure:?}");
         }
         for stage in [Stage::Connect, Stage::Tls, Stage::Http, Stage::Talk] {
             let local = failed(stage, Failure::Local("no descriptor".into()));

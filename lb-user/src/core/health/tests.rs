@@ -855,6 +855,22 @@ proptest! {
         }
     }
 
+    /// Proves that when a backend is checked does not depend on how the others' checks end: a
+    /// neighbour that hangs changes not one start time, nor does one that refuses at once.
+    #[test]
+    fn neighbours_never_change_start_times(
+        seed: u64, mood in any_mood(), start in any_start(), backends in 2usize..6,
+    ) {
+        let run = |mood| {
+            let mut trace = Trace::seeded(&config(start), backends, seed);
+            trace.moods[0] = mood;
+            trace.run(ms(60_000));
+            let of = |backend| trace.starts_of(backend);
+            (1..backends).map(of).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(run(mood), run(Mood::Good));
+    }
+
     /// Proves that silence alone never takes down more than half of the backends that fell
     /// silent together.
     #[test]

@@ -13,6 +13,7 @@
 //! host would be retransmitted for minutes, and a frozen backend that comes back should find
 //! nothing to work off.
 
+mod command;
 mod http;
 mod talk;
 mod tls;
@@ -26,14 +27,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub use self::command::CommandProbe;
 use self::{
     http::HttpProbe,
     talk::{Progress, TalkProbe},
     tls::TlsProbe,
 };
 use crate::{
-    config::model::{CheckConfig, HealthConfig},
+    config::model::{CheckConfig, HealthConfig, ServiceConfig},
     core::health::{Failure, Finding, ProbeOutcome, Stage, StageTimes, quoted},
+    io::command::NoUser,
 };
 
 /// Longest text of a foreign error that an outcome carries, in characters.
@@ -102,9 +105,44 @@ pub enum ProbeSetupError {
     /// A regular expression is none.
     #[error("{0}")]
     Regex(Box<regex::Error>),
+    /// Nobody to run a program as.
+    #[error(transparent)]
+    User(#[from] NoUser),
     /// The TLS library refused its own defaults.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// Makes the checks of one service, whatever kind they are of.
+#[derive(Debug)]
+pub enum ServiceProber {
+    /// Over the network.
+    Network(Prober),
+    /// By a program.
+    Command(CommandProbe),
+}
+
+impl ServiceProber {
+    /// What makes the checks of `service`. Reads the files that they need.
+    pub fn new(service: &ServiceConfig) -> Result<Self, ProbeSetupError> {
+        Ok(match &service.health.check {
+            CheckConfig::Command(config) => Self::Command(CommandProbe::new(config, service)?),
+            _ => Self::Network(Prober::new(&service.health)?),
+        })
+    }
+
+    /// Checks the backend at position `backend`, at `target`, within `timeout`.
+    pub async fn probe(
+        &self,
+        backend: usize,
+        target: SocketAddr,
+        timeout: Duration,
+    ) -> ProbeOutcome {
+        match self {
+            Self::Network(prober) => prober.probe(target, timeout).await,
+            Self::Command(prober) => prober.probe(backend, timeout).await,
+        }
+    }
 }
 
 /// A stage that failed, and how.
@@ -125,7 +163,7 @@ impl Prober {
             CheckConfig::Http(config) => (None, http(config, false)?),
             CheckConfig::Tls(tls, steps) => (Some(tls), talk(steps)?),
             CheckConfig::Tcp(steps) => (None, talk(steps)?),
-            CheckConfig::None => (None, Application::Nothing),
+            CheckConfig::Command(_) | CheckConfig::None => (None, Application::Nothing),
         };
         let alpn = match &application {
             Application::Http(http) => Some(http.alpn()),
@@ -229,6 +267,7 @@ impl Stages {
             Stage::Tls => &mut self.times.tls,
             Stage::Http => &mut self.times.http,
             Stage::Talk => &mut self.times.talk,
+            Stage::Command => &mut self.times.command,
         };
         *time = Some(started.elapsed());
         result
