@@ -131,6 +131,7 @@ fn config(vip: &str) -> VrrpConfig {
         password: None,
         track: vec![],
         track_defaults: true,
+        sync_group: None,
     }
 }
 

@@ -63,8 +63,12 @@ pub fn vrrp_targets(vrrp: &[VrrpConfig], name: Option<&str>) -> Result<Vec<usize
     let Some(name) = name else {
         return Ok((0..vrrp.len()).collect());
     };
-    match vrrp.iter().position(|instance| instance.name == name) {
-        Some(position) => Ok(vec![position]),
+    match vrrp.iter().find(|instance| instance.name == name) {
+        Some(named) => {
+            let members = vrrp.iter().enumerate();
+            let members = members.filter(|(_, instance)| named.moves_with(instance));
+            Ok(members.map(|(position, _)| position).collect())
+        }
         None => Err(CommandError::UnknownVrrp {
             name: name.to_owned(),
             known: vrrp.iter().map(|instance| instance.name.clone()).collect(),
@@ -150,5 +154,11 @@ mod tests {
             "no VRRP instance is named \"c\" (there are: a, b)"
         );
         assert_eq!(vrrp_targets(&[], None), Err(CommandError::NoVrrp));
+        let mut group = vrrp(&["a", "b", "c"]);
+        for position in [0, 2] {
+            group[position].sync_group = Some("both".to_owned());
+        }
+        assert_eq!(vrrp_targets(&group, Some("c")), Ok(vec![0, 2]));
+        assert_eq!(vrrp_targets(&group, Some("b")), Ok(vec![1]));
     }
 }

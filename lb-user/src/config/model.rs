@@ -125,9 +125,16 @@ pub struct VrrpConfig {
     pub track: Vec<Tracked>,
     /// Whether the interface, the data plane on it and the services' backends are tracked.
     pub track_defaults: bool,
+    /// Instances with the same group belong together: see [`crate::core::controller`].
+    pub sync_group: Option<String>,
 }
 
 impl VrrpConfig {
+    /// Whether the other one is of the same group, or is this one.
+    pub fn moves_with(&self, other: &Self) -> bool {
+        self.name == other.name || self.sync_group.is_some() && self.sync_group == other.sync_group
+    }
+
     /// Whether the addresses are IPv6.
     pub fn is_ipv6(&self) -> bool {
         self.addresses

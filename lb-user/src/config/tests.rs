@@ -229,6 +229,7 @@ fn reads_the_example() {
             password: Some(Password(*b"pass1122")),
             track: vec![],
             track_defaults: true,
+            sync_group: None,
         }],
         services: vec![ServiceConfig {
             name: "apiserver".to_owned(),
@@ -421,7 +422,7 @@ fn reads_tracking() {
         [[track]]\nname = \"wan\"\ntype = \"interface\"\ninterface = \"eth1\"\n\
         [[track]]\nname = \"disk\"\ntype = \"file\"\nfile = \"/run/disk\"\ninterval = \"5s\"\n\
         [[track]]\nname = \"etcd\"\ntype = \"process\"\nprocess = \"etcd\"\nat_least = 2\nrise = 2\nfall = 3\n";
-    let references = "vrid = 51\ntrack_defaults = false\ntrack = [\"own\", \"wan\", \
+    let references = "vrid = 51\nsync_group = \"both\"\ntrack_defaults = false\ntrack = [\"own\", \"wan\", \
         { name = \"disk\", weight = 254, reverse = true }]";
     let text = edited(&[("#end", tracks), ("vrid = 51", references)]);
     let config = read(&text).unwrap();
@@ -459,6 +460,7 @@ fn reads_tracking() {
     ];
     assert_eq!(vrrp.track, expected);
     assert!(!vrrp.track_defaults);
+    assert_eq!(vrrp.sync_group.as_deref(), Some("both"));
 }
 
 /// What is wrong with tracking is said where it stands.

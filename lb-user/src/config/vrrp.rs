@@ -84,6 +84,9 @@ pub(super) fn read(
     let references = track::read_references(&mut table);
     let tracked = track::resolve(table.report(), &references, tracks);
     let track_defaults = table.get_or("track_defaults", true, Value::boolean);
+    let sync_group = table
+        .get("sync_group")
+        .and_then(|value| value.text("control-plane", value::name));
     let mark = table.mark().clone();
     table.finish();
     let config = || {
@@ -104,6 +107,7 @@ pub(super) fn read(
             password,
             track: tracked.clone(),
             track_defaults: track_defaults?,
+            sync_group: sync_group.as_ref().map(|group| group.value.clone()),
         })
     };
     VrrpDraft {

@@ -2,7 +2,12 @@
 
 use std::fs;
 
-use lb_tests::{cluster::Cluster, control_plane::VIP4, process::Process, skip_unless_root};
+use lb_tests::{
+    cluster::Cluster,
+    control_plane::{BOTH, VIP4},
+    process::Process,
+    skip_unless_root,
+};
 use lb_user::admin::model::{BackendState, VrrpState};
 
 /// Two masters whose instances track what `tracks` describes; it stands before `[[vrrp]]`.
@@ -92,6 +97,45 @@ fn the_uplink_moves_the_vip() {
         .unwrap();
     assert_eq!(cluster.vrrp("m1").unwrap().transitions, dead);
     assert!(cluster.has("m1", "eth0", VIP4).unwrap());
+}
+
+/// Two families in a group: what moves one moves both.
+#[test]
+fn a_group_moves_together() {
+    skip_unless_root!();
+    let mut cluster = Cluster::builder()
+        .masters(2)
+        .stand_in(&["--listen", "[::]:6443"])
+        .prepare(|plane| {
+            plane.vips = BOTH.into();
+            "sync_group = \"both\"".clone_into(&mut plane.vrrp);
+        })
+        .unwrap();
+    for node in cluster.masters() {
+        let file = cluster.node(&node).directory().join("fit");
+        fs::write(&file, "0").unwrap();
+        let track = format!(
+            "\n[[track]]\nname = \"fit\"\ntype = \"file\"\nfile = \"{}\"\ninterval = \"100ms\"\n",
+            file.display()
+        );
+        cluster.edit_config(&node, |config| {
+            *config = config.replace("name = \"v6\"", "name = \"v6\"\ntrack = [\"fit\"]");
+            config.push_str(&track);
+        });
+    }
+    start(&mut cluster);
+    fs::write(cluster.node("m1").directory().join("fit"), "1").unwrap();
+    for vip in BOTH {
+        cluster.wait_has("m2", "eth0", vip, true).unwrap();
+        cluster.wait_has("m1", "eth0", vip, false).unwrap();
+    }
+    cluster.wait_state("m1", VrrpState::Fault).unwrap();
+    fs::write(cluster.node("m1").directory().join("fit"), "0").unwrap();
+    cluster.wait_settled("m1").unwrap();
+    for vip in BOTH {
+        cluster.wait_has("m1", "eth0", vip, true).unwrap();
+        cluster.wait_has("m2", "eth0", vip, false).unwrap();
+    }
 }
 
 /// A file's number and a process, changed while all runs.

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod followed;
+mod groups;
 mod messages;
 mod reading;
 mod refusals;
@@ -41,7 +42,7 @@ use super::{
     tables::{self, Tables},
     time::Timestamp,
     tracking::{Fitness, Monitor},
-    vrrp::{self, Instance, RxMeta, VrrpAction},
+    vrrp::{self, Instance, RxMeta, Transition, VrrpAction},
 };
 use crate::config::model::{Config, ServiceConfig, VrrpConfig};
 
@@ -266,9 +267,15 @@ impl Controller {
                 observation,
             } => self.looked(now, track, serial, observation),
             Input::StepDown { instance } => {
-                self.with_instance(instance, |vrrp| vrrp.step_down(now));
+                for slot in self.group_slots(instance) {
+                    self.with_instance(slot, |vrrp| vrrp.step_down(now));
+                }
             }
-            Input::Resume { instance } => self.with_instance(instance, |vrrp| vrrp.resume(now)),
+            Input::Resume { instance } => {
+                for slot in self.group_slots(instance) {
+                    self.with_instance(slot, |vrrp| vrrp.resume(now));
+                }
+            }
             Input::Trace { serial, vips } => {
                 self.followed.begin(serial, vips);
                 self.reconcile_tables();
@@ -484,7 +491,11 @@ impl Controller {
                 VrrpAction::Announce => self.announce(position),
             }
         }
-        self.report_transition(position);
+        if let Some(transition) = self.report_transition(position)
+            && self.follow(now, position, transition)
+        {
+            self.collect_group(now, position);
+        }
     }
 
     fn set_owns(&mut self, position: usize, owns: bool) {
@@ -494,22 +505,22 @@ impl Controller {
         }
     }
 
-    fn report_transition(&mut self, position: usize) {
-        let (Some(role), Some(config)) =
-            (self.roles.get_mut(position), self.config.vrrp.get(position))
-        else {
-            return;
-        };
-        if role.instance.transitions() != role.reported {
-            role.reported = role.instance.transitions();
-            let transition = role.instance.last_transition();
-            self.actions.push_back(Action::Report(Event::Vrrp {
-                name: config.name.clone(),
-                from: transition.from,
-                to: transition.to,
-                cause: transition.cause,
-            }));
+    /// Tells of a change of state that nobody was told of; it is the result.
+    fn report_transition(&mut self, position: usize) -> Option<Transition> {
+        let role = self.roles.get_mut(position)?;
+        let config = self.config.vrrp.get(position)?;
+        if role.instance.transitions() == role.reported {
+            return None;
         }
+        role.reported = role.instance.transitions();
+        let transition = role.instance.last_transition();
+        self.actions.push_back(Action::Report(Event::Vrrp {
+            name: config.name.clone(),
+            from: transition.from,
+            to: transition.to,
+            cause: transition.cause,
+        }));
+        Some(transition)
     }
 
     // --- Health -------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ impl Controller {
             let Some(config) = self.config.vrrp.get(position) else {
                 continue;
             };
-            let fitness = Fitness::new(config.priority, self.effects(config));
+            let fitness = Fitness::new(config.priority, self.group_effects(position));
             let Some(role) = self.roles.get_mut(position) else {
                 continue;
             };
@@ -138,11 +138,18 @@ impl Controller {
             return;
         };
         let (name, configured) = (config.name.clone(), config.priority.get());
-        let effective = |view: &TrackView| view.effect != Effect::NONE;
-        let because = self.tracked(position).into_iter().filter(effective);
-        let because: Vec<_> = because
-            .map(|view| format!("{} {}: {}", view.name, view.effect, view.seen))
-            .collect();
+        let mut because = Vec::new();
+        for member in self.group_of(position) {
+            let of = self.config.vrrp.get(member).filter(|_| member != position);
+            let whose = of.map_or_else(String::new, |of| format!("{}'s ", of.name));
+            let views = self.tracked(member).into_iter();
+            let effective = views.filter(|view| view.effect != Effect::NONE);
+            because.extend(effective.map(
+                |TrackView {
+                     name, effect, seen, ..
+                 }| { format!("{whose}{name} {effect}: {seen}") },
+            ));
+        }
         self.actions.push_back(Action::Report(Event::Fitness {
             name,
             fitness,
@@ -180,6 +187,13 @@ impl Controller {
             })
         });
         defaults.chain(configured).collect()
+    }
+
+    /// What comes of everything that the instance at `position` and those of its group track.
+    fn group_effects(&self, position: usize) -> impl Iterator<Item = Effect> + '_ {
+        let members = self.group_of(position);
+        let configs = members.filter_map(|member| self.config.vrrp.get(member));
+        configs.flat_map(|config| self.effects(config))
     }
 
     fn effects<'a>(&'a self, config: &'a VrrpConfig) -> impl Iterator<Item = Effect> + 'a {

@@ -245,6 +245,15 @@ impl Instance {
         }
     }
 
+    /// Another instance of the group had to leave its addresses: an Active resigns, and listens as a
+    /// Backup.
+    pub fn follow_group(&mut self, now: Timestamp) {
+        if let Phase::Active(_) = self.phase {
+            self.resign(now);
+            self.enter_backup(now, Cause::SyncGroup);
+        }
+    }
+
     /// The operator takes this node out: resign if Active, and stay Backup until
     /// [`Instance::resume`].
     pub fn step_down(&mut self, now: Timestamp) {

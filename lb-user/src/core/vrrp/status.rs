@@ -60,6 +60,8 @@ pub enum Cause {
     SendFailed,
     /// Something that is tracked does not let this node take part.
     Fault,
+    /// Another instance of the group is not Active any more.
+    SyncGroup,
     /// The operator said so.
     StepDown,
     /// The instance was stopped.
@@ -80,6 +82,7 @@ impl Cause {
             Self::LeaseLapsed => "lease_lapsed",
             Self::SendFailed => "send_failed",
             Self::Fault => "fault",
+            Self::SyncGroup => "sync_group",
             Self::StepDown => "step_down",
             Self::Stop => "stop",
         }

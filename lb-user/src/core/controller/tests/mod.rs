@@ -2,6 +2,7 @@
 //! out actions, loses addresses, is changed by others and fails.
 
 mod followed;
+mod groups;
 mod health;
 mod histories;
 mod network;

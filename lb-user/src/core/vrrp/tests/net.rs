@@ -46,6 +46,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         password: None,
         track: vec![],
         track_defaults: true,
+        sync_group: None,
     }
 }
 
