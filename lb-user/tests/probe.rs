@@ -53,6 +53,8 @@ const BRIEF: Duration = Duration::from_millis(100);
 /// For probes that are to run out of time after a handshake.
 const AFTER_HANDSHAKE: Duration = Duration::from_secs(2);
 
+#[path = "probe/agent.rs"]
+mod agent;
 #[path = "probe/command.rs"]
 mod command;
 #[path = "probe/http.rs"]
@@ -74,6 +76,7 @@ fn health(check: CheckConfig) -> HealthConfig {
         down_interval: Duration::from_secs(2),
         spread: 10,
         start: StartState::Probe,
+        agent: None,
     }
 }
 

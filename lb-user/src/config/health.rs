@@ -1,5 +1,6 @@
 //! `[service.health]`: where, how and how often backends are checked.
 
+mod agent;
 mod command;
 mod http;
 mod talk;
@@ -92,6 +93,7 @@ pub(super) fn read(
         None
     };
     let pace = read_pace(&mut table);
+    let agent = agent::read(&mut table, pace.as_ref().map(|pace| pace.interval));
     table.finish();
     let (check, target, pace) = (check_type?, target.ok()?, pace?);
     Some(HealthConfig {
@@ -112,6 +114,7 @@ pub(super) fn read(
         down_interval: pace.down_interval,
         spread: pace.spread,
         start: pace.start,
+        agent: agent.ok()?,
     })
 }
 
@@ -226,6 +229,7 @@ fn read_none(mut table: Table<'_>) -> HealthConfig {
         tls::KEYS,
         talk::KEYS,
         command::KEYS,
+        agent::KEYS,
     ] {
         refuse_unused(&mut table, keys, users);
     }
@@ -241,6 +245,7 @@ fn read_none(mut table: Table<'_>) -> HealthConfig {
         down_interval: DEFAULT_INTERVAL,
         spread: DEFAULT_SPREAD,
         start: StartState::Up,
+        agent: None,
     }
 }
 

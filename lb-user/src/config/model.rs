@@ -11,9 +11,9 @@ use std::{
 mod health;
 
 pub use self::health::{
-    BodyMatch, CheckConfig, CheckTarget, ClientCert, CommandConfig, HealthConfig, HttpConfig,
-    HttpMethod, HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin, TlsVerify,
-    bearer_token,
+    AgentConfig, BodyMatch, CheckConfig, CheckTarget, ClientCert, CommandConfig, HealthConfig,
+    HttpConfig, HttpMethod, HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin,
+    TlsVerify, bearer_token,
 };
 use ipnet::IpNet;
 use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
@@ -291,6 +291,16 @@ impl ServiceConfig {
             target.set_port(port.get());
         }
         Some(target)
+    }
+}
+
+impl ServiceConfig {
+    /// Where the agent of the backend at this position is asked.
+    pub fn agent_target(&self, backend: usize) -> Option<SocketAddr> {
+        let agent = self.health.agent.as_ref()?;
+        let address = agent.address;
+        let address = address.unwrap_or(self.backends.get(backend)?.address.ip());
+        Some(SocketAddr::new(address, agent.port.get()))
     }
 }
 

@@ -280,6 +280,7 @@ fn default_health() -> HealthConfig {
         down_interval: Duration::from_secs(2),
         spread: 10,
         start: StartState::Probe,
+        agent: None,
     }
 }
 
@@ -671,6 +672,37 @@ fn reads_commands() {
     let short = text("type = \"command\"\ncommand = [\"/etc/check\"]\n");
     let short = short.replace("protocol = \"tcp\"", "protocol = \"udp\"");
     assert_eq!(command(&short).user, "nobody");
+}
+
+/// Agents are asked at the backends' addresses and as often as the checks unless it is written.
+#[test]
+fn reads_agents() {
+    let service = |agent: &str| {
+        let text = edited(&[("interval = \"2s\"", &format!("interval = \"3s\"\n{agent}"))]);
+        read(&text).unwrap().services.remove(0)
+    };
+    assert_eq!(service("").health.agent, None);
+    let short = service("agent = { port = 9777 }");
+    let expected = AgentConfig {
+        port: NonZeroU16::new(9777).unwrap(),
+        address: None,
+        send: String::new(),
+        interval: Duration::from_secs(3),
+        timeout: Duration::from_secs(1),
+    };
+    assert_eq!(short.health.agent, Some(expected));
+    assert_eq!(
+        short.agent_target(1),
+        Some("10.0.2.11:9777".parse().unwrap())
+    );
+    let full = "agent = { port = 1, address = \"10.0.2.9\", send = \"x\\n\", interval = \"9s\", timeout = \"2s\" }";
+    let full = service(full);
+    assert_eq!(full.agent_target(1), Some("10.0.2.9:1".parse().unwrap()));
+    let agent = full.health.agent.unwrap();
+    assert_eq!(
+        (agent.send.as_str(), agent.timeout),
+        ("x\n", Duration::from_secs(2))
+    );
 }
 
 /// A backend is checked at its own address and port where nothing else is written, and

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, VecDeque, btree_map::Entry},
     future::pending,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,7 +36,7 @@ use super::{
     observe::{Asker, Observer},
     plane_events::PlaneEvents,
     privilege::{self, PrivilegeError},
-    probe::ServiceProber,
+    probe::{self, ServiceProber},
     reader::{self, NetworkReader},
     reload::{self, Fresh, Read, ReloadError, Reloads, ServiceProbeError},
     resets::{ResetError, Resetter},
@@ -351,6 +351,50 @@ impl Engine {
             .map_or(controller, |retry| retry.min(controller))
     }
 
+    fn probe(
+        &self,
+        (service, backend, serial): (usize, usize, u64),
+        target: SocketAddr,
+        limit: Duration,
+    ) {
+        let Some(prober) = self.probers.get(service).map(Arc::clone) else {
+            return;
+        };
+        let probed = self.probed.clone();
+        self.probe_runtime.spawn(async move {
+            let started = clock::now();
+            let outcome = prober.probe(backend, target, limit).await;
+            let finished = clock::now();
+            let result = ProbeResult {
+                backend,
+                serial,
+                started,
+                finished,
+                outcome,
+            };
+            // Nobody listens any more when the controller ends.
+            let _ = probed.send(Input::Probed { service, result });
+        });
+    }
+
+    fn ask_agent(
+        &self,
+        (service, backend, serial): (usize, usize, u64),
+        target: SocketAddr,
+        (send, limit): (String, Duration),
+    ) {
+        let asked = self.probed.clone();
+        self.probe_runtime.spawn(async move {
+            let report = probe::agent::ask(target, &send, limit).await;
+            let _ = asked.send(Input::AgentSaid {
+                service,
+                backend,
+                serial,
+                report,
+            });
+        });
+    }
+
     fn execute(&mut self, action: Action) {
         match action {
             Action::SendAdvert {
@@ -392,26 +436,15 @@ impl Engine {
                 serial,
                 timeout,
                 target,
-            } => {
-                let Some(prober) = self.probers.get(service).map(Arc::clone) else {
-                    return;
-                };
-                let probed = self.probed.clone();
-                self.probe_runtime.spawn(async move {
-                    let started = clock::now();
-                    let outcome = prober.probe(backend, target, timeout).await;
-                    let finished = clock::now();
-                    let result = ProbeResult {
-                        backend,
-                        serial,
-                        started,
-                        finished,
-                        outcome,
-                    };
-                    // Nobody listens any more when the controller ends.
-                    let _ = probed.send(Input::Probed { service, result });
-                });
-            }
+            } => self.probe((service, backend, serial), target, timeout),
+            Action::AskAgent {
+                service,
+                backend,
+                serial,
+                timeout,
+                target,
+                send,
+            } => self.ask_agent((service, backend, serial), target, (send, timeout)),
             Action::Look {
                 track,
                 serial,

@@ -31,6 +31,23 @@ pub struct HealthConfig {
     pub spread: u8,
     /// State before the first result.
     pub start: StartState,
+    /// Who else is asked.
+    pub agent: Option<AgentConfig>,
+}
+
+/// `service.health.agent`: a process on each backend's machine that says how the backend is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Its port.
+    pub port: NonZeroU16,
+    /// Its address; `None`: the backend's.
+    pub address: Option<IpAddr>,
+    /// What is sent to it first; may be empty.
+    pub send: String,
+    /// Time between questions, default that of the checks.
+    pub interval: Duration,
+    /// Time that an answer may take, default 1 s.
+    pub timeout: Duration,
 }
 
 /// Another address or port to be asked than the backend's.

@@ -15,7 +15,7 @@ use lb_common::abi::{BackendState, Mac};
 use crate::config::model::TrackSubject;
 use crate::core::{
     attach::{Attachment, Plan},
-    health::ProbeResult,
+    health::{ProbeResult, agent::AgentReport},
     network::{Hop, Interface, InterfaceAddress},
     resets::Death,
     tables::{TableOp, Tables},
@@ -61,6 +61,17 @@ pub enum Input {
         service: usize,
         /// Its result.
         result: ProbeResult,
+    },
+    /// A backend's agent was asked.
+    AgentSaid {
+        /// Position of the service in the configuration.
+        service: usize,
+        /// Position of the backend.
+        backend: usize,
+        /// From the question.
+        serial: u64,
+        /// What it said; `None`: nothing.
+        report: Option<AgentReport>,
     },
     /// All interfaces and addresses were read.
     Links {
@@ -208,6 +219,21 @@ pub enum Action {
         serial: u64,
         /// What to look at.
         subject: TrackSubject,
+    },
+    /// Ask a backend's agent; answered by [`Input::AgentSaid`].
+    AskAgent {
+        /// Position of the service.
+        service: usize,
+        /// Position of the backend.
+        backend: usize,
+        /// To be returned.
+        serial: u64,
+        /// Time that it may take.
+        timeout: Duration,
+        /// Where to.
+        target: SocketAddr,
+        /// What is sent first.
+        send: String,
     },
     /// Write to the tables, in this order.
     WriteTables(Vec<TableOp>),

@@ -37,7 +37,7 @@ use super::{
     attach::Attachment,
     desired::{self, Builder, Desired, Facts, Retiring, ServicePlacement},
     epochs,
-    health::{HealthAction, Seen, ServiceHealth},
+    health::{HealthAction, Seen, ServiceHealth, agent::AgentReport},
     network::Network,
     tables::{self, Tables},
     time::Timestamp,
@@ -226,6 +226,12 @@ impl Controller {
                     health.handle_result(now, result);
                 }
             }
+            Input::AgentSaid {
+                service,
+                backend,
+                serial,
+                report,
+            } => self.hear_agent(now, service, (backend, serial), report),
             Input::Refused { backend } => self.suspect(now, backend),
             Input::Links {
                 interfaces,
@@ -549,6 +555,20 @@ impl Controller {
                         });
                     }
                 }
+                HealthAction::AskAgent {
+                    backend,
+                    serial,
+                    timeout,
+                } => self.ask_agent(service, backend, serial, timeout),
+                HealthAction::AgentChanged {
+                    backend,
+                    from,
+                    to,
+                    said,
+                } => {
+                    changed = true;
+                    self.note_backend(now, service, backend, (from, to), said.to_string());
+                }
                 HealthAction::StateChanged {
                     backend,
                     from,
@@ -562,6 +582,36 @@ impl Controller {
         }
         if changed {
             self.reconcile_tables();
+        }
+    }
+
+    fn hear_agent(
+        &mut self,
+        now: Timestamp,
+        service: usize,
+        question: (usize, u64),
+        report: Option<AgentReport>,
+    ) {
+        if let Some(health) = self.health.get_mut(service) {
+            health.handle_agent(now, question, report);
+        }
+    }
+
+    fn ask_agent(&mut self, service: usize, backend: usize, serial: u64, timeout: Duration) {
+        let config = self.config.services.get(service);
+        let Some(config) = config else {
+            return;
+        };
+        let (agent, target) = (config.health.agent.as_ref(), config.agent_target(backend));
+        if let (Some(agent), Some(target)) = (agent, target) {
+            self.actions.push_back(Action::AskAgent {
+                service,
+                backend,
+                serial,
+                timeout,
+                target,
+                send: agent.send.clone(),
+            });
         }
     }
 

@@ -47,6 +47,11 @@
 //! probes that were under way meanwhile are discarded and the probes repeated at once. The result of such a
 //! repeat is discarded only if it is again late *and* a timeout.
 //!
+//! # Agents
+//!
+//! A backend's agent ([`agent`]) can make its state worse than the checks say, never better. It is
+//! asked on its own, at its own interval; while it does not answer, what it said last holds.
+//!
 //! # Schedule
 //!
 //! A backend has at most one probe under way. The next one starts one interval (give or take
@@ -56,6 +61,8 @@
 //! made up for. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
 //! probe is under way, 100 ms after the last one's start at the earliest.
 
+pub mod agent;
+mod agents;
 mod body;
 mod checker;
 mod jitter;
@@ -67,13 +74,15 @@ use std::{collections::VecDeque, fmt, time::Duration};
 
 use lb_common::abi::BackendState;
 
+use self::{
+    agent::{AgentReport, AgentState},
+    agents::Agents,
+    checker::{Checker, Span, Wanted},
+    jitter::Jitter,
+};
 pub use self::{
     body::{complaint, quoted},
     outcome::{Class, Failure, Finding, ProbeOutcome, Stage, StageTimes},
-};
-use self::{
-    checker::{Checker, Span, Wanted},
-    jitter::Jitter,
 };
 use crate::{
     config::model::{CheckConfig, HealthConfig, StartState},
@@ -116,6 +125,26 @@ pub enum HealthAction {
         serial: u64,
         /// Time that the probe may take.
         timeout: Duration,
+    },
+    /// Ask a backend's agent; what it says comes back through [`ServiceHealth::handle_agent`].
+    AskAgent {
+        /// Position of the backend in its service.
+        backend: usize,
+        /// Number to be returned with the answer.
+        serial: u64,
+        /// Time that the answer may take.
+        timeout: Duration,
+    },
+    /// A backend's state changed because of what its agent said.
+    AgentChanged {
+        /// Position of the backend in its service.
+        backend: usize,
+        /// State before.
+        from: BackendState,
+        /// State now.
+        to: BackendState,
+        /// What the agent has said.
+        said: AgentState,
     },
     /// A backend's state changed.
     StateChanged {
@@ -215,6 +244,7 @@ impl fmt::Display for Seen {
 pub struct ServiceHealth {
     pace: Pace,
     checkers: Vec<Checker>,
+    agents: Agents,
     /// Where the checkers' own sequences come from.
     jitter: Jitter,
     actions: VecDeque<HealthAction>,
@@ -278,9 +308,11 @@ impl ServiceHealth {
                 Checker::new(config.start, at, jitter.fork())
             })
             .collect();
+        let agents = Agents::new(config.agent.as_ref(), backends, now, &mut jitter);
         Self {
             pace: Pace::new(config),
             checkers,
+            agents,
             jitter,
             actions: VecDeque::new(),
             unchecked,
@@ -315,6 +347,7 @@ impl ServiceHealth {
                 checker.adopt(BackendState::Up);
             }
         }
+        next.agents.follow(&self.agents, origins, serial);
         next
     }
 
@@ -326,14 +359,27 @@ impl ServiceHealth {
         }
     }
 
-    /// State of `backend`; DOWN if there is none. UP in any case where nothing is checked.
+    /// State of `backend`; DOWN if there is none. Where nothing is checked it is UP unless its agent
+    /// objects.
     pub fn state(&self, backend: usize) -> BackendState {
-        if self.unchecked {
-            return BackendState::Up;
-        }
-        self.checkers
-            .get(backend)
-            .map_or(BackendState::Down, Checker::state)
+        let checker = self.checkers.get(backend);
+        let checked = match checker {
+            Some(checker) => checker.state(),
+            None if self.unchecked => BackendState::Up,
+            None => BackendState::Down,
+        };
+        self.limited(backend, checked)
+    }
+
+    /// The state of `backend` by its agent, if its checks say `checked`.
+    fn limited(&self, backend: usize, checked: BackendState) -> BackendState {
+        let agent = self.agents.state(backend);
+        agent.map_or(checked, |agent| agent.apply(checked))
+    }
+
+    /// What the agent of `backend` has said, its weight among it; `None`: nobody is asked.
+    pub fn agent(&self, backend: usize) -> Option<&AgentState> {
+        self.agents.state(backend)
     }
 
     /// What was seen of `backend` last.
@@ -353,7 +399,8 @@ impl ServiceHealth {
 
     /// When [`Self::handle_timeout`] should be called next; `None` without backends or checks.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.checkers.iter().map(Checker::due).min()
+        let checks = self.checkers.iter().map(Checker::due);
+        checks.chain(self.agents.due()).min()
     }
 
     /// The next thing to do or to know.
@@ -367,6 +414,42 @@ impl ServiceHealth {
         for backend in 0..self.checkers.len() {
             self.give_up(backend, now);
             self.start(backend, now);
+        }
+        let timeout = self.agents.timeout();
+        for backend in 0.. {
+            if self.agents.state(backend).is_none() {
+                break;
+            }
+            if let Some(serial) = self.agents.ask(backend, now) {
+                self.actions.push_back(HealthAction::AskAgent {
+                    backend,
+                    serial,
+                    timeout,
+                });
+            }
+        }
+    }
+
+    /// Takes what the agent of `backend` said; `None`: nothing.
+    pub fn handle_agent(
+        &mut self,
+        now: Timestamp,
+        (backend, serial): (usize, u64),
+        report: Option<AgentReport>,
+    ) {
+        let from = self.state(backend);
+        if !self.agents.answer((backend, serial), now, report) {
+            return;
+        }
+        let to = self.state(backend);
+        let said = self.agents.state(backend).filter(|_| from != to);
+        if let Some(said) = said.cloned() {
+            self.actions.push_back(HealthAction::AgentChanged {
+                backend,
+                from,
+                to,
+                said,
+            });
         }
     }
 
@@ -479,6 +562,7 @@ impl ServiceHealth {
             Wanted::Down { count } => (BackendState::Down, Rule::Dead, count),
         };
         checker.enter(to, matches!(rule, Rule::Held { .. }));
+        let (from, to) = (self.limited(backend, from), self.limited(backend, to));
         if from != to {
             self.actions.push_back(HealthAction::StateChanged {
                 backend,

@@ -1,12 +1,12 @@
 //! Timed traces of [`ServiceHealth`]: simulated backends answer its probes after a set time, and
 //! the clock jumps from event to event.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::model::{CheckConfig, CheckTarget};
+use crate::config::model::{AgentConfig, CheckConfig, CheckTarget};
 
 const START: Timestamp = Timestamp::from_nanos(1_000_000_000_000);
 
@@ -27,6 +27,7 @@ fn config(start: StartState) -> HealthConfig {
         down_interval: ms(2000),
         spread: 10,
         start,
+        agent: None,
     }
 }
 
@@ -105,6 +106,12 @@ struct Trace {
     /// Starts of probes: (time, backend).
     starts: Vec<(Timestamp, usize)>,
     changes: Vec<Change>,
+    /// What the backends' agents answer; nothing if it is empty.
+    agents: Vec<&'static str>,
+    /// When they were asked.
+    asked: Vec<Timestamp>,
+    /// Backend, state, and what the agent had said.
+    agent_changes: Vec<(usize, BackendState, String)>,
 }
 
 impl Trace {
@@ -120,6 +127,9 @@ impl Trace {
             pending: Vec::new(),
             starts: Vec::new(),
             changes: Vec::new(),
+            agents: vec![""; backends],
+            asked: Vec::new(),
+            agent_changes: Vec::new(),
         }
     }
 
@@ -175,6 +185,17 @@ impl Trace {
                 HealthAction::StartProbe {
                     backend, serial, ..
                 } => self.answer(backend, serial),
+                HealthAction::AskAgent {
+                    backend, serial, ..
+                } => {
+                    self.asked.push(self.now);
+                    let report = AgentReport::parse(self.agents[backend].as_bytes());
+                    self.health
+                        .handle_agent(self.now, (backend, serial), report);
+                }
+                HealthAction::AgentChanged {
+                    backend, to, said, ..
+                } => self.agent_changes.push((backend, to, said.to_string())),
                 HealthAction::StateChanged {
                     backend,
                     from,
@@ -340,6 +361,129 @@ fn intervals_vary_by_spread() {
         let wide = gaps.iter().any(|gap| *gap < ms(1300)) && gaps.iter().any(|gap| *gap > ms(2700));
         assert_eq!(wide, spread > 0);
     }
+}
+
+fn with_agent(start: StartState) -> HealthConfig {
+    HealthConfig {
+        agent: Some(AgentConfig {
+            port: NonZeroU16::MIN,
+            address: None,
+            send: String::new(),
+            interval: ms(3000),
+            timeout: ms(1000),
+        }),
+        ..config(start)
+    }
+}
+
+/// Proves that an agent drains and takes down its backend and gives it back, that its weight is
+/// told, and that it holds what it said while it is silent.
+#[test]
+fn agents_limit_states() {
+    let mut trace = Trace::new(&with_agent(StartState::Up), 2);
+    trace.run(ms(5000));
+    assert!(trace.agent_changes.is_empty());
+    trace.agents[1] = "drain 40%";
+    trace.run(ms(3400));
+    assert_eq!(trace.states(), [Up, Draining]);
+    assert_eq!(trace.health.agent(1).map(AgentState::weight), Some(40));
+    trace.agents[1] = "";
+    trace.run(ms(60_000));
+    assert_eq!(trace.states(), [Up, Draining], "silence changes nothing");
+    trace.agents[1] = "maint";
+    trace.run(ms(3400));
+    assert_eq!(trace.states(), [Up, Down]);
+    trace.agents[1] = "ready 100%";
+    trace.run(ms(3400));
+    assert_eq!(trace.states(), [Up, Up]);
+    let said = |to, text: &str| (1, to, format!("the agent says: up, {text}"));
+    assert_eq!(
+        trace.agent_changes,
+        [
+            said(Draining, "drain, 40%"),
+            said(Down, "maint, 40%"),
+            said(Up, "ready, 100%"),
+        ]
+    );
+    assert!(trace.changes.is_empty(), "the checks have seen nothing");
+}
+
+/// Proves that a backend is as bad as the worse of its checks and its agent say, that no change is
+/// told where the other one keeps the state, and that an agent decides alone where nothing is
+/// checked.
+#[test]
+fn the_worse_of_checks_and_agent_counts() {
+    let mut trace = Trace::new(&with_agent(StartState::Up), 2);
+    trace.agents[0] = "drain";
+    trace.run(ms(5000));
+    trace.moods[0] = Mood::Unready;
+    trace.run(ms(9000));
+    assert!(trace.changes.is_empty(), "it drains already");
+    trace.moods[0] = Mood::Refuses;
+    trace.run(ms(9000));
+    let change = trace.changes[0].clone();
+    assert_eq!((change.from, change.to), (Draining, Down));
+    trace.moods[0] = Mood::Good;
+    trace.agents[0] = "ready";
+    trace.run(ms(9000));
+    assert_eq!(trace.states(), [Up, Up]);
+
+    let unchecked = HealthConfig {
+        check: CheckConfig::None,
+        ..with_agent(StartState::Up)
+    };
+    let mut trace = Trace::new(&unchecked, 2);
+    trace.agents[1] = "stopped";
+    trace.run(ms(1000));
+    assert_eq!(trace.states(), [Up, Down]);
+}
+
+/// Proves that agents are asked at their own interval, give or take a tenth, and that one that
+/// never answers is asked on.
+#[test]
+fn agents_are_asked_in_time() {
+    let mut trace = Trace::new(&with_agent(StartState::Up), 1);
+    trace.run(ms(60_000));
+    let gaps = trace.asked.iter().zip(trace.asked.iter().skip(1));
+    let mut gaps = gaps.map(|(a, b)| b.saturating_since(*a));
+    assert!(gaps.all(|gap| (ms(2700)..=ms(3300)).contains(&gap)));
+    let mut health = ServiceHealth::new(&with_agent(StartState::Up), 1, START, 1);
+    let mut questions = 0;
+    let mut now = START;
+    while now < START + ms(30_000) {
+        now = now.max(health.poll_timeout().unwrap());
+        health.handle_timeout(now);
+        while let Some(action) = health.poll_action() {
+            questions += usize::from(matches!(action, HealthAction::AskAgent { .. }));
+        }
+    }
+    assert!(questions > 10, "{questions}");
+}
+
+/// Proves that what agents have said lives through a change of the configuration, and that an
+/// answer to an earlier question does not count.
+#[test]
+fn agents_go_on_under_another_configuration() {
+    let mut trace = Trace::new(&with_agent(StartState::Up), 2);
+    trace.agents[1] = "drain";
+    trace.run(ms(5000));
+    let (old, mut new) = (with_agent(StartState::Up), with_agent(StartState::Up));
+    new.interval = ms(1000);
+    let origins = [Some(1), None];
+    let checks = (&old, &new);
+    trace.health = trace
+        .health
+        .succeeded_by(checks, &origins, trace.now, 1 << 32);
+    assert_eq!(trace.states(), [Draining, Up]);
+    let report = AgentReport::parse(b"ready");
+    trace.health.handle_agent(trace.now, (0, 2), report);
+    assert_eq!(trace.states(), [Draining, Up]);
+    new.agent = None;
+    let checks = (&with_agent(StartState::Up), &new);
+    let without = trace
+        .health
+        .succeeded_by(checks, &[Some(0), Some(1)], trace.now, 2 << 32);
+    assert_eq!((without.state(0), without.agent(0)), (Up, None));
 }
 
 /// Proves that refusals are proof: all backends go DOWN at once if all refuse.

@@ -13,6 +13,7 @@
 //! host would be retransmitted for minutes, and a frozen backend that comes back should find
 //! nothing to work off.
 
+pub mod agent;
 mod command;
 mod http;
 mod talk;

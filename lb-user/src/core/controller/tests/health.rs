@@ -52,6 +52,33 @@ fn up_before_it_is_selected() {
     );
 }
 
+/// What a backend's agent says reaches the tables, and the operator hears why.
+#[test]
+fn an_agent_drains_its_backend() {
+    let service = APISERVER.replace(
+        "type = \"tcp\"",
+        "type = \"tcp\"\nagent = { port = 9777, send = \"state\\n\" }",
+    );
+    let mut node = Node::start(10, &service);
+    node.run(ms(2_500));
+    assert_eq!(node.states(0), [Up; 3]);
+    node.trace();
+    node.agents
+        .insert("10.0.2.11:9777".parse().unwrap(), "drain");
+    node.run(ms(2_500));
+    let trace = node.trace_of(&["write", "report master"]);
+    assert_eq!(
+        trace,
+        [
+            "report master11 Up -> Draining",
+            "write backend 2 Draining, maglev 2, service by 2"
+        ]
+    );
+    let reason = &node.controller().backend(0, 1).unwrap().reason;
+    assert_eq!(reason, "the agent says: up, drain, 100%");
+    assert_eq!(node.backends(), [Up, Draining, Up]);
+}
+
 /// All refuse: the service is unusable, so that a SYN gets a reset.
 #[test]
 fn nothing_left_is_unusable() {

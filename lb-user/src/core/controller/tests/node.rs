@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,9 @@ use crate::{
         controller::{Action, Controller, Event, Fixed, Input, VIP_LIFETIME},
         desired::{Builder, Facts},
         fixture::{self, ETH0, LO},
-        health::{Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes},
+        health::{
+            Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes, agent::AgentReport,
+        },
         network::{Interface, InterfaceAddress},
         tables::{self, FamilyOp, TableOp, Tables},
         time::Timestamp,
@@ -75,6 +77,8 @@ pub(super) struct Node {
     leases: BTreeMap<u32, Timestamp>,
     /// Of backends by name; who is missing answers.
     pub(super) moods: BTreeMap<&'static str, Mood>,
+    /// What agents say, by where they are asked.
+    pub(super) agents: BTreeMap<SocketAddr, &'static str>,
     probes: Vec<(Timestamp, Input)>,
     inputs: VecDeque<Input>,
     outbox: Vec<(usize, Advert)>,
@@ -127,6 +131,7 @@ impl Node {
             tables: Tables::default(),
             leases: BTreeMap::new(),
             moods: BTreeMap::new(),
+            agents: BTreeMap::new(),
             probes: vec![],
             inputs: VecDeque::new(),
             outbox: vec![],
@@ -509,6 +514,21 @@ impl Node {
                 timeout,
                 ..
             } => self.probe(service, backend, serial, timeout),
+            Action::AskAgent {
+                service,
+                backend,
+                serial,
+                target,
+                ..
+            } => {
+                let said = self.agents.get(&target).copied().unwrap_or_default();
+                self.inputs.push_back(Input::AgentSaid {
+                    service,
+                    backend,
+                    serial,
+                    report: AgentReport::parse(said.as_bytes()),
+                });
+            }
             Action::WriteTables(ops) => self.write(&ops),
             Action::Reset(deaths) => {
                 for death in deaths {
