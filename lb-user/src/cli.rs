@@ -1,5 +1,6 @@
 //! The command line of `xvip`: what it takes and what its exit codes mean.
 
+pub mod backend;
 pub mod import;
 pub mod observe;
 
@@ -11,6 +12,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use self::{
+    backend::{BACKEND_EXAMPLES, BackendArgs},
     import::{IMPORT_EXAMPLES, ImportArgs},
     observe::{
         EXPLAIN_EXAMPLES, ExplainArgs, FLOWS_EXAMPLES, FlowsArgs, TRACE_EXAMPLES, TraceArgs,
@@ -150,6 +152,9 @@ pub enum Command {
     /// Make the running xvip go on with its changed configuration file
     #[command(after_help = RELOAD_EXAMPLES)]
     Reload(Target),
+    /// List backends, drain them, put them in maintenance, change their weights
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Backend(BackendArgs),
     /// List or count conntrack entries
     #[command(after_help = FLOWS_EXAMPLES)]
     Flows(FlowsArgs),
@@ -251,6 +256,9 @@ mod tests {
             "reload",
             "vrrp step-down",
             "vrrp resume a",
+            "backend",
+            "backend drain a --service s --deadline 5m",
+            "backend weight a 50%",
             "flows",
             "trace --client 192.0.2.7",
             "explain 192.0.2.7:1 10.0.2.100:2",
@@ -297,6 +305,11 @@ mod tests {
             "xvip run --log-format xml",
             "xvip vrrp",
             "xvip vrrp step-down a b",
+            "xvip backend drain",
+            "xvip backend drain a --deadline soon",
+            "xvip backend weight a",
+            "xvip backend weight a 1001",
+            "xvip backend enable a --deadline 5m",
             "xvip flows --state open",
             "xvip flows --count --limit 3",
             "xvip flows --vip 10.0.2.100:",

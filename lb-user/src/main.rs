@@ -1,5 +1,6 @@
 //! The `xvip` binary. Wiring only: the command line picks a function, its failure an exit code.
 
+mod backend;
 mod import_command;
 mod observe;
 
@@ -117,6 +118,7 @@ fn execute_plainly(cli: &Cli) -> Result<(), Failure> {
         Command::Run => run(&cli.global),
         Command::Check => check(&cli.global),
         Command::Status { json, target } => status(&cli.global, target, *json),
+        Command::Backend(args) => backend::execute(&cli.global, args),
         Command::Flows(args) => {
             let socket = socket(&cli.global, &args.target)?;
             observe::flows(&socket, args)

@@ -20,11 +20,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    backends::{self, BackendQuery, BackendReply, OperatorStatus},
     explain::ExplainQuery,
     flows::{FlowQuery, QueryError},
     stream::Started,
     trace::TraceQuery,
 };
+use crate::core::controller::Refusal;
 
 /// A request: one line of JSON, for example `{"command":"step_down","vrrp":"control-plane"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,8 @@ pub enum Command {
     },
     /// Reads the configuration file again, and goes on with it if it is valid.
     Reload,
+    /// An order about a backend.
+    Backend(BackendQuery),
     /// Asks for conntrack entries: a [`super::stream`].
     Flows(FlowQuery),
     /// Follows packets: a [`super::stream`] that ends when the client goes away, at the latest.
@@ -74,6 +78,8 @@ pub enum Reply {
     Vrrp(VrrpReply),
     /// To [`Command::Reload`].
     Reload(ReloadReply),
+    /// To [`Command::Backend`].
+    Backend(BackendReply),
     /// To [`Command::Flows`], [`Command::Trace`] and [`Command::Explain`]: items follow.
     Stream(Started),
 }
@@ -108,6 +114,12 @@ pub enum CommandError {
     /// A command for every VRRP instance, and there is none.
     #[error("no VRRP instance is configured")]
     NoVrrp,
+    /// An order about a backend makes no sense.
+    #[error(transparent)]
+    Order(#[from] backends::QueryError),
+    /// An order about a backend is refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// A query names what is not there.
     #[error(transparent)]
     Query(#[from] QueryError),
@@ -335,6 +347,15 @@ pub struct ServiceStatus {
     /// number.
     #[serde(default)]
     pub reasons: Vec<ReasonStatus>,
+    /// Backends that are UP, enabled, and meant to take new connections now.
+    #[serde(default)]
+    pub healthy: u32,
+    /// `service.min_healthy`.
+    #[serde(default)]
+    pub min_healthy: u32,
+    /// Whether there are fewer: `on_quorum_loss` is in force.
+    #[serde(default)]
+    pub quorum_lost: bool,
     /// Backends in configuration order.
     pub backends: Vec<BackendStatus>,
 }
@@ -352,6 +373,23 @@ pub struct BackendStatus {
     pub method: Method,
     /// What this node's checks say.
     pub state: BackendState,
+    /// What is in force: the checks' word, the operator's, and whether it is its turn (a backup that is
+    /// not needed is `draining`).
+    #[serde(default = "unknown_state")]
+    pub in_force: BackendState,
+    /// `backend.backup`.
+    #[serde(default)]
+    pub backup: bool,
+    /// Weight with the operator's word and a slow start, in the unit of `weight`; it counts while
+    /// the backend takes new connections.
+    #[serde(default)]
+    pub effective_weight: f64,
+    /// Percent of its weight that a slow start has reached; absent: none is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_percent: Option<u8>,
+    /// What the operator has said; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorStatus>,
     /// Milliseconds since the last change of `state`.
     pub since_ms: u64,
     /// Why `state` changed last.
@@ -380,6 +418,11 @@ pub struct BackendStatus {
     /// Why they have not, in words; absent when they have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unresolved: Option<String>,
+}
+
+/// Of an xvip that does not say it.
+const fn unknown_state() -> BackendState {
+    BackendState::Up
 }
 
 /// How packets get to a backend.
@@ -453,6 +496,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::admin::backends::OperatorMode;
 
     /// A document with a value in every field: three backends, one method and state each.
     pub(crate) fn sample() -> Status {
@@ -518,9 +562,12 @@ pub(crate) mod tests {
                     packets: 16_000,
                     bytes: 3_145_728,
                 }],
+                healthy: 1,
+                min_healthy: 1,
+                quorum_lost: false,
                 backends: vec![
                     backend("master01", 10, Method::Local, BackendState::Up, "200 OK"),
-                    backend("master02", 11, Method::Dsr, BackendState::Draining, "500"),
+                    drained(),
                     BackendStatus {
                         resolved: false,
                         unresolved: Some("there is no route to it".into()),
@@ -553,6 +600,20 @@ pub(crate) mod tests {
         }
     }
 
+    fn drained() -> BackendStatus {
+        BackendStatus {
+            effective_weight: 0.25,
+            slow_start_percent: Some(50),
+            operator: Some(OperatorStatus {
+                mode: OperatorMode::Draining,
+                deadline_ms: Some(250_000),
+                weight: Some("50%".parse().unwrap()),
+                since_ms: 50_000,
+            }),
+            ..backend("master02", 11, Method::Dsr, BackendState::Draining, "500")
+        }
+    }
+
     fn backend(
         name: &str,
         host: u8,
@@ -566,6 +627,11 @@ pub(crate) mod tests {
             weight: 1,
             method,
             state,
+            in_force: state,
+            backup: false,
+            effective_weight: 1.0,
+            slow_start_percent: None,
+            operator: None,
             since_ms: 64_000,
             reason: reason.into(),
             packets: 16_000,
@@ -587,10 +653,17 @@ pub(crate) mod tests {
         let backend = |name: &str, address: &str, method: &str, state: &str, reason: &str| {
             json!({
                 "name": name, "address": address, "weight": 1, "method": method, "state": state,
+                "in_force": state, "backup": false, "effective_weight": 1.0,
                 "since_ms": 64_000, "reason": reason, "packets": 16_000, "bytes": 3_145_728,
                 "connections": 400, "resets": 3, "refused": 2, "drops": 1, "active_flows": 7, "share": 0.5, "resolved": true,
             })
         };
+        let mut drained = backend("master02", "10.0.2.11:6443", "dsr", "draining", "500");
+        drained["effective_weight"] = json!(0.25);
+        drained["slow_start_percent"] = json!(50);
+        drained["operator"] = json!({
+            "mode": "draining", "deadline_ms": 250_000, "weight": "50%", "since_ms": 50_000,
+        });
         let mut down = backend("master03", "10.0.2.12:6443", "nat", "down", "refused");
         down["active_flows"] = json!(null);
         down["share"] = json!(0.0);
@@ -628,9 +701,10 @@ pub(crate) mod tests {
                 "name": "apiserver", "address": "10.0.2.100", "port": 1644, "protocol": "tcp",
                 "packets": 48_000, "bytes": 9_437_184, "connections": 1_200,
                 "reasons": [{"reason": "local", "packets": 16_000, "bytes": 3_145_728}],
+                "healthy": 1, "min_healthy": 1, "quorum_lost": false,
                 "backends": [
                     backend("master01", "10.0.2.10:6443", "local", "up", "200 OK"),
-                    backend("master02", "10.0.2.11:6443", "dsr", "draining", "500"),
+                    drained,
                     down,
                 ],
             }],

@@ -1,6 +1,7 @@
 //! A status document as text for people: who owns the addresses first, then what an operator looks
 //! for next. The JSON form is the one for programs; this one may change.
 
+pub mod backends;
 pub mod observe;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
@@ -199,6 +200,13 @@ fn service(service: &ServiceStatus, colour: Colour) -> String {
         Bytes(service.bytes)
     );
     push_line(&mut text, &printable(&line));
+    if service.quorum_lost && service.min_healthy > 1 {
+        let line = format!(
+            "quorum lost: {} of the {} backends that must be up",
+            service.healthy, service.min_healthy
+        );
+        push_line(&mut text, &Cell::new(line).tint(Tint::Red).paint(colour));
+    }
     if !service.reasons.is_empty() {
         let reasons = service.reasons.iter();
         let reasons = join(reasons.map(|one| format!("{} {}", one.reason, one.packets)));
@@ -238,18 +246,13 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 15] {
     } else {
         Cell::new(format!("{} (unresolved)", backend.method)).tint(Tint::Yellow)
     };
-    let state = Cell::new(backend.state).tint(match backend.state {
-        BackendState::Up => Tint::Green,
-        BackendState::Draining => Tint::Yellow,
-        BackendState::Down => Tint::Red,
-    });
     [
         Cell::new(&backend.name),
         Cell::new(backend.address),
         method,
-        state,
+        state_cell(backend.in_force),
         Cell::new(Age(backend.since_ms)),
-        Cell::new(backend.weight),
+        Cell::new(backends::weight(backend)),
         Cell::new(format!("{:.1}%", backend.share * 100.0)),
         Cell::new(backend.connections),
         optional(backend.active_flows),
@@ -258,11 +261,28 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 15] {
         Cell::new(backend.resets),
         Cell::new(backend.refused),
         Cell::new(backend.drops),
-        match &backend.unresolved {
-            Some(why) => Cell::new(format!("{}; unresolved: {why}", backend.reason)),
-            None => Cell::new(&backend.reason),
-        },
+        Cell::new(reason(backend)),
     ]
+}
+
+/// What the checks say last; before it what else decides, after it what is in the way.
+fn reason(backend: &BackendStatus) -> String {
+    let mut reason = match backends::words(backend) {
+        Some(words) => format!("{words}; checks say {}: {}", backend.state, backend.reason),
+        None => backend.reason.clone(),
+    };
+    if let Some(why) = &backend.unresolved {
+        reason.extend(["; unresolved: ", why]);
+    }
+    reason
+}
+
+fn state_cell(state: BackendState) -> Cell {
+    Cell::new(state).tint(match state {
+        BackendState::Up => Tint::Green,
+        BackendState::Draining => Tint::Yellow,
+        BackendState::Down => Tint::Red,
+    })
 }
 
 fn data_plane(data_plane: &DataPlaneStatus, colour: Colour) -> String {
@@ -538,10 +558,10 @@ control-plane  disk    -20     /run/disk holds -20
 
 service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
 packets by reason: local 16000
-BACKEND   ADDRESS         METHOD            STATE     SINCE  WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  RESETS  REFUSED  DROPPED  REASON
-master01  10.0.2.10:6443  local             up        1m04s       1  50.0%          400       7    16000  3.0 MiB       3        2        1  200 OK
-master02  10.0.2.11:6443  dsr               draining  1m04s       1  50.0%          400       7    16000  3.0 MiB       3        2        1  500
-master03  10.0.2.12:6443  nat (unresolved)  down      1m04s       1   0.0%          400       -    16000  3.0 MiB       3        2        1  refused; unresolved: there is no route to it
+BACKEND   ADDRESS         METHOD            STATE     SINCE       WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  RESETS  REFUSED  DROPPED  REASON
+master01  10.0.2.10:6443  local             up        1m04s            1  50.0%          400       7    16000  3.0 MiB       3        2        1  200 OK
+master02  10.0.2.11:6443  dsr               draining  1m04s  0.25 (of 1)  50.0%          400       7    16000  3.0 MiB       3        2        1  drained, in maintenance in 4m10s, weight 50% (ordered 50.0s ago), slow start at 50%; checks say draining: 500
+master03  10.0.2.12:6443  nat (unresolved)  down      1m04s            1   0.0%          400       -    16000  3.0 MiB       3        2        1  refused; unresolved: there is no route to it
 
 ATTACHED TO     MODE     NOTE
 enp0s3          generic  the driver has no native XDP

@@ -353,6 +353,12 @@ impl Client {
             Command::Reload => info!(uid = self.uid, "admin: reload"),
             Command::StepDown { vrrp } => info!(uid = self.uid, vrrp, "admin: step down"),
             Command::Resume { vrrp } => info!(uid = self.uid, vrrp, "admin: resume"),
+            Command::Backend(query) => info!(
+                uid = self.uid,
+                action = ?query.action,
+                name = query.name,
+                "admin: backend"
+            ),
             Command::Flows(_) => debug!(uid = self.uid, "admin: flows"),
             Command::Trace(_) => info!(uid = self.uid, "admin: trace"),
             Command::Explain(_) => debug!(uid = self.uid, "admin: explain"),

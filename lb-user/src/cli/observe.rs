@@ -244,7 +244,7 @@ fn mac(text: &str) -> Result<String, String> {
 }
 
 /// `<digits>(ms|s|m|h)`, not 0.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let unit = text.find(|c: char| !c.is_ascii_digit());
     let parse = |at| {
         let (number, unit) = text.split_at_checked(at)?;

@@ -271,6 +271,12 @@ pub struct ServiceConfig {
     pub sources: SourcesConfig,
     /// What becomes of a backend's flows when it goes DOWN.
     pub on_backend_down: OnBackendDown,
+    /// How many backends must be well.
+    pub quorum: QuorumConfig,
+    /// All backups take part when they are needed, instead of the first one that is UP.
+    pub use_all_backups: bool,
+    /// How long the weight of a backend grows that was DOWN; zero: it is there at once.
+    pub slow_start: Duration,
     /// How the backends are checked.
     pub health: HealthConfig,
     /// Backends in file order; 1..=`MAX_BACKENDS_PER_SERVICE`.
@@ -373,6 +379,26 @@ pub struct SourceLimit {
     pub burst: NonZeroU16,
 }
 
+/// `service.min_healthy` and `service.on_quorum_loss`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuorumConfig {
+    /// With fewer backends that are UP the backups join; with fewer even so, see `on_loss`.
+    pub min_healthy: NonZeroU32,
+    /// What becomes of new flows then.
+    pub on_loss: OnQuorumLoss,
+}
+
+/// `service.on_quorum_loss`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnQuorumLoss {
+    /// Backends that are DRAINING take new flows with those that are UP.
+    UseAll,
+    /// New flows are refused.
+    Reset,
+    /// New flows are not answered.
+    Drop,
+}
+
 /// `service.on_backend_down`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OnBackendDown {
@@ -391,6 +417,8 @@ pub struct BackendConfig {
     pub address: SocketAddr,
     /// Share of new flows relative to the other backends.
     pub weight: NonZeroU32,
+    /// It takes new flows only while too few others are UP.
+    pub backup: bool,
     /// The backend's own `forwarding`, else its service's.
     pub forwarding: Forwarding,
     /// Where it is checked instead of where its service's checks go.

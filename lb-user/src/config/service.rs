@@ -3,12 +3,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::{NonZeroU16, NonZeroU32},
+    time::Duration,
 };
 
 use super::{
     Context, health,
     model::{
-        BackendConfig, CheckTarget, Forwarding, OnBackendDown, OnNoBackend, Protocol, ServiceConfig,
+        BackendConfig, CheckTarget, Forwarding, OnBackendDown, OnNoBackend, OnQuorumLoss, Protocol,
+        QuorumConfig, ServiceConfig,
     },
     raw::{Mark, Marked, Refused, Table, Value},
     sources::{self, SourcesDraft},
@@ -60,9 +62,25 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
         ])
     });
     let on_no_backend = read_on_no_backend(&mut table, transport);
+    let quorum = read_quorum(&mut table, transport);
+    let min_healthy = table.get("min_healthy");
+    let use_all_backups = table.get_or("use_all_backups", false, Value::boolean);
+    let slow_start = table.get_or("slow_start", Duration::ZERO, |value| {
+        value.text("60s", |text| value::duration(text, &value::SLOW_START))
+    });
     let sources = sources::read(&mut table);
     let health = health::read(table.table("health"), transport, context);
     let backends = read_backends(&mut table, forwarding);
+    if let (Some(value), Some(quorum)) = (min_healthy, &quorum)
+        && !backends.is_empty()
+        && usize::try_from(quorum.min_healthy.get()).is_ok_and(|wanted| wanted > backends.len())
+    {
+        let (wanted, there) = (quorum.min_healthy, backends.len());
+        value.refuse(Fault::new(
+            format!("{wanted} backends of {there} must be up"),
+            format!("write at most {there}"),
+        ));
+    }
     let mark = table.mark().clone();
     table.finish();
     let config = || {
@@ -74,6 +92,9 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
             on_no_backend: on_no_backend?,
             sources: sources.config()?,
             on_backend_down: on_backend_down?,
+            quorum: quorum?,
+            use_all_backups: use_all_backups?,
+            slow_start: slow_start?,
             health: health?,
             backends: backends
                 .iter()
@@ -149,6 +170,32 @@ fn read_on_no_backend(table: &mut Table<'_>, transport: Option<Transport>) -> Op
     }
 }
 
+/// `min_healthy` and `on_quorum_loss`
+fn read_quorum(table: &mut Table<'_>, transport: Option<Transport>) -> Option<QuorumConfig> {
+    let min_healthy = table.get_or("min_healthy", NonZeroU32::MIN, |value| {
+        value.number(1..=160, |number| NonZeroU32::new(number.into()))
+    });
+    let on_loss = table.get("on_quorum_loss").map(|value| {
+        let choice = value.choice(&[
+            ("use_all", OnQuorumLoss::UseAll),
+            ("reset", OnQuorumLoss::Reset),
+            ("drop", OnQuorumLoss::Drop),
+        ])?;
+        if choice.value == OnQuorumLoss::Reset && transport == Some(Transport::Udp) {
+            value.refuse(Fault::new(
+                "\"reset\" is not used with protocol = \"udp\", which has no resets",
+                "write \"drop\"",
+            ));
+            return None;
+        }
+        Some(choice.value)
+    });
+    Some(QuorumConfig {
+        min_healthy: min_healthy?,
+        on_loss: on_loss.unwrap_or(Some(OnQuorumLoss::UseAll))?,
+    })
+}
+
 fn forwarding(value: &Value<'_>) -> Option<Marked<Forwarding>> {
     value.choice(&[
         ("auto", Forwarding::Auto),
@@ -183,6 +230,7 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
     let weight = table.get_or("weight", NonZeroU32::MIN, |value| {
         value.number(1..=1000, |weight| NonZeroU32::new(weight.into()))
     });
+    let backup = table.get_or("backup", false, Value::boolean);
     let forwarding = table.get_or("forwarding", inherited, forwarding);
     let check = read_check_target(&mut table);
     let mark = table.mark().clone();
@@ -192,6 +240,7 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
             name: name.as_ref()?.value.clone(),
             address: address.as_ref()?.value,
             weight: weight?,
+            backup: backup?,
             forwarding: forwarding?,
             check: check.ok()?,
         })

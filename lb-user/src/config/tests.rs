@@ -239,17 +239,72 @@ fn reads_the_example() {
             on_no_backend: OnNoBackend::Reset,
             sources: SourcesConfig::default(),
             on_backend_down: OnBackendDown::Reset,
+            quorum: QuorumConfig {
+                min_healthy: NonZeroU32::MIN,
+                on_loss: OnQuorumLoss::UseAll,
+            },
+            use_all_backups: false,
+            slow_start: Duration::ZERO,
             health: default_health(),
             backends: vec![BackendConfig {
                 name: "master01".to_owned(),
                 address: SocketAddr::from((Ipv4Addr::new(10, 0, 2, 10), 6443)),
                 weight: NonZeroU32::MIN,
+                backup: false,
                 forwarding: Forwarding::Auto,
                 check: CheckTarget::default(),
             }],
         }],
     };
     assert_eq!(read(EXAMPLE), Ok(expected));
+}
+
+/// Backups, a quorum and a slow start: what is written is what is meant, and what cannot be is refused.
+#[test]
+fn reads_what_recoveries_and_losses_need() {
+    let with = |service: &str, backend: &str| {
+        let text = EXAMPLE.replace("port = 1644\n", &format!("port = 1644\n{service}\n"));
+        text + backend
+    };
+    let lines =
+        "min_healthy = 1\non_quorum_loss = \"drop\"\nuse_all_backups = true\nslow_start = \"60s\"";
+    let service = read(&with(lines, "\nbackup = true\n"))
+        .unwrap()
+        .services
+        .remove(0);
+    let quorum = (service.quorum.min_healthy.get(), service.quorum.on_loss);
+    assert_eq!(quorum, (1, OnQuorumLoss::Drop));
+    assert_eq!(service.slow_start, Duration::from_mins(1));
+    assert!(service.use_all_backups && service.backends[0].backup);
+    for (line, expected) in [
+        (
+            "min_healthy = 2",
+            "service[0].min_healthy: 2 backends of 1 must be up; write at most 1",
+        ),
+        (
+            "min_healthy = 0",
+            "service[0].min_healthy: 0 is out of range; write 1..160",
+        ),
+        (
+            "slow_start = \"2h\"",
+            "service[0].slow_start: \"2h\" is not a duration",
+        ),
+        (
+            "on_quorum_loss = \"panic\"",
+            "service[0].on_quorum_loss: \"panic\" is not known",
+        ),
+    ] {
+        let errors = errors(&with(line, ""));
+        assert!(errors[0].contains(expected), "{errors:?}");
+    }
+    let udp = "protocol = \"udp\"\non_quorum_loss = \"reset\"";
+    let errors = errors(&with(udp, ""));
+    assert!(
+        errors
+            .iter()
+            .any(|error| error.contains("which has no resets")),
+        "{errors:?}"
+    );
 }
 
 fn default_health() -> HealthConfig {

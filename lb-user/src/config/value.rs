@@ -56,6 +56,13 @@ pub(super) const PREEMPT_DELAY: Bounds = Bounds {
     shown: "0s..1000s",
 };
 
+/// Growth of a backend's weight after it was DOWN.
+pub(super) const SLOW_START: Bounds = Bounds {
+    min: Duration::ZERO,
+    max: Duration::from_hours(1),
+    shown: "0s..60m",
+};
+
 /// Silence that ends a UDP flow; the data plane's field holds 18 h.
 pub(super) const IDLE_TIMEOUT: Bounds = Bounds {
     min: Duration::from_secs(1),

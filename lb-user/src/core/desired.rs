@@ -21,11 +21,13 @@ use super::{
     epochs,
     maglev::{self, Member},
     network::{Network, Port},
+    standing::{self, Influences, ServiceStanding},
     tables::{FamilyTables, SourcePrefix, Tables},
     time::Timestamp,
 };
 use crate::config::model::{
-    BackendConfig, Config, Forwarding, OnBackendDown, OnNoBackend, ServiceConfig, SourcesConfig,
+    BackendConfig, Config, Forwarding, OnBackendDown, OnNoBackend, OnQuorumLoss, ServiceConfig,
+    SourcesConfig,
 };
 
 /// Numbers of peers in the data plane begin here, in configuration order.
@@ -39,8 +41,10 @@ pub struct Facts<'a> {
     pub network: &'a Network,
     /// Where the programs see the uplinks' frames.
     pub uplinks: &'a Uplinks,
-    /// State of each backend of each service, in configuration order.
+    /// What the checks say of each backend of each service, in configuration order.
     pub health: &'a [Vec<BackendState>],
+    /// What else has a say.
+    pub influences: &'a Influences,
     /// Index in `leases` of each VRRP instance, in configuration order.
     pub leases: Vec<u32>,
     /// Backends that are no longer configured, whose flows are being ended.
@@ -234,11 +238,13 @@ impl Builder {
         let mut local = (0, 0);
         let mut members = Vec::new();
         let mut placements = Vec::new();
-        let pool = build.pool();
+        let standing = standing::of_service(service, build.states, build.facts.influences);
         let configured = service.backends.len();
         let backends = service.backends.iter().chain(build.retiring());
         for (position, config) in backends.enumerate() {
-            let state = build.state(position);
+            let own = standing.backends.get(position);
+            // Those that are retiring are DOWN.
+            let state = own.map_or(BackendState::Down, |own| own.state);
             let (address, backend_port) = (config.address.ip(), config.address.port());
             let Some(bytes) = A::from_ip(address) else {
                 continue;
@@ -287,12 +293,11 @@ impl Builder {
                 Method::Dsr => {}
             }
             A::tables(tables).backends.insert(backend_id, backend);
-            if Some(state) == pool {
-                let weight = config.weight.get();
+            if let Some(own) = own.filter(|own| own.weight > 0) {
                 members.push(Member {
                     id: backend_id,
                     address: config.address,
-                    weight,
+                    weight: own.weight,
                 });
             }
             placements.push(Placement {
@@ -313,8 +318,8 @@ impl Builder {
             placement.slots = shares.get(&placement.id).copied().unwrap_or(0);
         }
         let [first, second] = fallback(candidates(service, &placements, A::tables(tables)));
-        let value = Service::new(id, index, local.0, local.1, pool.is_some());
-        let value = policy(value, service).with_fallback(first, second);
+        let value = Service::new(id, index, local.0, local.1, standing.takes_new());
+        let value = policy(value, service, &standing).with_fallback(first, second);
         A::tables(tables).services.insert(key, value);
         source_rules(id, &service.sources, &mut A::tables(tables).sources);
         tables.maglev.insert(index, table);
@@ -419,21 +424,6 @@ impl ServiceBuild<'_> {
             OnBackendDown::Reset
         }
     }
-
-    /// DOWN for those that are retiring, too.
-    fn state(&self, backend: usize) -> BackendState {
-        self.states
-            .get(backend)
-            .copied()
-            .unwrap_or(BackendState::Down)
-    }
-
-    /// Which backends take new flows: those that are UP; without any, those that are DRAINING.
-    fn pool(&self) -> Option<BackendState> {
-        [BackendState::Up, BackendState::Draining]
-            .into_iter()
-            .find(|wanted| self.states.contains(wanted))
-    }
 }
 
 /// The facts about this node, after the uplinks and the peers.
@@ -449,8 +439,13 @@ fn node(facts: &Facts<'_>, tables: &Tables) -> NodeConfig {
 }
 
 /// `value` with what the configuration says of the service itself.
-fn policy(mut value: Service, service: &ServiceConfig) -> Service {
-    if service.on_no_backend == OnNoBackend::Drop {
+fn policy(mut value: Service, service: &ServiceConfig, standing: &ServiceStanding) -> Service {
+    let is_silent = match service.quorum.on_loss {
+        OnQuorumLoss::Reset if standing.is_quorum_lost => false,
+        OnQuorumLoss::Drop if standing.is_quorum_lost => true,
+        _ => service.on_no_backend == OnNoBackend::Drop,
+    };
+    if is_silent {
         value = value.with_flags(Service::SILENT);
     }
     let sources = &service.sources;

@@ -15,6 +15,8 @@ pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod observe;
+pub mod operator_file;
+pub mod orders;
 pub mod packet_socket;
 pub mod plane_events;
 pub mod privilege;

@@ -34,6 +34,8 @@ use super::{
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
     observe::{Asker, Observer},
+    operator_file::{self, OperatorFile},
+    orders,
     plane_events::PlaneEvents,
     privilege::{self, PrivilegeError},
     probe::{self, ServiceProber},
@@ -196,6 +198,7 @@ struct Engine {
     collector: Collector,
     listeners: ListenerWatch,
     observer: Observer,
+    operator_file: OperatorFile,
 }
 
 impl Engine {
@@ -247,9 +250,13 @@ impl Engine {
         let sockets = config.vrrp.iter().map(|_| None).collect();
         let observer = Observer::new(pins.clone(), probe_runtime.clone(), probed.clone());
         let listening = config.vrrp.iter().map(|_| None).collect();
+        let operator_file = OperatorFile::start(&config)?;
+        let saved = operator_file::load(&config);
+        // The seed only has to differ between nodes.
+        let mut controller = Controller::new(config, now, cookie, now.as_nanos());
+        controller.restore(now, saved);
         let mut engine = Self {
-            // The seed only has to differ between nodes.
-            controller: Controller::new(config, now, cookie, now.as_nanos()),
+            controller,
             data_plane,
             netlink,
             events,
@@ -274,6 +281,7 @@ impl Engine {
             collector: Collector::start(Conntrack::open(&pins)?)?,
             listeners: ListenerWatch::start(&pins)?,
             observer,
+            operator_file,
         };
         engine.take_outcome(outcome);
         Ok(engine)
@@ -480,6 +488,7 @@ impl Engine {
                 self.take_outcome(outcome);
             }
             Action::Listen { instance, ifindex } => self.listen(instance, ifindex),
+            Action::SaveOperator(entries) => self.operator_file.save(entries),
             Action::Report(event) => report(event),
         }
     }
@@ -755,6 +764,12 @@ impl Engine {
         let reply = match request.command {
             Command::Status => return self.count(request.reply),
             Command::Reload => return self.reloads.ask(Some(request.reply)),
+            Command::Backend(query) => {
+                let reply = orders::carry_out(&mut self.controller, clock::now(), &query);
+                // Done and saved before the answer.
+                self.feed();
+                return self.operator_file.answer(request.reply, reply);
+            }
             Command::Flows(query) => {
                 let asker = Asker::new(request.reply, request.lines);
                 return self.observer.flows(&self.controller, query, asker);
@@ -940,6 +955,13 @@ fn report(event: Event) {
                     priority, configured, because, "priority changed"
                 );
             }
+        }
+        Event::Operator {
+            service,
+            backend,
+            what,
+        } => {
+            info!(service, backend, what, "an operator's order");
         }
         Event::UplinkMissing { interface } => {
             warn!(

@@ -7,18 +7,25 @@ use lb_common::{
     reason::Reason,
 };
 
-use super::bpf::{Counts, DataPlane};
+use super::{
+    bpf::{Counts, DataPlane},
+    operator_file::{operator_mode, weight_text},
+};
 use crate::{
-    admin::model::{
-        AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-        DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status, TrackCondition,
-        TrackStatus, VrrpState, VrrpStatus,
+    admin::{
+        backends::OperatorStatus,
+        model::{
+            AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
+            DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status,
+            TrackCondition, TrackStatus, VrrpState, VrrpStatus,
+        },
     },
     config::model::{Peer, VrrpVersion},
     core::{
         attach::Mode,
         controller::{Controller, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
+        standing::{Standing, WEIGHT_UNIT},
         time::Timestamp,
         tracking::{Condition, Effect},
         vrrp::{Discard, State},
@@ -188,6 +195,7 @@ fn service(
 ) -> Option<ServiceStatus> {
     let config = controller.config().services.get(position)?;
     let placement = controller.placements().get(position);
+    let standing = controller.standing(position);
     let reasons = placement
         .and_then(|p| counts.reasons.get(&p.id))
         .map_or(&[][..], Vec::as_slice);
@@ -203,8 +211,20 @@ fn service(
         bytes: totals.bytes(),
         connections: totals.connections(),
         reasons: reasons.iter().map(reason_status).collect(),
+        healthy: standing.healthy,
+        min_healthy: config.quorum.min_healthy.get(),
+        quorum_lost: standing.is_quorum_lost,
         backends: (0..config.backends.len())
-            .filter_map(|b| backend(controller, counts, placement, (position, b), now))
+            .filter_map(|b| {
+                let standing = standing.backends.get(b);
+                backend(
+                    controller,
+                    counts,
+                    (placement, standing),
+                    (position, b),
+                    now,
+                )
+            })
             .collect(),
     })
 }
@@ -212,7 +232,7 @@ fn service(
 fn backend(
     controller: &Controller,
     counts: &Counts,
-    service: Option<&ServicePlacement>,
+    (service, standing): (Option<&ServicePlacement>, Option<&Standing>),
     (service_index, index): (usize, usize),
     now: Timestamp,
 ) -> Option<BackendStatus> {
@@ -239,11 +259,21 @@ fn backend(
         address: config.address,
         weight: config.weight.get(),
         method,
-        state: match view.state {
-            abi::BackendState::Up => BackendState::Up,
-            abi::BackendState::Draining => BackendState::Draining,
-            abi::BackendState::Down => BackendState::Down,
-        },
+        state: state(view.state),
+        in_force: state(standing.map_or(view.state, |own| own.state)),
+        backup: config.backup,
+        effective_weight: standing.map_or(0.0, |own| {
+            f64::from(own.own_weight) / f64::from(WEIGHT_UNIT)
+        }),
+        slow_start_percent: controller.ramp(service_index, index),
+        operator: controller
+            .word(service_index, index)
+            .map(|word| OperatorStatus {
+                mode: operator_mode(word.mode),
+                deadline_ms: word.deadline.map(|deadline| millis(deadline, now)),
+                weight: weight_text(word.weight),
+                since_ms: millis(now, word.since),
+            }),
         since_ms: millis(now, view.since),
         reason: match seen {
             Some(seen) if view.reason.is_empty() => seen.to_string(),
@@ -269,6 +299,14 @@ fn backend(
             .and_then(|p| p.unresolved)
             .map(|why| no_way(controller, why)),
     })
+}
+
+const fn state(state: abi::BackendState) -> BackendState {
+    match state {
+        abi::BackendState::Up => BackendState::Up,
+        abi::BackendState::Draining => BackendState::Draining,
+        abi::BackendState::Down => BackendState::Down,
+    }
 }
 
 /// Why packets have no way to a backend, in words.

@@ -4,8 +4,8 @@ use std::{net::IpAddr, num::NonZeroU16};
 
 use lb_user::{
     config::model::{
-        BackendConfig, CommandConfig, Forwarding, OnBackendDown, OnNoBackend, Protocol,
-        ServiceConfig, SourcesConfig,
+        BackendConfig, CommandConfig, Forwarding, OnBackendDown, OnNoBackend, OnQuorumLoss,
+        Protocol, QuorumConfig, ServiceConfig, SourcesConfig,
     },
     io::probe::ServiceProber,
 };
@@ -18,6 +18,7 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
         name: name.into(),
         address: SocketAddr::from(([10, 0, 2, last], 6443)),
         weight: NonZeroU32::MIN,
+        backup: false,
         forwarding: Forwarding::Auto,
         check: CheckTarget::default(),
     };
@@ -44,6 +45,12 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
         on_no_backend: OnNoBackend::Reset,
         sources: SourcesConfig::default(),
         on_backend_down: OnBackendDown::Reset,
+        quorum: QuorumConfig {
+            min_healthy: NonZeroU32::MIN,
+            on_loss: OnQuorumLoss::UseAll,
+        },
+        use_all_backups: false,
+        slow_start: Duration::ZERO,
         health,
         backends: vec![backend("one", 10), backend("two", 11)],
     };

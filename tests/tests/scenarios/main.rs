@@ -17,6 +17,7 @@ mod loops;
 mod nat_ports;
 mod observe;
 mod odd_packets;
+mod operator;
 mod ports;
 mod reload;
 mod repair;

@@ -17,6 +17,7 @@ use crate::core::{
     attach::{Attachment, Plan},
     health::{ProbeResult, agent::AgentReport},
     network::{Hop, Interface, InterfaceAddress},
+    operator::Entry,
     resets::Death,
     tables::{TableOp, Tables},
     time::Timestamp,
@@ -258,6 +259,8 @@ pub enum Action {
         /// Index of the interface; `None`: it is gone.
         ifindex: Option<u32>,
     },
+    /// Save what the operator has said of backends, in place of what was saved before.
+    SaveOperator(Vec<Entry>),
     /// Tell the operator.
     Report(Event),
 }
@@ -299,6 +302,15 @@ pub enum Event {
         to: BackendState,
         /// Why, in words.
         cause: String,
+    },
+    /// The operator's word on a backend changed.
+    Operator {
+        /// Name of the service.
+        service: String,
+        /// Name of the backend.
+        backend: String,
+        /// What is in force now, in words.
+        what: String,
     },
     /// A configured uplink is not there, or has no Ethernet address: xvip waits for it.
     UplinkMissing {

@@ -10,6 +10,7 @@ mod addresses;
 mod followed;
 mod groups;
 mod messages;
+mod operator;
 mod reading;
 mod refusals;
 mod reload;
@@ -30,6 +31,7 @@ use lb_common::abi::{BackendState, Mac};
 use self::{followed::Followed, reading::Reading, uplinks::Attachments};
 pub use self::{
     messages::{Action, Event, Input},
+    operator::{Ordered, Refusal, said},
     reload::Fixed,
     tracking::TrackView,
 };
@@ -39,6 +41,8 @@ use super::{
     epochs,
     health::{HealthAction, Seen, ServiceHealth, agent::AgentReport},
     network::Network,
+    operator::Operator,
+    standing::Influences,
     tables::{self, Tables},
     time::Timestamp,
     tracking::{Fitness, Monitor},
@@ -54,6 +58,8 @@ const VIP_RENEWAL: Duration = Duration::from_secs(1);
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes of the network come in storms: it is read no more often than this.
 const LINKS_GAP: Duration = Duration::from_millis(100);
+/// For facts that rest on nobody's word.
+static NO_INFLUENCES: Influences = Influences::new();
 /// Pause before a failed reading or writing is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -130,6 +136,7 @@ pub struct Controller {
     placements: Vec<ServicePlacement>,
     /// Backends that are no longer configured.
     retiring: Vec<Retiring>,
+    operator: Operator,
     /// How often the configuration was replaced.
     reloads: u32,
     /// Asked for since the last reading of links.
@@ -184,6 +191,7 @@ impl Controller {
             tables: None,
             placements: Vec::new(),
             retiring: Vec::new(),
+            operator: Operator::default(),
             reloads: 0,
             resolving: BTreeSet::new(),
             followed: Followed::default(),
@@ -225,6 +233,7 @@ impl Controller {
                 if let Some(health) = self.health.get_mut(service) {
                     health.handle_result(now, result);
                 }
+                self.follow_recoveries(now, service);
             }
             Input::AgentSaid {
                 service,
@@ -322,6 +331,7 @@ impl Controller {
             self.renew_vips(now);
         }
         self.end_retirement(now);
+        self.operator_timeout(now);
         if self.audit_at <= now {
             self.audit_at = now + AUDIT_INTERVAL;
             self.reading_tables.audit(now, AUDIT_INTERVAL);
@@ -349,6 +359,7 @@ impl Controller {
                     .flatten()
                     .filter_map(Monitor::poll_timeout),
             )
+            .chain(self.operator.poll_timeout())
             .fold(self.audit_at, Timestamp::min)
     }
 
@@ -701,24 +712,18 @@ impl Controller {
 
     fn reconcile_tables(&mut self) {
         let known = self.links_known && self.attachments.known;
+        let services = 0..self.config.services.len();
+        let health: Vec<_> = services.map(|service| self.states(service)).collect();
         let Some(observed) = self.tables.as_mut().filter(|_| known) else {
             return;
         };
-        let health: Vec<Vec<BackendState>> = self
-            .health
-            .iter()
-            .zip(&self.config.services)
-            .map(|(health, config)| {
-                (0..config.backends.len())
-                    .map(|b| health.state(b))
-                    .collect()
-            })
-            .collect();
+        let influences = self.operator.influences();
         let facts = Facts {
             config: &self.config,
             network: &self.network,
             uplinks: &self.attachments.uplinks,
             health: &health,
+            influences: &influences,
             leases: leases(&self.roles),
             retiring: &self.retiring,
             netns_cookie: self.netns_cookie,
@@ -758,6 +763,7 @@ impl Controller {
             network: &self.network,
             uplinks: &self.attachments.uplinks,
             health: &[],
+            influences: &NO_INFLUENCES,
             leases: leases(&self.roles),
             retiring: &self.retiring,
             netns_cookie: self.netns_cookie,

@@ -56,6 +56,7 @@ impl Controller {
         self.take_over_health(now, &before.services);
         self.take_over_monitors(now);
         self.retire(now, &before.services);
+        self.keep_words(now);
         // They are found again where the tables are known.
         self.placements.clear();
         if self.links_known {

@@ -50,6 +50,7 @@ struct World {
     network: Network,
     uplinks: Uplinks,
     health: Vec<Vec<BackendState>>,
+    influences: Influences,
     builder: Builder,
     tables: Tables,
     retiring: Vec<Retiring>,
@@ -60,6 +61,7 @@ impl World {
         let health = config.services.iter();
         Self {
             health: health.map(|s| vec![Up; s.backends.len()]).collect(),
+            influences: Influences::new(),
             uplinks: fixture::uplinks(&config, &network),
             config,
             network,
@@ -81,6 +83,7 @@ impl World {
             network: &self.network,
             uplinks: &self.uplinks,
             health: &self.health,
+            influences: &self.influences,
             leases: fixture::leases(&self.config),
             retiring: &self.retiring,
             netns_cookie: COOKIE,
@@ -94,6 +97,7 @@ impl World {
             network: &self.network,
             uplinks: &self.uplinks,
             health: &self.health,
+            influences: &self.influences,
             leases: fixture::leases(&self.config),
             retiring: &self.retiring,
             netns_cookie: COOKIE,

@@ -89,6 +89,8 @@ pub(super) struct Checker {
     dead: Option<DeadRun>,
     seen: Option<Seen>,
     held: bool,
+    /// The operator has taken it out: its silence proves nothing about the others'.
+    aside: bool,
     discarded: u64,
     /// Start of the last probe.
     last_start: Option<Timestamp>,
@@ -115,6 +117,7 @@ impl Checker {
             dead: None,
             seen: None,
             held: false,
+            aside: false,
             discarded: 0,
             last_start: None,
             hastened: None,
@@ -174,6 +177,16 @@ impl Checker {
         self.held
     }
 
+    /// Whether the group rule leaves it out.
+    pub(super) const fn is_aside(&self) -> bool {
+        self.aside
+    }
+
+    /// Has the group rule leave it out, or not. Whoever comes back is judged as all others are.
+    pub(super) const fn put_aside(&mut self, aside: bool) {
+        self.aside = aside;
+    }
+
     /// Results that were discarded because the controller was late.
     pub(super) const fn discarded(&self) -> u64 {
         self.discarded
@@ -213,7 +226,8 @@ impl Checker {
 
     /// Start of a run of Dead results without proof.
     pub(super) fn silent_since(&self) -> Option<Timestamp> {
-        self.dead.filter(|run| !run.proven).map(|run| run.since)
+        let dead = self.dead.filter(|run| !run.proven && !self.aside);
+        dead.map(|run| run.since)
     }
 
     /// Starts a probe if one is due, and returns its serial number.

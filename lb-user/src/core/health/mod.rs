@@ -36,6 +36,8 @@
 //! there, so that it goes DOWN after `fall` checks unless it is heard again as well. The times at which
 //! the backends fell silent do not age: a lasting outage of everything stays DRAINING.
 //!
+//! A backend that the operator has taken out of service is left out, of the silent ones as of all.
+//!
 //! The silent backend of a service with one backend is therefore always held: nobody else could
 //! take its flows.
 //!
@@ -359,6 +361,14 @@ impl ServiceHealth {
         }
     }
 
+    /// The operator has taken `backend` out of service, or put it back: what becomes of it
+    /// meanwhile is not counted as a death beside others (see the group rule).
+    pub fn put_aside(&mut self, backend: usize, aside: bool) {
+        if let Some(checker) = self.checkers.get_mut(backend) {
+            checker.put_aside(aside);
+        }
+    }
+
     /// State of `backend`; DOWN if there is none. Where nothing is checked it is UP unless its agent
     /// objects.
     pub fn state(&self, backend: usize) -> BackendState {
@@ -543,7 +553,8 @@ impl ServiceHealth {
     /// Changes the state of `backend` if its results call for it.
     fn apply_rules(&mut self, backend: usize, outcome: ProbeOutcome, started: Timestamp) {
         let silent = self.silent_with(backend);
-        let backends = self.checkers.len();
+        let counted = self.checkers.iter().filter(|checker| !checker.is_aside());
+        let backends = counted.count();
         let Some(checker) = self.checkers.get_mut(backend) else {
             return;
         };

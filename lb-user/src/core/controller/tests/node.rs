@@ -14,13 +14,14 @@ use lb_common::abi::{Backend, BackendState, Mac, MaglevTable, Service, ServiceKe
 use crate::{
     config::model::{Config, V3Checksum, VrrpConfig},
     core::{
-        controller::{Action, Controller, Event, Fixed, Input, VIP_LIFETIME},
+        controller::{Action, Controller, Event, Fixed, Input, Ordered, Refusal, VIP_LIFETIME},
         desired::{Builder, Facts},
         fixture::{self, ETH0, LO},
         health::{
             Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes, agent::AgentReport,
         },
         network::{Interface, InterfaceAddress},
+        operator::{Entry, Order},
         tables::{self, FamilyOp, TableOp, Tables},
         time::Timestamp,
         tracking::{Condition, Observation},
@@ -94,6 +95,8 @@ pub(super) struct Node {
     /// Every action is checked: nothing may refer to what is not there. Off in tests that take
     /// things away.
     pub(super) careful: bool,
+    /// What the operator said, as it was saved.
+    pub(super) saved: Vec<Entry>,
     trace: Vec<String>,
 }
 
@@ -142,6 +145,7 @@ impl Node {
             failing_readings: 0,
             delayed: None,
             careful: true,
+            saved: vec![],
             trace: vec![],
         };
         for own in fixture::addresses(host) {
@@ -156,6 +160,7 @@ impl Node {
         self.inputs.clear();
         self.probes.clear();
         let mut controller = Controller::new(self.config.clone(), self.now, COOKIE, 1);
+        controller.restore(self.now, self.saved.clone());
         for (instance, vrrp) in self.config.vrrp.iter().enumerate() {
             let address = self.source(vrrp.is_ipv6());
             controller.handle(self.now, Input::VrrpSource { instance, address });
@@ -260,6 +265,25 @@ impl Node {
         if result.is_ok() {
             self.config = config;
         }
+        self.wake();
+        result
+    }
+
+    /// The operator gives an order about the backends of this name.
+    pub(super) fn order(&mut self, name: &str, order: Order) -> Result<Vec<Ordered>, Refusal> {
+        self.give_order((name, None), order, false)
+    }
+
+    /// The same with everything that can be said.
+    pub(super) fn give_order(
+        &mut self,
+        target: (&str, Option<&str>),
+        order: Order,
+        force: bool,
+    ) -> Result<Vec<Ordered>, Refusal> {
+        self.wake();
+        let now = self.now;
+        let result = self.controller_mut().order(now, target, order, force);
         self.wake();
         result
     }
@@ -434,11 +458,13 @@ impl Node {
         let services = 0..self.config.services.len();
         let health: Vec<_> = services.map(|service| self.states(service)).collect();
         let uplinks = fixture::uplinks(&self.config, controller.network());
+        let influences = controller.operator.influences();
         let facts = Facts {
             config: &self.config,
             network: controller.network(),
             uplinks: &uplinks,
             health: &health,
+            influences: &influences,
             leases: super::super::leases(&controller.roles),
             retiring: &controller.retiring,
             netns_cookie: COOKIE,
@@ -576,8 +602,14 @@ impl Node {
                     self.inputs.push_back(input);
                 }
             }
+            Action::SaveOperator(entries) => self.save(entries),
             Action::Report(event) => self.log(format!("report {}", words(&event))),
         }
+    }
+
+    fn save(&mut self, entries: Vec<Entry>) {
+        self.log(format!("save {} words", entries.len()));
+        self.saved = entries;
     }
 
     fn has(&self, ifindex: u32, addresses: &[IpAddr]) -> bool {
@@ -900,6 +932,7 @@ fn words(event: &Event) -> String {
         } => format!("{backend} {from:?} -> {to:?}"),
         Event::Fitness { name, fitness, .. } if fitness.fault => format!("{name} fault"),
         Event::Fitness { name, fitness, .. } => format!("{name} fit for {}", fitness.priority),
+        Event::Operator { backend, what, .. } => format!("operator {backend}: {what}"),
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }
