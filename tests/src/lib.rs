@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+pub mod advert;
 pub mod capture;
 pub mod client;
 pub mod cluster;

@@ -167,18 +167,24 @@ impl Topology {
     /// Lets nothing through between a node and the others any more, in silence: unlike
     /// [`Topology::cut`] both ends of its link stay up, as when a switch in between fails.
     pub fn isolate(&self, node: &str) -> Result<()> {
-        self.set_port_state(node, "disabled")
+        self.set_port(node, "state", "disabled")
     }
 
     /// Lets an isolated node's frames through again.
     pub fn reach(&self, node: &str) -> Result<()> {
-        self.set_port_state(node, "forwarding")
+        self.set_port(node, "state", "forwarding")
     }
 
-    fn set_port_state(&self, node: &str, state: &str) -> Result<()> {
-        // `bridge` reads the states' names and has no other way in than the namespace's.
+    /// Keeps nodes from hearing each other (or no longer), while all others hear them.
+    pub fn keep_apart(&self, nodes: &[&str], apart: bool) -> Result<()> {
+        let state = if apart { "on" } else { "off" };
+        let mut nodes = nodes.iter();
+        nodes.try_for_each(|node| self.set_port(node, "isolated", state))
+    }
+
+    fn set_port(&self, node: &str, key: &str, value: &str) -> Result<()> {
         let mut bridge = self.bridge.0.command("bridge");
-        bridge.args(["link", "set", "dev", node, "state", state]);
+        bridge.args(["link", "set", "dev", node, key, value]);
         output(&mut bridge).map(drop)
     }
 

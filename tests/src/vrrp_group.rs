@@ -232,6 +232,8 @@ pub struct Mixed {
     speakers: BTreeMap<String, Speaker>,
     /// The virtual routers. A change counts when a member is started next.
     pub groups: Vec<Group>,
+    /// What keepalived's configurations begin with.
+    pub keepalived_head: String,
     net: Topology,
 }
 
@@ -245,6 +247,7 @@ impl Mixed {
         Ok(Self {
             speakers: BTreeMap::new(),
             groups,
+            keepalived_head: String::new(),
             net: builder.build()?,
         })
     }
@@ -383,7 +386,7 @@ impl Mixed {
 
     fn keepalived_config(&self, node: &Node) -> String {
         let groups = self.groups.iter();
-        groups.fold(String::new(), |text, group| {
+        groups.fold(self.keepalived_head.clone(), |text, group| {
             text + &group.for_keepalived(&self.net, node)
         })
     }

@@ -281,6 +281,25 @@ pub struct VrrpStatus {
     pub adverts_received: u64,
     /// Refused adverts by the label of what was wrong with them; only those with a count.
     pub adverts_bad: BTreeMap<String, u64>,
+    /// Adverts of a lesser node that were heard while this one was Active.
+    #[serde(default)]
+    pub conflicts: u64,
+    /// What is wrong among the routers of the link, as seen within the last minute.
+    #[serde(default)]
+    pub alarms: Vec<VrrpAlarm>,
+}
+
+/// Something among the routers of a link that an operator has to mend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpAlarm {
+    /// `rival`: another node is Active as well; `vrid_collision`: another group uses the same VRID.
+    pub kind: String,
+    /// The node that shows it.
+    pub from: IpAddr,
+    /// What it is, in words.
+    pub what: String,
+    /// Milliseconds since it was seen last.
+    pub ago_ms: u64,
 }
 
 /// Something that a VRRP instance tracks.
@@ -498,6 +517,15 @@ pub(crate) mod tests {
     use super::*;
     use crate::admin::backends::OperatorMode;
 
+    fn alarm() -> VrrpAlarm {
+        VrrpAlarm {
+            kind: "rival".into(),
+            from: "10.0.2.11".parse().unwrap(),
+            what: "10.0.2.11 is Active as well".into(),
+            ago_ms: 700,
+        }
+    }
+
     /// A document with a value in every field: three backends, one method and state each.
     pub(crate) fn sample() -> Status {
         Status {
@@ -548,6 +576,8 @@ pub(crate) mod tests {
                 adverts_sent: 64,
                 adverts_received: 12,
                 adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
+                conflicts: 4,
+                alarms: vec![alarm()],
             }],
             services: vec![ServiceStatus {
                 name: "apiserver".into(),
@@ -696,6 +726,11 @@ pub(crate) mod tests {
                 "addresses": ["10.0.2.100/24"], "owner": "10.0.2.10", "since_ms": 64_000,
                 "cause": "no advert for 3.218 s", "transitions": 2, "lease_remaining_ms": 2_750,
                 "adverts_sent": 64, "adverts_received": 12, "adverts_bad": {"checksum": 3},
+                "conflicts": 4,
+                "alarms": [{
+                    "kind": "rival", "from": "10.0.2.11", "what": "10.0.2.11 is Active as well",
+                    "ago_ms": 700,
+                }],
             }],
             "services": [{
                 "name": "apiserver", "address": "10.0.2.100", "port": 1644, "protocol": "tcp",

@@ -41,7 +41,7 @@ pub fn status(status: &Status, colour: Colour) -> String {
     sections.join("\n")
 }
 
-/// One line per instance on who owns its addresses, one on this xvip, one per warning.
+/// One line per instance on who owns its addresses, one on this xvip, one per warning and alarm.
 fn heading(status: &Status, colour: Colour) -> String {
     let mut text = String::new();
     for instance in &status.vrrp {
@@ -66,6 +66,13 @@ fn heading(status: &Status, colour: Colour) -> String {
     for warning in &status.data_plane.warnings {
         let line = format!("warning: {}", printable(warning));
         push_line(&mut text, &Cell::new(line).tint(Tint::Yellow).paint(colour));
+    }
+    for instance in &status.vrrp {
+        for alarm in &instance.alarms {
+            let line = format!("alarm: {}: {}", instance.name, alarm.what);
+            let line = format!("{} ({} ago)", printable(&line), Age(alarm.ago_ms));
+            push_line(&mut text, &Cell::new(line).tint(Tint::Red).paint(colour));
+        }
     }
     text
 }
@@ -549,6 +556,7 @@ xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
 the configuration was refused 12.0s ago, the one before goes on:
 xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
+alarm: control-plane: 10.0.2.11 is Active as well (0.7s ago)
 
 VRRP           INTERFACE  VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
 control-plane  enp0s3       51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s

@@ -119,6 +119,8 @@ pub struct VrrpConfig {
     pub unicast_min_ttl: u8,
     /// What the checksum of version 3 over IPv4 covers in adverts of this node.
     pub v3_checksum: V3Checksum,
+    /// How often the addresses are announced while Active.
+    pub announce: AnnounceConfig,
     /// Simple password (v2 only), zero-padded to 8 bytes.
     pub password: Option<Password>,
     /// What changes the priority, beyond the defaults.
@@ -140,6 +142,30 @@ impl VrrpConfig {
         self.addresses
             .first()
             .is_some_and(|net| net.addr().is_ipv6())
+    }
+}
+
+/// Gratuitous ARP and unsolicited NA of an Active router. The first one goes out at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnnounceConfig {
+    /// Repeats, 1.1 s apart.
+    pub repeat: u8,
+    /// One more that long after becoming Active; zero: none.
+    pub delay: Duration,
+    /// Between refreshes; zero: none.
+    pub refresh: Duration,
+    /// Announcements of each refresh, 1.1 s apart.
+    pub refresh_repeat: u8,
+}
+
+impl Default for AnnounceConfig {
+    fn default() -> Self {
+        Self {
+            repeat: 2,
+            delay: Duration::from_secs(5),
+            refresh: Duration::from_mins(1),
+            refresh_repeat: 1,
+        }
     }
 }
 

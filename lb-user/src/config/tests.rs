@@ -226,6 +226,7 @@ fn reads_the_example() {
             unicast_peers: vec![ip("10.0.2.11")],
             unicast_min_ttl: 255,
             v3_checksum: V3Checksum::default(),
+            announce: AnnounceConfig::default(),
             password: Some(Password(*b"pass1122")),
             track: vec![],
             track_defaults: true,
@@ -462,11 +463,19 @@ fn reads_limits_of_new_flows() {
 fn reads_how_adverts_are_sent_and_accepted() {
     let text = edited(&[(
         "priority = 200",
-        "v3_checksum = \"rfc9568\"\nunicast_min_ttl = 64",
+        "v3_checksum = \"rfc9568\"\nunicast_min_ttl = 64\ngarp_repeat = 0\ngarp_delay = \"0s\"\n\
+         garp_refresh = \"10s\"\ngarp_refresh_repeat = 2",
     )]);
     let vrrp = read(&text).unwrap().vrrp.remove(0);
     assert_eq!(vrrp.v3_checksum, V3Checksum::Rfc9568);
     assert_eq!(vrrp.unicast_min_ttl, 64);
+    let announce = AnnounceConfig {
+        repeat: 0,
+        delay: Duration::ZERO,
+        refresh: Duration::from_secs(10),
+        refresh_repeat: 2,
+    };
+    assert_eq!(vrrp.announce, announce);
 }
 
 /// Everything that can be tracked, and what instances make of it.

@@ -63,6 +63,13 @@ pub(super) const SLOW_START: Bounds = Bounds {
     shown: "0s..60m",
 };
 
+/// Between announcements of addresses.
+pub(super) const GARP_TIME: Bounds = Bounds {
+    min: Duration::ZERO,
+    max: Duration::from_hours(1),
+    shown: "0s..60m",
+};
+
 /// Silence that ends a UDP flow; the data plane's field holds 18 h.
 pub(super) const IDLE_TIMEOUT: Bounds = Bounds {
     min: Duration::from_secs(1),

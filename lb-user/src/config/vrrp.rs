@@ -10,10 +10,10 @@ use ipnet::IpNet;
 
 use super::{
     Context,
-    model::{AdvertInterval, Password, V3Checksum, VrrpConfig, VrrpVersion},
+    model::{AdvertInterval, AnnounceConfig, Password, V3Checksum, VrrpConfig, VrrpVersion},
     raw::{Mark, Marked, Table, Value},
     track::{self, TrackDraft},
-    value::{self, Fault, PREEMPT_DELAY},
+    value::{self, Fault, GARP_TIME, PREEMPT_DELAY},
 };
 
 /// `[[vrrp]]` and what is compared with other keys and sections.
@@ -78,6 +78,7 @@ pub(super) fn read(
     let unicast_min_ttl = read_min_ttl(&mut table, unicast_peers.is_empty());
     let over_ipv6 = addresses.first().is_some_and(|a| a.value.addr().is_ipv6());
     let v3_checksum = read_checksum(&mut table, used_version, over_ipv6);
+    let announce = read_announce(&mut table);
     let password = table
         .get("auth")
         .and_then(|value| read_auth(&value, used_version, context));
@@ -104,6 +105,7 @@ pub(super) fn read(
             unicast_peers: unicast_peers.iter().map(|peer| peer.value).collect(),
             unicast_min_ttl: unicast_min_ttl?,
             v3_checksum: v3_checksum?,
+            announce: announce?,
             password,
             track: tracked.clone(),
             track_defaults: track_defaults?,
@@ -159,6 +161,27 @@ fn read_min_ttl(table: &mut Table<'_>, multicast: bool) -> Option<u8> {
         ));
     }
     number(&value).map(|ttl| ttl.value.get())
+}
+
+/// `garp_*`.
+fn read_announce(table: &mut Table<'_>) -> Option<AnnounceConfig> {
+    let default = AnnounceConfig::default();
+    let count = |least| move |value: &Value<'_>| value.number(least..=10, |n| u8::try_from(n).ok());
+    let time = |value: &Value<'_>| value.text("60s", |text| value::duration(text, &GARP_TIME));
+    let repeat = table.get_or("garp_repeat", Some(default.repeat), |value| count(0)(value));
+    let delay = table.get_or("garp_delay", Some(default.delay), |value| time(value));
+    let refresh = table.get_or("garp_refresh", Some(default.refresh), |value| time(value));
+    let refresh_repeat = table.get_or(
+        "garp_refresh_repeat",
+        Some(default.refresh_repeat),
+        |value| count(1)(value),
+    );
+    Some(AnnounceConfig {
+        repeat: repeat?,
+        delay: delay?,
+        refresh: refresh?,
+        refresh_repeat: refresh_repeat?,
+    })
 }
 
 /// `v3_checksum`: in version 2 and over IPv6 there is but one reading.

@@ -926,6 +926,14 @@ fn report(event: Event) {
         } => {
             info!(vrrp = name, %from, %to, %cause, "VRRP state changed");
         }
+        Event::BadAdvert {
+            name,
+            from,
+            what,
+            suppressed,
+        } => {
+            warn!(vrrp = name, %from, suppressed, "{what}");
+        }
         Event::Backend {
             service,
             backend,

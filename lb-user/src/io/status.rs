@@ -17,7 +17,7 @@ use crate::{
         model::{
             AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
             DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status,
-            TrackCondition, TrackStatus, VrrpState, VrrpStatus,
+            TrackCondition, TrackStatus, VrrpAlarm, VrrpState, VrrpStatus,
         },
     },
     config::model::{Peer, VrrpVersion},
@@ -164,6 +164,16 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
             .iter()
             .map(|(label, count)| ((*label).to_owned(), *count))
             .chain(refused)
+            .collect(),
+        conflicts: counters.conflicts,
+        alarms: instance
+            .alarms(now)
+            .map(|alarm| VrrpAlarm {
+                kind: alarm.label().to_owned(),
+                from: alarm.from(),
+                what: alarm.describe(config.vrid.get(), &config.interface),
+                ago_ms: millis(now, alarm.heard()),
+            })
             .collect(),
     })
 }

@@ -28,6 +28,7 @@ mod sources;
 mod takeover;
 mod tc;
 mod tracking;
+mod turns;
 mod udp;
 mod uplinks;
 mod vrrp;

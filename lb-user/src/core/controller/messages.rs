@@ -290,6 +290,17 @@ pub enum Event {
         /// What has an effect, in words; empty: nothing has.
         because: String,
     },
+    /// An advert that was refused, or that shows something that is to be mended.
+    BadAdvert {
+        /// Name of the instance.
+        name: String,
+        /// Where it came from.
+        from: IpAddr,
+        /// What is wrong, in words.
+        what: String,
+        /// How many like it were not reported since the last one.
+        suppressed: u64,
+    },
     /// A backend changed its state.
     Backend {
         /// Name of the service.

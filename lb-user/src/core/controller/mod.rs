@@ -9,6 +9,7 @@
 mod addresses;
 mod followed;
 mod groups;
+mod hearing;
 mod messages;
 mod operator;
 mod reading;
@@ -46,7 +47,7 @@ use super::{
     tables::{self, Tables},
     time::Timestamp,
     tracking::{Fitness, Monitor},
-    vrrp::{self, Instance, RxMeta, Transition, VrrpAction},
+    vrrp::{Complaints, Instance, Transition, VrrpAction},
 };
 use crate::config::model::{Config, ServiceConfig, VrrpConfig};
 
@@ -76,6 +77,7 @@ struct Role {
     announced: Option<(u32, Mac)>,
     /// Bad adverts by label.
     bad: BTreeMap<&'static str, u64>,
+    complaints: Complaints,
     reported: u64,
     /// What tracking makes of the priority.
     fitness: Fitness,
@@ -93,6 +95,7 @@ impl Role {
             placed: BTreeSet::new(),
             announced: None,
             bad: BTreeMap::new(),
+            complaints: Complaints::default(),
             reported: 0,
             fitness: Fitness::new(config.priority, []),
             listens_on: None,
@@ -449,20 +452,6 @@ impl Controller {
     fn with_instance(&mut self, slot: usize, act: impl FnOnce(&mut Instance)) {
         if let Some(role) = self.roles.iter_mut().find(|role| role.slot == slot) {
             act(&mut role.instance);
-        }
-    }
-
-    fn hear(&mut self, now: Timestamp, slot: usize, meta: RxMeta, message: &[u8]) {
-        let mut roles = self.roles.iter_mut().zip(&self.config.vrrp);
-        let Some((role, config)) = roles.find(|(role, _)| role.slot == slot) else {
-            return;
-        };
-        match vrrp::packet::parse(message, &meta, config.unicast_min_ttl) {
-            // Refusals are counted by the instance.
-            Ok(advert) => {
-                let _ = role.instance.handle_advert(now, meta.src, &advert);
-            }
-            Err(error) => *role.bad.entry(error.label()).or_default() += 1,
         }
     }
 

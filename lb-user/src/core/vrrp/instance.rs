@@ -20,13 +20,14 @@ use std::{collections::VecDeque, net::IpAddr, num::NonZeroU8, time::Duration};
 use ipnet::IpNet;
 
 use super::{
+    alarm::{self, Alarm},
     announce::Announcements,
     packet::{Advert, Auth, PRIORITY_OWNER, PRIORITY_STOPPING},
-    status::{Cause, Counters, Discard, Peer, State, Transition},
+    status::{Cause, Counters, Discard, Peer, Remarks, State, Transition},
     timing,
 };
 use crate::{
-    config::model::{AdvertInterval, VrrpConfig, VrrpVersion},
+    config::model::{AdvertInterval, AnnounceConfig, VrrpConfig, VrrpVersion},
     core::time::Timestamp,
 };
 
@@ -68,6 +69,7 @@ struct Settings {
     addresses: Vec<IpAddr>,
     unicast_peers: Vec<IpAddr>,
     auth: Auth,
+    announce: AnnounceConfig,
 }
 
 impl Settings {
@@ -88,7 +90,13 @@ impl Settings {
             addresses: config.addresses.iter().map(IpNet::addr).collect(),
             unicast_peers: config.unicast_peers.clone(),
             auth,
+            announce: config.announce,
         }
+    }
+
+    /// Whether none of the addresses is one of ours: the advert is another group's.
+    fn has_none_of(&self, others: &[IpAddr]) -> bool {
+        !self.addresses.iter().any(|a| others.contains(a))
     }
 
     fn has_addresses(&self, others: &[IpAddr]) -> bool {
@@ -154,6 +162,8 @@ pub struct Instance {
     last_transition: Transition,
     transitions: u64,
     counters: Counters,
+    rival: Option<Alarm>,
+    collision: Option<Alarm>,
     actions: VecDeque<VrrpAction>,
 }
 
@@ -177,6 +187,8 @@ impl Instance {
             },
             transitions: 0,
             counters: Counters::default(),
+            rival: None,
+            collision: None,
             actions: VecDeque::new(),
             settings,
         };
@@ -317,8 +329,9 @@ impl Instance {
                 deadline: Some(longest),
             });
         }
+        owned.announcements.replan(now, self.settings.announce);
         if before.addresses != self.settings.addresses {
-            owned.announcements = Announcements::start(now);
+            owned.announcements = Announcements::start(now, self.settings.announce);
             self.actions.push_back(VrrpAction::Announce);
         }
     }
@@ -330,20 +343,24 @@ impl Instance {
         now: Timestamp,
         src: IpAddr,
         advert: &Advert,
-    ) -> Result<(), Discard> {
-        if let Err(discard) = self.check(src, advert) {
-            self.counters.count_discard(discard);
-            return Err(discard);
-        }
-        self.note(now, src, advert);
+    ) -> Result<Remarks, Discard> {
         // Frozen since the lease ended: what was heard is heard as Backup.
         self.lapse_if_due(now);
+        if let Err(discard) = self.check(src, advert) {
+            self.counters.count_discard(discard);
+            self.watch_for_collision(now, src, advert, discard);
+            if discard == Discard::AddressOwner && advert.priority != PRIORITY_STOPPING {
+                self.win_back(now, src, advert.priority);
+            }
+            return Err(discard);
+        }
+        let mut remarks = self.note(now, src, advert);
         match self.phase {
             Phase::Initialize => {}
             Phase::Backup(_) => self.hear_as_backup(now, advert),
-            Phase::Active(_) => self.hear_as_active(now, src, advert),
+            Phase::Active(_) => remarks.rival = self.hear_as_active(now, src, advert),
         }
-        Ok(())
+        Ok(remarks)
     }
 
     /// An advert left; `sent_at` is the time just before it was handed to the kernel.
@@ -364,7 +381,7 @@ impl Instance {
             None => {
                 active.owned = Some(Ownership {
                     deadline: renewed,
-                    announcements: Announcements::start(now),
+                    announcements: Announcements::start(now, self.settings.announce),
                 });
                 self.counters.became_active += 1;
                 self.actions.extend([
@@ -530,6 +547,12 @@ impl Instance {
         self.transitions
     }
 
+    /// What is wrong among the routers of the link, as far as it was seen lately.
+    pub fn alarms(&self, now: Timestamp) -> impl Iterator<Item = &Alarm> {
+        let all = self.rival.iter().chain(&self.collision);
+        all.filter(move |alarm| now < alarm.heard() + alarm::SHOWN)
+    }
+
     /// Counters.
     pub const fn counters(&self) -> &Counters {
         &self.counters
@@ -565,13 +588,40 @@ impl Instance {
             if advert.priority != PRIORITY_OWNER && !settings.has_addresses(&advert.addresses) {
                 return Err(Discard::Addresses);
             }
+        } else if settings.has_none_of(&advert.addresses) {
+            // RFC 9568 section 7.1 leaves the comparison to the implementation. Lists that differ in
+            // part are a configuration that is being rolled out; another group is to be left alone.
+            return Err(Discard::Addresses);
+        }
+        // RFC 9568 section 7.1: nobody tells the owner of the addresses anything.
+        if self.priority == PRIORITY_OWNER && matches!(self.phase, Phase::Active(_)) {
+            return Err(Discard::AddressOwner);
         }
         Ok(())
     }
 
+    /// Whoever uses this VRID for other addresses only is another group, whatever else is wrong
+    /// with its adverts.
+    fn watch_for_collision(
+        &mut self,
+        now: Timestamp,
+        from: IpAddr,
+        advert: &Advert,
+        discard: Discard,
+    ) {
+        let not_heard = matches!(discard, Discard::Own | Discard::Stopped | Discard::Vrid(_));
+        if !not_heard && self.settings.has_none_of(&advert.addresses) {
+            self.collision = Some(Alarm::Collision {
+                from,
+                addresses: advert.addresses.clone(),
+                heard: now,
+            });
+        }
+    }
+
     /// Remember an accepted advert. Version 3 takes other addresses and intervals: refusing them
     /// would make two owners out of a configuration that is being rolled out.
-    fn note(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) {
+    fn note(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) -> Remarks {
         let counters = &mut self.counters;
         counters.adverts_received += 1;
         counters.resignations_received += u64::from(advert.priority == PRIORITY_STOPPING);
@@ -585,6 +635,10 @@ impl Instance {
             interval: advert.interval,
             heard: now,
         });
+        Remarks {
+            rival: false,
+            other_addresses: !same_addresses,
+        }
     }
 
     /// RFC 9568 section 6.4.2, RFC 3768 section 6.4.2.
@@ -634,8 +688,8 @@ impl Instance {
         });
     }
 
-    /// RFC 9568 section 6.4.3, RFC 3768 section 6.4.3.
-    fn hear_as_active(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) {
+    /// RFC 9568 section 6.4.3, RFC 3768 section 6.4.3. Whether the sender is a rival.
+    fn hear_as_active(&mut self, now: Timestamp, src: IpAddr, advert: &Advert) -> bool {
         if advert.priority == PRIORITY_STOPPING {
             // Tell whoever is about to take over by that advert that there is an Active.
             if let Phase::Active(active) = &mut self.phase {
@@ -649,8 +703,9 @@ impl Instance {
             self.active_interval = advert.interval;
             self.concede(now, Cause::HigherAddress);
         } else {
-            self.assert_active(now);
+            return self.assert_active(now, src, advert.priority);
         }
+        false
     }
 
     /// Leave the addresses to a better router that is Active as well. Neighbours may have learnt
@@ -667,18 +722,33 @@ impl Instance {
 
     /// A lesser router believes to be Active. Version 3 asserts itself at once (version 2 stays
     /// silent until the timer). In both, neighbours may have learnt its MAC: win them back.
-    fn assert_active(&mut self, now: Timestamp) {
-        self.counters.conflicts += 1;
+    fn assert_active(&mut self, now: Timestamp, src: IpAddr, priority: u8) -> bool {
         if self.settings.version == VrrpVersion::V3 {
             self.send_advert();
         }
+        self.win_back(now, src, priority)
+    }
+
+    /// Announce against another Active. It is a rival if it had the time to hear this one: of two
+    /// that take over at once neither is.
+    fn win_back(&mut self, now: Timestamp, from: IpAddr, priority: u8) -> bool {
+        self.counters.conflicts += 1;
         let Phase::Active(active) = &mut self.phase else {
-            return;
+            return false;
         };
+        let is_rival = now >= active.since + self.settings.interval.duration();
         let owned = active.owned.as_mut();
         if owned.is_some_and(|owned| owned.announcements.conflict(now)) {
             self.actions.push_back(VrrpAction::Announce);
         }
+        if is_rival {
+            self.rival = Some(Alarm::Rival {
+                from,
+                priority,
+                heard: now,
+            });
+        }
+        is_rival
     }
 
     // --- Changes of state ---------------------------------------------------------------------

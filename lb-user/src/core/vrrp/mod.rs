@@ -2,8 +2,10 @@
 //! (RFC 3768) for IPv4.
 //!
 //! [`packet`] turns bytes into adverts and back, [`instance`] is the state machine of one
-//! virtual router, [`timing`] its arithmetic, [`status`] what it tells about itself.
+//! virtual router, [`timing`] its arithmetic, [`status`] what it tells about itself, [`alarm`] what it
+//! finds wrong with others.
 
+pub mod alarm;
 mod announce;
 pub mod instance;
 pub mod packet;
@@ -12,6 +14,7 @@ pub mod status;
 mod tests;
 pub mod timing;
 
+pub use alarm::{Alarm, Complaints};
 pub use instance::{Instance, VrrpAction};
 pub use packet::{Advert, AdvertError, Auth, RxMeta};
-pub use status::{Cause, Counters, Discard, Peer, State, Transition};
+pub use status::{Cause, Counters, Discard, Peer, Remarks, State, Transition};

@@ -145,14 +145,18 @@ pub enum Discard {
     /// RFC 3768 section 7.1: in version 2 the intervals must match.
     #[error("advertisement interval of {} cs is not the configured one", .0.centis())]
     Interval(AdvertInterval),
-    /// RFC 3768 section 7.1: in version 2 the addresses must match (unless the sender owns them).
+    /// RFC 3768 section 7.1: in version 2 the addresses must match (unless the sender owns them); in
+    /// version 3 at least one of them.
     #[error("virtual addresses differ")]
     Addresses,
+    /// RFC 9568 section 7.1: this node is Active with priority 255, so it owns the addresses.
+    #[error("this node owns the addresses (priority 255)")]
+    AddressOwner,
 }
 
 impl Discard {
     /// Every label, in the order of the variants.
-    pub const LABELS: [&'static str; 8] = [
+    pub const LABELS: [&'static str; 9] = [
         "stopped",
         "own",
         "vrid",
@@ -161,6 +165,7 @@ impl Discard {
         "auth",
         "interval",
         "addresses",
+        "address_owner",
     ];
 
     /// Stable name for counters.
@@ -174,8 +179,18 @@ impl Discard {
             Self::Auth => "auth",
             Self::Interval(_) => "interval",
             Self::Addresses => "addresses",
+            Self::AddressOwner => "address_owner",
         }
     }
+}
+
+/// What an operator should know of an advert that was accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// The sender is Active as well, although it had the time to hear this node.
+    pub rival: bool,
+    /// Its virtual addresses differ in part.
+    pub other_addresses: bool,
 }
 
 /// Counts since the instance was made.

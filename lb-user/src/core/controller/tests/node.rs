@@ -933,6 +933,7 @@ fn words(event: &Event) -> String {
         Event::Fitness { name, fitness, .. } if fitness.fault => format!("{name} fault"),
         Event::Fitness { name, fitness, .. } => format!("{name} fit for {}", fitness.priority),
         Event::Operator { backend, what, .. } => format!("operator {backend}: {what}"),
+        Event::BadAdvert { name, what, .. } => format!("{name} hears: {what}"),
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use super::net::{Net, config, interval, ms, us, with};
 use crate::{
-    config::model::{Password, VrrpConfig, VrrpVersion},
+    config::model::{AnnounceConfig, Password, VrrpConfig, VrrpVersion},
     core::{
         time::Timestamp,
-        vrrp::{Advert, Auth, Cause, Discard, Instance, State, VrrpAction},
+        vrrp::{Advert, Alarm, Auth, Cause, Discard, Instance, State, VrrpAction},
     },
 };
 
@@ -306,9 +306,11 @@ fn two_actives_resolve_at_the_first_advert() {
             // The loser concedes, and is answered once more.
             (10_609_375, 1, "advert"),
             (10_609_375, 0, "advert"),
+            (10_609_375, 0, "announce"),
+            (10_759_375, 0, "announce"),
             (11_218_750, 0, "advert"),
             // Past the locktime of neighbours that believed the other one.
-            (11_709_375, 0, "announce"),
+            (11_759_375, 0, "announce"),
         ]
     );
     assert_eq!(net.instance(0).counters().conflicts, 2);
@@ -333,14 +335,43 @@ fn a_conceding_active_makes_the_other_announce() {
             (11_218_750, 1, "advert"),
             (11_218_750, 0, "advert"),
             (11_218_750, 0, "announce"),
+            (11_368_750, 0, "announce"),
         ]
     );
     assert_eq!(net.owners(), [0]);
 }
 
-/// A loser that cannot hear does not make the winner announce more than once per second.
+/// Two that take over at the same moment: the one that stays announces after the other's last
+/// word, at once, although it has just announced.
 #[test]
-fn conflicts_are_announced_at_most_once_per_second() {
+fn the_winner_of_a_race_announces_last() {
+    let mut net = Net::new([config(150), config(100), config(100)]);
+    net.cut(1, 2);
+    net.run(ms(5_000));
+    net.kill(0);
+    // Neither hears the other's first advert.
+    net.run(us(3_609_375));
+    assert_eq!(net.owners(), [1, 2]);
+    net.trace();
+    net.heal();
+    net.run(ms(1_000));
+    let trace = net.trace();
+    let last_word = trace
+        .iter()
+        .position(|line| line.1 == 1 && line.2 == "backup");
+    let answer = trace
+        .iter()
+        .skip(last_word.unwrap())
+        .find(|l| l.1 == 2 && l.2 == "announce");
+    assert_eq!(answer.unwrap().0, trace[last_word.unwrap()].0, "{trace:?}");
+    assert_eq!(net.owners(), [2]);
+    let alarms = net.instance(2).alarms(net.now).count();
+    assert_eq!(alarms, 1, "it was Active for longer than an interval");
+}
+
+/// A loser that cannot hear makes the winner announce twice per second, no more; and it is a rival.
+#[test]
+fn answers_to_conflicts_are_limited() {
     let mut net = pair(|c| c.advert_interval = interval(10));
     net.cut_one_way(0, 1);
     net.run(ms(10_000));
@@ -350,17 +381,42 @@ fn conflicts_are_announced_at_most_once_per_second() {
         .trace()
         .into_iter()
         .filter(|l| *l == (l.0, 0, "announce"));
-    assert_eq!(announces.count(), 10);
+    assert_eq!(announces.count(), 20);
+    let alarms: Vec<_> = net.instance(0).alarms(net.now).collect();
+    assert!(matches!(alarms[..], [Alarm::Rival { .. }]), "{alarms:?}");
 }
 
-/// Announcements: at once, then after 1.1, 2.2 and 5 s, and no more.
+/// Milliseconds at which a lone owner announces within some minutes.
+fn announcements(change: impl FnOnce(&mut VrrpConfig)) -> Vec<u64> {
+    let mut net = Net::new([with(config(255), change)]);
+    net.run(ms(130_000));
+    let announces = net.trace().into_iter().filter(|line| line.2 == "announce");
+    announces.map(|line| line.0 / 1_000).collect()
+}
+
+/// Announcements: at once, then after 1.1, 2.2 and 5 s, and then a refresh every minute.
 #[test]
 fn announcements_repeat_after_the_locktime() {
-    let mut net = Net::new([config(255)]);
-    net.run(ms(60_000));
-    let announces = net.trace().into_iter().filter(|line| line.2 == "announce");
-    let times: Vec<u64> = announces.map(|line| line.0).collect();
-    assert_eq!(times, [0, 1_100_000, 2_200_000, 5_000_000]);
+    let times = announcements(|_| ());
+    assert_eq!(times, [0, 1_100, 2_200, 5_000, 60_000, 120_000]);
+}
+
+/// Each of the numbers counts; none of them leaves the first announcement alone.
+#[test]
+fn announcements_are_configured() {
+    let plan = |repeat, delay, refresh, refresh_repeat| AnnounceConfig {
+        repeat,
+        delay: ms(delay),
+        refresh: ms(refresh),
+        refresh_repeat,
+    };
+    let of = |plan| announcements(|c| c.announce = plan);
+    assert_eq!(of(plan(0, 0, 0, 1)), [0]);
+    assert_eq!(of(plan(4, 0, 0, 1)), [0, 1_100, 2_200, 3_300, 4_400]);
+    assert_eq!(
+        of(plan(0, 7_000, 50_000, 2)),
+        [0, 7_000, 50_000, 51_100, 100_000, 101_100]
+    );
 }
 
 /// A Backup learns the Active's interval, and its timer follows it.
@@ -470,7 +526,54 @@ fn discards_what_is_not_for_this_instance() {
     );
 }
 
-/// Version 2 accepts other addresses from their owner only, version 3 from anyone (and counts).
+/// An Active owner of the addresses listens to nobody, but says again whose they are.
+#[test]
+fn the_address_owner_discards_and_announces() {
+    let now = Timestamp::from_nanos(0);
+    let mut owner = Instance::new(&config(255), now);
+    owner.handle_advert_sent(now, now);
+    while owner.poll_action().is_some() {}
+    for priority in [100, 255] {
+        let advert = Advert {
+            version: VrrpVersion::V3,
+            priority,
+            ..v2_advert()
+        };
+        let heard = owner.handle_advert(now + ms(10), PEER, &advert);
+        assert_eq!(heard, Err(Discard::AddressOwner));
+        assert_eq!(owner.poll_action(), Some(VrrpAction::Announce));
+        assert_eq!(owner.state(), State::Active);
+    }
+    assert_eq!(owner.counters().conflicts, 2);
+}
+
+/// Another group with the same VRID is left alone, and told of for a minute.
+#[test]
+fn another_group_with_the_same_vrid_is_an_alarm() {
+    let now = Timestamp::from_nanos(0);
+    let addresses = vec!["10.0.2.200".parse().unwrap()];
+    for version in [VrrpVersion::V2, VrrpVersion::V3] {
+        let mut instance = Instance::new(&with(config(100), |c| c.version = version), now);
+        let advert = Advert {
+            version,
+            addresses: addresses.clone(),
+            ..v2_advert()
+        };
+        let due = instance.poll_timeout();
+        let heard = instance.handle_advert(now + ms(500), PEER, &advert);
+        assert_eq!(heard, Err(Discard::Addresses));
+        assert_eq!(instance.poll_timeout(), due);
+        let alarms: Vec<_> = instance.alarms(now + ms(60_000)).collect();
+        assert_eq!(
+            alarms[0].describe(51, "eth0"),
+            "another group uses VRID 51 on eth0: 10.0.2.200 from 10.0.2.99; choose another vrid"
+        );
+        assert_eq!(instance.alarms(now + ms(60_500)).count(), 0);
+    }
+}
+
+/// Version 2 accepts other addresses from their owner only, version 3 lists that differ in part (and
+/// counts both).
 #[test]
 fn other_addresses_are_accepted_where_the_rfcs_say_so() {
     let now = Timestamp::from_nanos(0);
@@ -484,12 +587,16 @@ fn other_addresses_are_accepted_where_the_rfcs_say_so() {
     };
     let third = Advert {
         version: VrrpVersion::V3,
+        addresses: ["10.0.2.100", "10.0.2.101"]
+            .map(|a| a.parse().unwrap())
+            .into(),
         ..other
     };
     let v2 = with(config(100), |c| c.version = VrrpVersion::V2);
     for (config, advert) in [(v2, owner), (config(100), third)] {
         let mut instance = Instance::new(&config, now);
-        assert_eq!(instance.handle_advert(now, PEER, &advert), Ok(()));
+        let heard = instance.handle_advert(now, PEER, &advert).unwrap();
+        assert!(heard.other_addresses);
         assert_eq!(instance.counters().address_mismatches, 1);
     }
 }
@@ -525,9 +632,12 @@ fn v2_answers_a_lesser_active_with_its_timer() {
         [
             (10_609_375, 1, "advert"),
             (10_609_375, 0, "announce"),
+            (10_759_375, 0, "announce"),
             (11_218_750, 0, "advert"),
             (11_218_750, 1, "backup"),
             (11_218_750, 1, "advert"),
+            (11_218_750, 0, "announce"),
+            (11_368_750, 0, "announce"),
         ]
     );
 }
