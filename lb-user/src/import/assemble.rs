@@ -1,13 +1,17 @@
 //! Makes the configuration of a plan: finds out who this node and its peers are, which VIP each
 //! service is for, and which backends are the nodes themselves.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     Fate, Inputs, Options,
     document::{Document, Key, Section},
     ledger::{Ledger, WordId, base_name},
     plan::{Host, Instance, Listen, LocalCheck, Plan, Server, Service},
+    tracks::{self, Candidate},
 };
 
 /// Name of the service that a check script alone makes.
@@ -39,15 +43,6 @@ pub(super) fn assemble(
     ledger: &Ledger,
 ) -> String {
     let nodes = nodes(plan, options, ledger);
-    let mut document = Document::default();
-    document.head(&head(inputs));
-    document.push(&node(plan, &nodes, options), ledger);
-    for (name, addresses) in &nodes.peers {
-        document.push(&peer(name, addresses), ledger);
-    }
-    for instance in &plan.instances {
-        document.push(&vrrp(instance), ledger);
-    }
     let mut services = services(plan, &nodes, ledger);
     if services.is_empty() && inputs.haproxy.is_none() {
         services.extend(only_services(plan, &nodes, ledger));
@@ -56,8 +51,28 @@ pub(super) fn assemble(
         let what = "the inputs do not tell what listens behind the VIP: write a [[service]]";
         ledger.derived(Fate::ByHand(what.to_owned()));
     }
-    for service in services {
-        push_service(&mut document, &service, ledger);
+    let candidates = services
+        .iter()
+        .map(OneService::candidate)
+        .collect::<Vec<_>>();
+    let is_own = |backend: SocketAddr| nodes.own.contains(&backend.ip());
+    let tracks = tracks::tracks(plan, &candidates, &is_own, ledger);
+    let mut document = Document::default();
+    document.head(&head(inputs));
+    document.push(&node(plan, &nodes, options), ledger);
+    for (name, addresses) in &nodes.peers {
+        document.push(&peer(name, addresses), ledger);
+    }
+    for (instance, track) in plan.instances.iter().zip(&tracks.keys) {
+        let mut section = vrrp(instance);
+        section.keys(track.clone());
+        document.push(&section, ledger);
+    }
+    for section in &tracks.sections {
+        document.push(section, ledger);
+    }
+    for service in &services {
+        push_service(&mut document, service, ledger);
     }
     document.into_text()
 }
@@ -291,11 +306,24 @@ fn vips(plan: &Plan) -> Vec<IpAddr> {
 
 /// A service for one VIP.
 struct OneService {
+    title: String,
+    port: u16,
+    addresses: Vec<SocketAddr>,
     name: Key,
     keys: Vec<Key>,
     health: Vec<Key>,
     backends: Vec<Vec<Key>>,
     comments: Vec<String>,
+}
+
+impl OneService {
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            name: &self.title,
+            port: self.port,
+            backends: &self.addresses,
+        }
+    }
 }
 
 /// The services of the plan, one for every VIP and port.
@@ -372,11 +400,11 @@ fn one(
     nodes: &Nodes,
     ledger: &Ledger,
 ) -> Option<OneService> {
-    let backends: Vec<_> = service
+    let (addresses, backends): (Vec<_>, Vec<_>) = service
         .servers
         .iter()
         .filter_map(|server| backend(server, vip, port, nodes, ledger))
-        .collect();
+        .unzip();
     if backends.is_empty() {
         let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
         let what = format!("no backend is {family} like the VIP {vip}: no service is made for it");
@@ -404,6 +432,9 @@ fn one(
         }
     }
     Some(OneService {
+        title: name.to_owned(),
+        port,
+        addresses,
         name: Key::text("name", name, &service.words),
         keys,
         health,
@@ -419,7 +450,7 @@ fn backend(
     port: u16,
     nodes: &Nodes,
     ledger: &Ledger,
-) -> Option<Vec<Key>> {
+) -> Option<(SocketAddr, Vec<Key>)> {
     let address = match server.host {
         Host::Address(address) => address,
         Host::ThisNode { v4 } => {
@@ -437,13 +468,13 @@ fn backend(
         ledger.recognise(&server.name_words);
         return None;
     }
-    let at = std::net::SocketAddr::new(address, server.port.unwrap_or(port));
+    let at = SocketAddr::new(address, server.port.unwrap_or(port));
     let mut keys = vec![
         Key::text("name", &server.name, &server.name_words),
         Key::text("address", &at.to_string(), &server.words),
     ];
     keys.extend(server.keys.iter().cloned());
-    Some(keys)
+    Some((at, keys))
 }
 
 /// Without a proxy the VIP leads to the apiserver of the node that owns it: a service for that.
@@ -473,13 +504,15 @@ fn only_service(check: &LocalCheck, plan: &Plan, nodes: &Nodes) -> Vec<OneServic
         .filter_map(|(number, vip)| {
             let alike = |address: &&IpAddr| address.is_ipv4() == vip.is_ipv4();
             let mut backends = Vec::new();
+            let mut endpoints = Vec::new();
             let of_peers = nodes
                 .peers
                 .iter()
                 .map(|(name, addresses)| (name, addresses));
             for (name, addresses) in std::iter::once((&name, &own)).chain(of_peers) {
                 if let Some(address) = addresses.iter().find(alike) {
-                    let at = std::net::SocketAddr::new(*address, check.port);
+                    let at = SocketAddr::new(*address, check.port);
+                    endpoints.push(at);
                     backends.push(vec![
                         Key::text("name", name, &[]),
                         Key::text("address", &at.to_string(), &check.words),
@@ -491,6 +524,9 @@ fn only_service(check: &LocalCheck, plan: &Plan, nodes: &Nodes) -> Vec<OneServic
                 _ => format!("{ONLY_SERVICE}-{}", number + 1),
             };
             (!backends.is_empty()).then(|| OneService {
+                title: name.clone(),
+                port: check.port,
+                addresses: endpoints,
                 name: Key::text("name", &name, &[]),
                 keys: vec![
                     Key::text("address", &vip.to_string(), &[]),

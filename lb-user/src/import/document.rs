@@ -51,6 +51,12 @@ impl Key {
         }
     }
 
+    /// An array of values in TOML, each with the words that say it.
+    pub(super) fn values(name: &'static str, elements: Vec<(String, Vec<WordId>)>) -> Self {
+        let value = KeyValue::List(elements);
+        Self { name, value }
+    }
+
     /// Its name.
     pub(super) fn name(&self) -> &'static str {
         self.name

@@ -179,6 +179,7 @@ fn instance(variables: &Variables, ledger: &Ledger, plan: &mut Plan) {
         keys,
         addresses,
         peers,
+        tracks: Vec::new(),
         comments: vec![
             "As the osixia/keepalived image has it: VRRP version 2, nopreempt (unless the state is \
              MASTER), and its defaults where the environment says nothing."

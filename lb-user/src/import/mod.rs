@@ -17,6 +17,7 @@ mod ledger;
 mod plan;
 mod report;
 mod script;
+mod tracks;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 

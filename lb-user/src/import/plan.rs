@@ -1,6 +1,6 @@
 //! What the inputs want, in xvip's words: instances, services and what is known about nodes.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -15,6 +15,8 @@ pub(super) struct Plan {
     pub(super) services: Vec<Service>,
     /// This node's own addresses, as the inputs tell.
     pub(super) own: Vec<IpAddr>,
+    /// What instances can track, by name.
+    pub(super) tracks: BTreeMap<String, Track>,
     /// The apiserver that a check script asks.
     pub(super) local_check: Option<LocalCheck>,
 }
@@ -30,8 +32,67 @@ pub(super) struct Instance {
     pub(super) addresses: Vec<(IpNet, Vec<WordId>)>,
     /// `vrrp.unicast_peers`
     pub(super) peers: Vec<(IpAddr, Vec<WordId>)>,
+    /// `vrrp.track`
+    pub(super) tracks: Vec<TrackUse>,
     /// What stands above it.
     pub(super) comments: Vec<String>,
+}
+
+/// `[[track]]`
+#[derive(Clone, Debug)]
+pub(super) struct Track {
+    /// What is tracked.
+    pub(super) subject: Subject,
+    /// `track.weight`
+    pub(super) weight: Option<Weight>,
+    /// Further keys.
+    pub(super) keys: Vec<Key>,
+    /// The words that say its name.
+    pub(super) words: Vec<WordId>,
+}
+
+/// What is tracked.
+#[derive(Clone, Debug)]
+pub(super) enum Subject {
+    /// An apiserver of this node, or the proxy in front of all of them.
+    Local(LocalCheck),
+    /// What the keys say.
+    Keys,
+}
+
+/// How a priority follows what is tracked.
+#[derive(Clone, Debug)]
+pub(super) struct Weight {
+    /// 0: a fault.
+    pub(super) value: i16,
+    /// The other way round.
+    pub(super) reverse: bool,
+    /// The words that say it.
+    pub(super) words: Vec<WordId>,
+}
+
+impl Weight {
+    /// One that no words say.
+    pub(super) fn plain(value: i16) -> Self {
+        Self {
+            value,
+            reverse: false,
+            words: Vec::new(),
+        }
+    }
+}
+
+/// An element of `vrrp.track`.
+#[derive(Clone, Debug)]
+pub(super) struct TrackUse {
+    /// Of the track, or of the interface.
+    pub(super) name: String,
+    /// Whether it is an interface.
+    pub(super) interface: bool,
+    /// In place of the track's own.
+    pub(super) weight: Option<Weight>,
+    /// The words that say its name.
+    pub(super) words: Vec<WordId>,
 }
 
 /// Where a service listens.
@@ -108,7 +169,7 @@ pub(super) struct Service {
 }
 
 /// A check script that asks the node's own apiserver, or the proxy in front of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LocalCheck {
     /// The port that it asks.
     pub(super) port: u16,

@@ -19,6 +19,8 @@ pub(super) enum Command {
     Local(LocalCheck),
     /// It sees whether a proxy runs.
     Proxy,
+    /// It sees whether a process of this name runs.
+    Process(String),
     /// A script in a file.
     File,
     /// Anything else.
@@ -32,6 +34,9 @@ pub(super) fn command(text: &str) -> Command {
     }
     if asks_for_proxy(text) {
         return Command::Proxy;
+    }
+    if let Some(name) = process(text) {
+        return Command::Process(name);
     }
     let is_shell = |word: &&str| {
         let name = word.rsplit('/').next().unwrap_or(word);
@@ -51,17 +56,39 @@ fn has_extension(word: &str) -> bool {
         .any(|end| word.ends_with(end))
 }
 
+/// Whether a program is a proxy as people put them in front of apiservers.
+pub(super) fn is_proxy(name: &str) -> bool {
+    let name = name.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    matches!(
+        name.strip_suffix(".service").unwrap_or(name),
+        "haproxy" | "nginx"
+    )
+}
+
 /// `killall -0 haproxy`, `pidof nginx`, `systemctl is-active haproxy` and the like.
 fn asks_for_proxy(text: &str) -> bool {
-    let is_proxy = |word: &str| {
-        let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-        matches!(
-            word,
-            "haproxy" | "nginx" | "haproxy.service" | "nginx.service"
-        )
-    };
     let asks = ["killall", "pidof", "pgrep", "systemctl", "pkill", "ps "];
     text.split_whitespace().any(is_proxy) && asks.iter().any(|word| text.contains(word))
+}
+
+/// The name of a process that `killall -0 NAME`, `pidof NAME` or `pgrep [-x] NAME` asks for.
+fn process(text: &str) -> Option<String> {
+    let mut words = text.split_whitespace();
+    let program = words.next()?.rsplit('/').next()?;
+    let rest: Vec<_> = words.filter(|word| !word.starts_with('-')).collect();
+    let asks = match program {
+        "killall" => text.contains(" -0 "),
+        "pidof" | "pgrep" => true,
+        _ => false,
+    };
+    match rest.as_slice() {
+        [name] if asks => {
+            let name = name.rsplit('/').next().unwrap_or(name);
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            (!name.is_empty() && name.chars().all(is_plain)).then(|| name.to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// The question to this node in `text`, if there is one.
@@ -306,7 +333,16 @@ mod tests {
         ] {
             assert!(matches!(command(file), Command::File), "{file}");
         }
-        for other in ["/usr/bin/test -e /run/x", "true", ""] {
+        for (text, name) in [
+            ("killall -0 kube-apiserver", "kube-apiserver"),
+            ("/usr/bin/pgrep -x etcd", "etcd"),
+        ] {
+            assert!(
+                matches!(command(text), Command::Process(found) if found == name),
+                "{text}"
+            );
+        }
+        for other in ["/usr/bin/test -e /run/x", "killall x", "true", ""] {
             assert!(matches!(command(other), Command::Other), "{other}");
         }
     }

@@ -15,6 +15,8 @@ use super::{
     words::{self, Known},
 };
 
+/// Steps of one check, as `service.health.steps` takes them.
+const MAX_STEPS: usize = 32;
 /// haproxy's default of `inter`.
 const INTER: Duration = Duration::from_secs(2);
 
@@ -47,6 +49,7 @@ pub(super) struct Checks {
     statuses: Said<String>,
     body: Option<Key>,
     headers: Vec<(String, String, Vec<WordId>)>,
+    steps: Vec<(String, Vec<WordId>)>,
     timeout: Said<Duration>,
 }
 
@@ -334,16 +337,45 @@ impl Checks {
 
     /// `tcp-check ...`
     pub(super) fn tcp_check(&mut self, line: &Line, ledger: &Ledger) {
-        match line.word(1) {
-            "connect" => {
+        let text = |skip: usize| {
+            let words = line.words().iter().skip(skip);
+            let words: Vec<_> = words.map(|word| word.text.as_str()).collect();
+            words.join(" ")
+        };
+        let (key, text) = match (line.word(1), line.word(2)) {
+            ("connect", _) => {
                 self.connect(line.words().get(2..).unwrap_or_default(), ledger);
                 ledger.none(&line.first(2), "its parts follow");
+                return;
             }
-            "comment" => ledger.none(&line.ids(), "a comment"),
-            _ => ledger.by_hand(
+            ("comment", _) => {
+                ledger.none(&line.ids(), "a comment");
+                return;
+            }
+            ("send", _) => ("send", text(2)),
+            ("send-binary", _) => ("send_hex", text(2)),
+            ("expect", "string") => ("expect", text(3)),
+            ("expect", "binary") => ("expect_hex", text(3)),
+            ("expect", "rstring") => ("expect_regex", text(3)),
+            _ => ("", String::new()),
+        };
+        let is_hex = !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
+        let is_good = match key {
+            "" => false,
+            "send_hex" | "expect_hex" => is_hex && text.len().is_multiple_of(2),
+            "expect_regex" => !text.is_empty() && regex::Regex::new(&text).is_ok(),
+            _ => !text.is_empty(),
+        };
+        if is_good && self.steps.len() < MAX_STEPS {
+            ledger.recognise(&line.ids());
+            let text = super::super::document::quoted(&text);
+            self.steps
+                .push((format!("{{ {key} = {text} }}"), line.ids()));
+        } else {
+            ledger.by_hand(
                 &line.ids(),
-                "xvip's check connects and says nothing: choose another type in [service.health]",
-            ),
+                "write service.health.steps: no such step is made of it",
+            );
         }
     }
 
@@ -383,6 +415,9 @@ impl Checks {
         }
         if kind == "https" || kind == "tls" {
             self.tls_keys(server, options, ledger, &mut keys);
+        }
+        if self.kind == Kind::Tcp && !self.steps.is_empty() {
+            keys.push(Key::values("steps", self.steps.clone()));
         }
         self.time_keys(server, ledger, &mut keys);
         keys

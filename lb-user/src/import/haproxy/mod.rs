@@ -102,6 +102,8 @@ fn beside_proxies(kind: &str, section: &Section, ledger: &Ledger) {
         if line.keyword() == "spread-checks" {
             let why = "xvip spreads checks as well: service.health.spread says how far";
             ledger.none(&line.ids(), why);
+        } else if line.keyword() == "ssl-server-verify" && line.word(1) == "none" {
+            ledger.none(&line.ids(), "service.health.verify is \"none\" by default");
         } else {
             claim(line, &known, ledger);
         }

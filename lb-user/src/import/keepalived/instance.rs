@@ -9,7 +9,7 @@ use super::{
     super::{
         document::Key,
         ledger::{Ledger, Word, WordId},
-        plan::{self, Instance, Plan},
+        plan::{self, Instance, Plan, TrackUse},
     },
     Context,
     parse::Statement,
@@ -30,6 +30,7 @@ struct Lines {
     peers: Vec<(IpAddr, Vec<WordId>)>,
     addresses: Vec<(IpNet, Vec<WordId>)>,
     excluded: Vec<(IpNet, Vec<WordId>)>,
+    tracks: Vec<TrackUse>,
     /// `vrid` and `priority`
     keys: Vec<Key>,
 }
@@ -70,6 +71,11 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     keys.push(version_key(version, &lines, context, &mut comments));
     keys.extend(interval_key(&lines, version, ledger));
     keys.extend(preemption(&lines, ledger));
+    if let Some((group, words)) = context.sync.members.get(block.word(1)) {
+        keys.push(Key::text("sync_group", group, words));
+    }
+    let of_group = context.sync.tracks.get(block.word(1));
+    lines.tracks.extend(of_group.into_iter().flatten().cloned());
     let (own, other): (Vec<_>, Vec<_>) = std::mem::take(&mut lines.excluded)
         .into_iter()
         .partition(|(net, _)| net.addr().is_ipv6() == is_v6);
@@ -85,6 +91,7 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
         keys,
         addresses: lines.addresses,
         peers: lines.peers,
+        tracks: lines.tracks,
         comments,
     });
     plan.instances.extend(twin);
@@ -125,7 +132,8 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
         }
         "track_interface" | "track_script" | "track_file" | "track_process" | "track_bfd" => {
             let own = lines.interface.as_ref().map(|(name, _)| name.as_str());
-            context.trackers.claim_list(statement, ledger, own);
+            let uses = context.trackers.uses(statement, ledger, own);
+            lines.tracks.extend(uses);
         }
         "virtual_ipaddress" => addresses(statement, ledger, lines, false),
         "virtual_ipaddress_excluded" => addresses(statement, ledger, lines, true),
@@ -452,6 +460,7 @@ fn twin(
         keys: own,
         addresses,
         peers: Vec::new(),
+        tracks: lines.tracks.clone(),
         comments: vec![format!(
             "The excluded addresses of the other family: an advert is of one family, so they are an \
              instance of their own beside {name}."

@@ -7,17 +7,19 @@ pub(super) mod parse;
 mod tracking;
 mod words;
 
+use std::collections::BTreeMap;
+
 pub(super) use self::instance::password_key;
 use self::{
     globals::Globals,
     parse::Statement,
     tracking::Trackers,
-    words::{Known, claim_all, top_level},
+    words::{claim_all, top_level},
 };
 use super::{
     Input, Options, Refusal,
-    ledger::Ledger,
-    plan::{LocalCheck, Plan},
+    ledger::{Ledger, WordId},
+    plan::{self, LocalCheck, Plan, TrackUse},
 };
 
 /// What mapping a part of the file needs beside it.
@@ -25,6 +27,7 @@ struct Context<'a> {
     ledger: &'a Ledger,
     globals: Globals,
     trackers: Trackers,
+    sync: Groups,
 }
 
 /// Reads a keepalived.conf into `plan`; `script` is what its check script asks, if that was given.
@@ -42,20 +45,23 @@ pub(super) fn read(
     if let Some(check) = trackers.local_check() {
         plan.local_check = Some(check.clone());
     }
+    let sync = sync_groups(of("vrrp_sync_group"), &trackers, ledger);
     let context = Context {
         ledger,
         globals,
         trackers,
+        sync,
     };
     let groups = lvs::groups(of("virtual_server_group"), ledger);
     for statement in &file {
         match statement.keyword() {
             "vrrp_instance" => instance::read(statement, &context, plan),
-            "vrrp_sync_group" => sync_group(statement, &context),
+            "vrrp_sync_group" => {}
             "virtual_server" => lvs::read(statement, &groups, &context, plan),
             _ => section(statement, ledger),
         }
     }
+    plan.tracks = context.trackers.into_tracks();
     Ok(())
 }
 
@@ -66,22 +72,53 @@ fn section(statement: &Statement, ledger: &Ledger) {
     }
 }
 
-fn sync_group(statement: &Statement, context: &Context<'_>) {
-    let ledger = context.ledger;
-    let why = "xvip has no sync groups: every instance elects its owner by itself; a VIP is served \
-               at whichever node owns it, so VIPs at different nodes break nothing";
-    ledger.none(&statement.ids(), why);
-    for child in &statement.block {
-        match child.keyword() {
-            "group" => claim_all(child, &Known::Nothing(why), ledger),
-            "track_interface" | "track_script" | "track_file" | "track_process" | "track_bfd" => {
-                context.trackers.claim_list(child, ledger, None);
+/// What `vrrp_sync_group` says of its members.
+#[derive(Debug, Default)]
+struct Groups {
+    /// Name of the group, and the words that say it, by member.
+    members: BTreeMap<String, (String, Vec<WordId>)>,
+    /// What a group tracks: of its first member, which counts for all.
+    tracks: BTreeMap<String, Vec<TrackUse>>,
+}
+
+fn sync_groups<'a>(
+    blocks: impl Iterator<Item = &'a Statement>,
+    trackers: &Trackers,
+    ledger: &Ledger,
+) -> Groups {
+    let mut groups = Groups::default();
+    for block in blocks {
+        ledger.recognise(&block.first(2));
+        let mut first = None;
+        for list in block.children("group") {
+            let why = "its lines follow";
+            ledger.none(&list.first(1), why);
+            // On one line, or one on each.
+            for word in list.block.iter().flat_map(|line| &line.words) {
+                ledger.recognise(&[word.id]);
+                first.get_or_insert(word.text.clone());
+                let mut words = block.first(2);
+                words.push(word.id);
+                let group = (plan::name(block.word(1), "group"), words);
+                groups.members.insert(word.text.clone(), group);
             }
-            keyword => {
-                if let Some(known) = words::instance(keyword) {
-                    claim_all(child, &known, ledger);
+        }
+        for child in &block.block {
+            match child.keyword() {
+                "group" => {}
+                "track_interface" | "track_script" | "track_file" | "track_process"
+                | "track_bfd" => {
+                    let uses = trackers.uses(child, ledger, None);
+                    let member = first.clone().unwrap_or_default();
+                    groups.tracks.entry(member).or_default().extend(uses);
+                }
+                keyword => {
+                    if let Some(known) = words::instance(keyword) {
+                        claim_all(child, &known, ledger);
+                    }
                 }
             }
         }
     }
+    groups
 }

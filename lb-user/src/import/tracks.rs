@@ -1,0 +1,197 @@
+//! `[[track]]` sections, and what instances say of them. A check of the node's own apiserver becomes
+//! one with type `local_backend`; one of the proxy in front of all apiservers becomes nothing: every
+//! instance tracks whether a backend of its services works.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use super::{
+    document::{Key, Section, quoted},
+    ledger::{Ledger, WordId},
+    plan::{Instance, LocalCheck, Plan, Subject, Track, TrackUse, Weight},
+};
+
+/// Why a check through the proxy becomes no key.
+const BUILT_IN: &str = "built in: an instance tracks the backends of its services, and the VIP stays while one of \
+                        them works, wherever that runs";
+const NOBODY: &str = "no instance tracks it";
+
+/// What is known of a service that a check may be about.
+pub(super) struct Candidate<'a> {
+    /// `service.name`
+    pub(super) name: &'a str,
+    /// `service.port`
+    pub(super) port: u16,
+    /// Addresses of its backends.
+    pub(super) backends: &'a [SocketAddr],
+}
+
+/// The sections, and for every instance, in its order, the key `track`.
+pub(super) struct Tracks {
+    /// `[[track]]`
+    pub(super) sections: Vec<Section>,
+    /// `vrrp.track`
+    pub(super) keys: Vec<Option<Key>>,
+}
+
+/// Makes them. `is_own` tells this node's addresses.
+pub(super) fn tracks(
+    plan: &Plan,
+    services: &[Candidate<'_>],
+    is_own: &dyn Fn(SocketAddr) -> bool,
+    ledger: &Ledger,
+) -> Tracks {
+    let mut sections: BTreeMap<String, Section> = BTreeMap::new();
+    for (name, track) in &plan.tracks {
+        let used = plan.instances.iter().flat_map(|instance| &instance.tracks);
+        let is_used = used
+            .clone()
+            .any(|found| !found.interface && found.name == *name);
+        match section(name, track, services, is_own) {
+            Some(section) if is_used => {
+                sections.insert(name.clone(), section);
+            }
+            Some(_) => claim(track, NOBODY, ledger),
+            None => claim(track, BUILT_IN, ledger),
+        }
+    }
+    let mut interfaces = BTreeSet::new();
+    let keys = plan.instances.iter();
+    let keys = keys.map(|instance| key(instance, plan, &sections, &mut interfaces, ledger));
+    let keys: Vec<_> = keys.collect();
+    let interfaces = interfaces.into_iter().map(|name| {
+        let mut section = Section::new("[[track]]");
+        section.key(Key::text("name", &of_interface(&name), &[]));
+        section.key(Key::text("type", "interface", &[]));
+        section.key(Key::text("interface", &name, &[]));
+        section
+    });
+    Tracks {
+        sections: sections
+            .into_values()
+            .chain(interfaces.collect::<Vec<_>>())
+            .collect(),
+        keys,
+    }
+}
+
+/// Name of the track of an interface.
+fn of_interface(name: &str) -> String {
+    format!("interface-{name}")
+}
+
+/// All words of a track that becomes no section.
+fn claim(track: &Track, why: &str, ledger: &Ledger) {
+    ledger.none(&track.words, why);
+    for key in &track.keys {
+        ledger.none(&key.words(), why);
+    }
+    if let Some(weight) = &track.weight {
+        ledger.none(&weight.words, why);
+    }
+    if let Subject::Local(check) = &track.subject {
+        ledger.none(&check.words, why);
+    }
+}
+
+fn section(
+    name: &str,
+    track: &Track,
+    services: &[Candidate<'_>],
+    is_own: &dyn Fn(SocketAddr) -> bool,
+) -> Option<Section> {
+    let mut section = Section::new("[[track]]");
+    section.key(Key::text(
+        "name",
+        &super::plan::name(name, "track"),
+        &track.words,
+    ));
+    if let Subject::Local(check) = &track.subject {
+        let service = service_of(check, services, is_own)?;
+        section.key(Key::text("type", "local_backend", &check.words));
+        section.key(Key::text("service", service, &[]));
+    }
+    section.keys(track.keys.iter().cloned());
+    if let Some(weight) = &track.weight {
+        section.key(Key::new("weight", weight.value.to_string(), &weight.words));
+    }
+    Some(section)
+}
+
+/// The service whose backend on this node is asked: that has the port, and clients of the service
+/// use another one, or nothing stood between.
+fn service_of<'a>(
+    check: &LocalCheck,
+    services: &[Candidate<'a>],
+    is_own: &dyn Fn(SocketAddr) -> bool,
+) -> Option<&'a str> {
+    let asks = |service: &&Candidate<'_>| {
+        let asked = service
+            .backends
+            .iter()
+            .filter(|backend| backend.port() == check.port);
+        asked.clone().any(|backend| is_own(*backend))
+            || (asked.count() > 0 && service.port != check.port)
+    };
+    services.iter().find(asks).map(|service| service.name)
+}
+
+/// `vrrp.track`
+fn key(
+    instance: &Instance,
+    plan: &Plan,
+    sections: &BTreeMap<String, Section>,
+    interfaces: &mut BTreeSet<String>,
+    ledger: &Ledger,
+) -> Option<Key> {
+    let mut elements: Vec<(String, Vec<WordId>)> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for found in &instance.tracks {
+        let words = words(found);
+        if !seen.insert((found.interface, &found.name)) {
+            ledger.none(&words, "it is there already");
+            continue;
+        }
+        if found.interface {
+            interfaces.insert(found.name.clone());
+            let name = of_interface(&found.name);
+            elements.push((reference(&name, found.weight.as_ref(), None), words));
+            continue;
+        }
+        if !sections.contains_key(&found.name) {
+            ledger.none(&words, BUILT_IN);
+            continue;
+        }
+        let own = plan
+            .tracks
+            .get(&found.name)
+            .and_then(|track| track.weight.as_ref());
+        let name = super::plan::name(&found.name, "track");
+        elements.push((reference(&name, found.weight.as_ref(), own), words));
+    }
+    (!elements.is_empty()).then(|| Key::values("track", elements))
+}
+
+fn words(found: &TrackUse) -> Vec<WordId> {
+    let mut words = found.words.clone();
+    words.extend(found.weight.iter().flat_map(|weight| &weight.words));
+    words
+}
+
+/// A name, or a table where it says more than the track itself.
+fn reference(name: &str, given: Option<&Weight>, own: Option<&Weight>) -> String {
+    let name = quoted(name);
+    let reverse = given.or(own).is_some_and(|weight| weight.reverse);
+    let mut parts = vec![format!("name = {name}")];
+    parts.extend(given.map(|weight| format!("weight = {}", weight.value)));
+    if reverse {
+        parts.push("reverse = true".to_owned());
+    }
+    if parts.len() == 1 {
+        name
+    } else {
+        format!("{{ {} }}", parts.join(", "))
+    }
+}
