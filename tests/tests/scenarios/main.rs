@@ -12,6 +12,7 @@ mod explain;
 mod floods;
 mod hairpin;
 mod icmp;
+mod import;
 mod keepalived;
 mod loops;
 mod nat_ports;
