@@ -148,7 +148,14 @@ fn options() -> Options<'static> {
         hosts: Vec::new(),
         variables: BTreeMap::new(),
         output: "xvip.toml".to_owned(),
-        read_file: &|_| Err(io::ErrorKind::NotFound.into()),
+        // Programs are there, certificates are not.
+        read_file: &|path| {
+            if path.starts_with("/usr/local/bin") {
+                Ok(Vec::new())
+            } else {
+                Err(io::ErrorKind::NotFound.into())
+            }
+        },
         include: &|_| Ok(Vec::new()),
     }
 }

@@ -19,7 +19,7 @@ mod report;
 mod script;
 mod tracks;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path};
 
 use crate::config::{self, ConfigErrors, HostFacts, ReadFile};
 
@@ -74,6 +74,13 @@ pub struct Options<'a> {
     pub read_file: ReadFile<'a>,
     /// Finds what keepalived.conf includes.
     pub include: Include<'a>,
+}
+
+impl Options<'_> {
+    /// Whether the configuration can name this file: it is looked at where it is validated.
+    fn is_readable(&self, path: &str) -> bool {
+        (self.read_file)(Path::new(path)).is_ok()
+    }
 }
 
 /// A configuration that `xvip check` accepts, and what became of the inputs.

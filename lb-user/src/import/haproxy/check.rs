@@ -1,6 +1,6 @@
 //! How haproxy checks servers, as keys of `[service.health]`.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     super::{
@@ -31,6 +31,7 @@ enum Kind {
     Hello,
     Http,
     Tcp,
+    Command,
     Other,
 }
 
@@ -50,6 +51,7 @@ pub(super) struct Checks {
     body: Option<Key>,
     headers: Vec<(String, String, Vec<WordId>)>,
     steps: Vec<(String, Vec<WordId>)>,
+    command: Said<String>,
     timeout: Said<Duration>,
 }
 
@@ -68,11 +70,12 @@ impl Checks {
     /// `option NAME ...`, where it is about checks. Whether it was.
     pub(super) fn option(&mut self, line: &Line, ledger: &Ledger) -> bool {
         let kind = match line.word(1) {
+            "external-check" => Kind::Command,
             "httpchk" => Kind::Http,
             "ssl-hello-chk" => Kind::Hello,
             "tcp-check" => Kind::Tcp,
             "smtpchk" | "ldap-check" | "mysql-check" | "pgsql-check" | "redis-check"
-            | "spop-check" | "external-check" => Kind::Other,
+            | "spop-check" => Kind::Other,
             _ => return false,
         };
         if !self.kind_words.is_empty() {
@@ -134,6 +137,25 @@ impl Checks {
             ledger.by_hand(&ids, "write service.health.headers");
         } else if self.host.is_none() && self.headers.is_empty() {
             ledger.none(&ids, "xvip asks with HTTP/1.1");
+        }
+    }
+
+    /// `external-check command PATH`, which gets where the service and the server are.
+    pub(super) fn external(&mut self, line: &Line, ledger: &Ledger) {
+        let program = line.word(2);
+        match line.word(1) {
+            "command" if program.starts_with('/') => {
+                ledger.recognise(&line.first(3));
+                self.command = Some((program.to_owned(), line.first(3)));
+            }
+            "path" => ledger.by_hand(
+                &line.ids(),
+                "let the program set its own PATH: xvip starts it with an absolute path",
+            ),
+            _ => ledger.by_hand(
+                &line.ids(),
+                "write service.health.command with an absolute path",
+            ),
         }
     }
 
@@ -395,11 +417,19 @@ impl Checks {
             .next();
         let own_tls = own_tls.filter(|_| !server.has("no-check-ssl"));
         let tls = own_tls.is_some() || !self.tls.is_empty();
+        if let (Kind::Command, Some((program, words))) = (self.kind, &self.command) {
+            if options.is_readable(program) {
+                return self.command_keys(program, words, server, ledger);
+            }
+            let what =
+                "cannot be read here: write type = \"command\" and command into [service.health]";
+            ledger.by_hand(words, what);
+        }
         let kind = match (self.kind, tls) {
             (Kind::Http, true) => "https",
             (Kind::Http, false) => "http",
             (Kind::Hello, _) | (Kind::Connect | Kind::Tcp, true) => "tls",
-            (Kind::Connect | Kind::Tcp, false) | (Kind::Other, _) => "tcp",
+            (Kind::Connect | Kind::Tcp, false) | (Kind::Other | Kind::Command, _) => "tcp",
         };
         let mut words = self.kind_words.clone();
         if self.kind == Kind::Other {
@@ -420,6 +450,29 @@ impl Checks {
             keys.push(Key::values("steps", self.steps.clone()));
         }
         self.time_keys(server, ledger, &mut keys);
+        keys.extend(agent(server, ledger));
+        keys
+    }
+
+    /// Keys of a check by a program.
+    fn command_keys(
+        &self,
+        program: &str,
+        words: &[WordId],
+        server: &ServerOptions,
+        ledger: &Ledger,
+    ) -> Vec<Key> {
+        let mut of_type = self.kind_words.clone();
+        of_type.extend(server.get("check").into_iter().flat_map(|set| &set.words));
+        let program = super::super::document::quoted(program);
+        let command =
+            format!("[{program}, \"{{vip}}\", \"{{vip_port}}\", \"{{address}}\", \"{{port}}\"]");
+        let mut keys = vec![
+            Key::text("type", "command", &of_type),
+            Key::new("command", command, words),
+        ];
+        self.time_keys(server, ledger, &mut keys);
+        keys.extend(agent(server, ledger));
         keys
     }
 
@@ -497,7 +550,7 @@ impl Checks {
         ledger: &Ledger,
         keys: &mut Vec<Key>,
     ) {
-        let readable = |set: &Set| (options.read_file)(Path::new(&set.value)).is_ok();
+        let readable = |set: &Set| options.is_readable(&set.value);
         let verify = server.get("verify");
         let asks = verify.is_none_or(|set| set.value == "required");
         match server.get("ca-file") {
@@ -593,6 +646,58 @@ impl Checks {
             }
         }
     }
+}
+
+/// `agent-check` with what belongs to it.
+fn agent(server: &ServerOptions, ledger: &Ledger) -> Option<Key> {
+    let check = server.get("agent-check")?;
+    let mut words = check.words.clone();
+    let mut parts = Vec::new();
+    for (option, key) in [
+        ("agent-port", "port"),
+        ("agent-addr", "address"),
+        ("agent-inter", "interval"),
+        ("agent-send", "send"),
+    ] {
+        let Some(set) = server.get(option) else {
+            continue;
+        };
+        let quoted = super::super::document::quoted;
+        let value = match key {
+            "port" => set
+                .value
+                .parse::<u16>()
+                .ok()
+                .filter(|port| *port > 0)
+                .map(|p| p.to_string()),
+            "address" => set
+                .value
+                .parse::<IpAddr>()
+                .ok()
+                .map(|address| format!("\"{address}\"")),
+            "interval" => {
+                check_time(&set.value).map(|time| quoted(&super::super::document::duration(time)))
+            }
+            // haproxy sends what is between quotes as it is.
+            _ => (!set.value.is_empty()).then(|| quoted(&set.value)),
+        };
+        match value {
+            Some(value) => {
+                parts.push(format!("{key} = {value}"));
+                words.extend(&set.words);
+            }
+            None => ledger.by_hand(&set.words, format!("write {key} of service.health.agent")),
+        }
+    }
+    if !parts.iter().any(|part| part.starts_with("port = ")) {
+        ledger.by_hand(&words, "write service.health.agent, which needs a port");
+        return None;
+    }
+    Some(Key::new(
+        "agent",
+        format!("{{ {} }}", parts.join(", ")),
+        &words,
+    ))
 }
 
 /// Whether it can be in `headers`: it is a name, and not about how the message is sent.

@@ -6,12 +6,15 @@ mod server;
 mod time;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use self::{
     check::Checks,
     parse::{Line, Section},
-    server::{ServerOptions, split_port},
+    server::{ServerOptions, Set, split_port},
     words::Known,
 };
 use super::{
@@ -30,6 +33,8 @@ struct Settings {
     servers: ServerOptions,
     /// `default_backend`
     backend: Option<(String, Vec<WordId>)>,
+    /// `option allbackups`
+    all_backups: Option<Vec<WordId>>,
     is_disabled: bool,
 }
 
@@ -224,6 +229,11 @@ fn read_line(line: &Line, is_defaults: bool, settings: &mut Settings, ledger: &L
             settings.backend = Some((line.word(1).to_owned(), line.first(2)));
         }
         "timeout" if line.word(1) == "check" => settings.checks.timeout(line, ledger),
+        "option" if line.word(1) == "allbackups" => {
+            ledger.recognise(&line.first(2));
+            settings.all_backups = Some(line.first(2));
+        }
+        "external-check" => settings.checks.external(line, ledger),
         "option" => {
             if !settings.checks.option(line, ledger)
                 && let Some(known) = words::option(line.word(1))
@@ -252,6 +262,8 @@ struct Pool {
     head: Vec<WordId>,
     servers: Vec<Server>,
     health: Vec<Key>,
+    /// Keys of the service.
+    keys: Vec<Key>,
 }
 
 fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
@@ -275,6 +287,9 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
             .checks
             .keys(&effective, context.options, context.ledger);
         let is_used = server.is_some();
+        if let (true, Some(set)) = (is_used, effective.get("slowstart")) {
+            slow_start(set, &mut pool.keys, context.ledger);
+        }
         pool.servers.extend(server);
         match &health {
             None if is_used => health = Some(keys),
@@ -286,8 +301,30 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
     if !pool.servers.is_empty() {
         settings.servers.explain(context.ledger);
     }
+    if let Some(words) = &settings.all_backups {
+        pool.keys.push(Key::new("use_all_backups", "true", words));
+    }
     pool.health = health.unwrap_or_else(|| vec![Key::text("type", "none", &[])]);
     pool
+}
+
+/// The first server's `slowstart` is the service's.
+fn slow_start(set: &Set, keys: &mut Vec<Key>, ledger: &Ledger) {
+    let longest = Duration::from_hours(1);
+    let Some(time) = time::time(&set.value).filter(|time| *time <= longest) else {
+        ledger.by_hand(&set.words, "write 0s..60m as service.slow_start");
+        return;
+    };
+    let millis = u64::try_from(time.as_millis()).unwrap_or_default();
+    let key = Key::duration("slow_start", Duration::from_millis(millis), &set.words);
+    match keys.iter().find(|other| other.name() == "slow_start") {
+        None => keys.push(key),
+        Some(other) if other.says_same(&key) => key.claim(ledger, "service"),
+        Some(_) => ledger.by_hand(
+            &set.words,
+            "not as for the first server: xvip has one slow_start for a service; choose one",
+        ),
+    }
 }
 
 /// Claims the checks of a further server: xvip asks all backends of a service alike.
@@ -355,7 +392,7 @@ fn service(
         name: plan::name(name, "service"),
         words: section.head.first(2),
         binds,
-        keys: Vec::new(),
+        keys: pool.keys,
         health: pool.health,
         servers: pool.servers,
         comments: Vec::new(),

@@ -73,7 +73,7 @@ impl ServerOptions {
     /// Whether the server is to have connections.
     fn is_used(&self) -> bool {
         let weight = self.get("weight").map_or("1", |set| set.value.as_str());
-        !self.has("backup") && !self.has("disabled") && weight != "0"
+        !self.has("disabled") && weight != "0"
     }
 }
 
@@ -123,6 +123,9 @@ pub(super) fn backend(
             Ok(weight @ 1..=1000) => keys.push(Key::new("weight", weight.to_string(), &set.words)),
             _ => ledger.by_hand(&set.words, "write 1..1000 as weight"),
         }
+    }
+    if let Some(set) = effective.get("backup") {
+        keys.push(Key::new("backup", "true", &set.words));
     }
     if effective.has("check") {
         check_target(effective, ledger, &mut keys);

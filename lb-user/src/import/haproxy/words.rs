@@ -99,9 +99,6 @@ pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
         "load-server-state-from-file" | "server-state-file-name" => {
             Known::Nothing("xvip's backends keep their state while it runs, also over a reload")
         }
-        "external-check" => Known::ByHand(
-            "xvip runs no commands as checks here: see whether docs/CONFIG.md has such a type of check",
-        ),
         "clitcpka-cnt" | "clitcpka-idle" | "clitcpka-intvl" | "srvtcpka-cnt" | "srvtcpka-idle"
         | "srvtcpka-intvl" => Known::Nothing(SOCKETS),
         _ => return None,
@@ -137,7 +134,6 @@ pub(super) fn option(name: &str) -> Option<Known> {
         "abortonclose" | "contstats" | "prefer-last-server" | "checkcache" => {
             Known::Nothing(NO_PROXY)
         }
-        "allbackups" => Known::Nothing("it is about backup servers, which see"),
         "persist"
         | "forceclose"
         | "forwardfor"
@@ -159,11 +155,12 @@ pub(super) fn option(name: &str) -> Option<Known> {
         | "http-restrict-req-hdr-names"
         | "http-tunnel"
         | "idle-close-on-response" => Known::Nothing(HTTP),
-        "smtpchk" | "ldap-check" | "mysql-check" | "pgsql-check" | "redis-check" | "spop-check"
-        | "external-check" => Known::ByHand(
-            "xvip has no such check: the service's checks only connect; choose another type in \
+        "smtpchk" | "ldap-check" | "mysql-check" | "pgsql-check" | "redis-check" | "spop-check" => {
+            Known::ByHand(
+                "xvip has no such check: the service's checks only connect; choose another type in \
              [service.health]",
-        ),
+            )
+        }
         _ => return None,
     })
 }
@@ -364,12 +361,6 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
             "a backend that refuses a connection gets no new ones and is checked at once",
         ),
         "on-error" | "error-limit" => Known::Nothing("it is about observe"),
-        "slowstart" => Known::Nothing(
-            "xvip has no slow start: a backend that is up again takes its share of new connections at once",
-        ),
-        "backup" => Known::ByHand(
-            "left out: xvip has no backup servers, and would send it connections like the others",
-        ),
         "disabled" => Known::Nothing("left out: it is disabled"),
         "enabled" => Known::Nothing("all backends are"),
         "send-proxy"
@@ -392,9 +383,6 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
                 "the kernel's routes lead to backends, which see the client's address, or with nat \
                             the VIP",
             )
-        }
-        "agent-check" | "agent-port" | "agent-addr" | "agent-inter" | "agent-send" => {
-            Known::ByHand("xvip asks no agents here: see whether docs/CONFIG.md has a key for it")
         }
         "track" => Known::ByHand("xvip checks every backend itself: this one as well"),
         "tfo" | "tcp-ut" | "idle-ping" | "cc" => Known::Nothing(SOCKETS),

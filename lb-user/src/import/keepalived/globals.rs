@@ -1,7 +1,10 @@
 //! `global_defs`: defaults for the instances.
 
 use super::{
-    super::ledger::{Ledger, WordId},
+    super::{
+        document::Key,
+        ledger::{Ledger, WordId},
+    },
     parse::Statement,
     words::{self, Known, claim, claim_all},
 };
@@ -13,6 +16,8 @@ pub(super) struct Globals {
     pub(super) version: Option<(u8, Vec<WordId>)>,
     /// `default_interface`
     pub(super) interface: Option<(String, Vec<WordId>)>,
+    /// When addresses are announced.
+    pub(super) garp: Vec<Key>,
 }
 
 /// Reads every `global_defs`.
@@ -38,6 +43,11 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
             ledger.recognise(&statement.first(2));
             globals.interface = Some((statement.word(1).to_owned(), statement.first(2)));
         }
+        "vrrp_garp_master_delay"
+        | "vrrp_garp_master_refresh"
+        | "vrrp_garp_master_refresh_repeat" => {
+            globals.garp.extend(announcement(statement, ledger));
+        }
         // The groups that xvip uses anyway.
         "vrrp_mcast_group4" if statement.word(1) == "224.0.0.18" => {
             ledger.none(&statement.first(2), "it is what xvip uses");
@@ -51,4 +61,32 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
             }
         }
     }
+}
+
+/// When and how often addresses are announced: lines that are the same here and in instances, but
+/// for a prefix.
+pub(super) fn announcement(statement: &Statement, ledger: &Ledger) -> Option<Key> {
+    let words = statement.first(2);
+    ledger.recognise(&words);
+    let keyword = statement.keyword();
+    let number = statement.word(1).parse::<u16>().ok();
+    let key = match (keyword.strip_prefix("vrrp_").unwrap_or(keyword), number) {
+        ("garp_master_delay", Some(seconds @ 0..=3600)) => {
+            Key::text("garp_delay", &format!("{seconds}s"), &words)
+        }
+        ("garp_master_refresh", Some(seconds @ 0..=3600)) => {
+            Key::text("garp_refresh", &format!("{seconds}s"), &words)
+        }
+        ("garp_master_refresh_repeat", Some(count @ 1..=10)) => {
+            Key::new("garp_refresh_repeat", count.to_string(), &words)
+        }
+        _ => {
+            ledger.by_hand(
+                &words,
+                "write vrrp.garp_delay, garp_refresh or garp_refresh_repeat",
+            );
+            return None;
+        }
+    };
+    Some(key)
 }

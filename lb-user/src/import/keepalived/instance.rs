@@ -11,7 +11,7 @@ use super::{
         ledger::{Ledger, Word, WordId},
         plan::{self, Instance, Plan, TrackUse},
     },
-    Context,
+    Context, globals,
     parse::Statement,
     words::{self, Known, claim, claim_all},
 };
@@ -31,6 +31,7 @@ struct Lines {
     addresses: Vec<(IpNet, Vec<WordId>)>,
     excluded: Vec<(IpNet, Vec<WordId>)>,
     tracks: Vec<TrackUse>,
+    garp: Vec<Key>,
     /// `vrid` and `priority`
     keys: Vec<Key>,
 }
@@ -71,6 +72,12 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     keys.push(version_key(version, &lines, context, &mut comments));
     keys.extend(interval_key(&lines, version, ledger));
     keys.extend(preemption(&lines, ledger));
+    for key in &context.globals.garp {
+        if !lines.garp.iter().any(|own| own.name() == key.name()) {
+            keys.push(key.clone());
+        }
+    }
+    keys.append(&mut lines.garp);
     if let Some((group, words)) = context.sync.members.get(block.word(1)) {
         keys.push(Key::text("sync_group", group, words));
     }
@@ -134,6 +141,9 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
             let own = lines.interface.as_ref().map(|(name, _)| name.as_str());
             let uses = context.trackers.uses(statement, ledger, own);
             lines.tracks.extend(uses);
+        }
+        "garp_master_delay" | "garp_master_refresh" | "garp_master_refresh_repeat" => {
+            lines.garp.extend(globals::announcement(statement, ledger));
         }
         "virtual_ipaddress" => addresses(statement, ledger, lines, false),
         "virtual_ipaddress_excluded" => addresses(statement, ledger, lines, true),

@@ -99,13 +99,16 @@ pub(super) fn read(block: &Statement, groups: &Groups, context: &Context<'_>, pl
     let servers: Vec<_> = block.children("real_server").collect();
     let mut health: Option<Vec<Key>> = None;
     for server in servers {
-        let (server, checks) = real_server(server, timing.clone(), ledger);
+        let (server, checks) = real_server(server, timing.clone(), context);
         service.servers.extend(server);
         match &health {
             // The first one's checks are the service's.
             None => health = Some(checks),
             Some(health) => differences(health, &checks, ledger),
         }
+    }
+    if let Some(line) = block.child("quorum") {
+        quorum(line, ledger, &mut service);
     }
     service.health = health.unwrap_or_else(|| vec![Key::text("type", "none", &[])]);
     plan.services.push(service);
@@ -207,21 +210,53 @@ fn read_line(line: &Statement, ledger: &Ledger, service: &mut Service) {
             service.keys.push(key);
         }
 
-        "quorum" if line.word(1) == "1" => {
-            ledger.none(&words, "one healthy backend is enough in xvip, too");
-        }
-        "quorum" => ledger.by_hand(
-            &words,
-            "xvip has no quorum: it uses what is healthy, however few",
-        ),
-        // The virtual host of the checks that follow.
-        "virtualhost" => ledger.recognise(&words),
+        "sorry_server" => sorry_server(line, ledger, service),
+        // Needed once the servers are known, and for checks.
+        "quorum" | "virtualhost" => ledger.recognise(&words),
         keyword => {
             if let Some(known) = words::lvs(keyword) {
                 claim_all(line, &known, ledger);
             }
         }
     }
+}
+
+/// Weights count for keepalived, backends for xvip: the same where every weight is 1.
+fn quorum(line: &Statement, ledger: &Ledger, service: &mut Service) {
+    let words = line.first(2);
+    let healthy = service.servers.len();
+    match line.word(1).parse::<usize>() {
+        Ok(quorum) if (1..=healthy).contains(&quorum) => {
+            service
+                .keys
+                .push(Key::new("min_healthy", quorum.to_string(), &words));
+        }
+        _ => ledger.by_hand(
+            &words,
+            "write how many backends must be up as service.min_healthy",
+        ),
+    }
+}
+
+/// It serves while too few others do: a backup.
+fn sorry_server(line: &Statement, ledger: &Ledger, service: &mut Service) {
+    let address = line.word(1).parse::<IpAddr>().ok();
+    let words = line.first(3);
+    let Some(address) = address.filter(|address| !address.is_loopback()) else {
+        ledger.by_hand(
+            &words,
+            "write a [[service.backend]] with backup = true and an address of the network",
+        );
+        return;
+    };
+    service.servers.push(Server {
+        name: "sorry".to_owned(),
+        name_words: Vec::new(),
+        host: Host::Address(address),
+        port: line.word(2).parse().ok().filter(|port| *port > 0),
+        keys: vec![Key::new("backup", "true", &words)],
+        words,
+    });
 }
 
 /// IPVS's method as xvip's.
@@ -242,8 +277,9 @@ fn forwarding(line: &Statement, ledger: &Ledger, keys: &mut Vec<Key>) {
 fn real_server(
     block: &Statement,
     mut timing: Timing,
-    ledger: &Ledger,
+    context: &Context<'_>,
 ) -> (Option<Server>, Vec<Key>) {
+    let ledger = context.ledger;
     let words = block.first(3);
     let address = block.word(1).parse::<IpAddr>();
     let port = block.word(2).parse::<u16>().ok();
@@ -285,7 +321,7 @@ fn real_server(
     }
     let mut checks = block.block.iter().filter(|line| is_check(line.keyword()));
     let health = match checks.next() {
-        Some(check) => check_keys(check, block, timing, ledger),
+        Some(check) => check_keys(check, block, timing, context),
         None => vec![Key::text("type", "none", &[])],
     };
     for more in checks {
@@ -325,12 +361,16 @@ fn check_keys(
     check: &Statement,
     server: &Statement,
     mut timing: Timing,
-    ledger: &Ledger,
+    context: &Context<'_>,
 ) -> Vec<Key> {
+    let ledger = context.ledger;
     let kind = match check.keyword() {
         "HTTP_GET" => "http",
         "SSL_GET" => "https",
         "TCP_CHECK" => "tcp",
+        "MISC_CHECK" if check.child("misc_path").is_some() => {
+            return misc_keys(check, timing, context);
+        }
         _ => {
             let what = "xvip has no such check here: the service's checks only connect; choose another \
                         type in [service.health]";
@@ -385,6 +425,61 @@ fn check_keys(
         keys.push(Key::text("host", host.word(1), &host.first(2)));
     }
     keys.extend(timing.keys(kind != "tcp"));
+    keys
+}
+
+/// `MISC_CHECK`: a program.
+fn misc_keys(check: &Statement, mut timing: Timing, context: &Context<'_>) -> Vec<Key> {
+    let ledger = context.ledger;
+    let mut keys = vec![Key::text("type", "command", &check.first(1))];
+    let mut timeout = None;
+    for line in &check.block {
+        if timing.read(line, ledger) {
+            continue;
+        }
+        let words = line.first(2);
+        match line.keyword() {
+            "misc_path" => {
+                let parts: Vec<_> = line.word(1).split_whitespace().collect();
+                if parts
+                    .first()
+                    .is_some_and(|path| path.starts_with('/') && context.options.is_readable(path))
+                {
+                    let quoted: Vec<_> = parts
+                        .iter()
+                        .map(|part| super::super::document::quoted(part))
+                        .collect();
+                    keys.push(Key::new(
+                        "command",
+                        format!("[{}]", quoted.join(", ")),
+                        &words,
+                    ));
+                } else {
+                    let what = "cannot be read here: write type = \"command\" and command into [service.health]";
+                    claim_all(check, &Known::ByHand(what), ledger);
+                    return vec![Key::text("type", "tcp", &[])];
+                }
+            }
+            "misc_timeout" => timeout = line.word(1).parse::<f64>().ok().map(|s| (s, words)),
+            "misc_dynamic" => ledger.by_hand(
+                &line.ids(),
+                "xvip takes weights from agents: write service.health.agent",
+            ),
+            "user" => keys.push(Key::text("user", line.word(1), &words)),
+            keyword => {
+                if let Some(known) = words::lvs(keyword) {
+                    claim_all(line, &known, ledger);
+                }
+            }
+        }
+    }
+    if let Some(timeout) = timeout {
+        timing.connect_timeout = Some(timeout);
+    }
+    if timing.retry.is_none() {
+        timing.retry = Some((0, Vec::new()));
+    }
+    keys.extend(timing.keys(false));
     keys
 }
 

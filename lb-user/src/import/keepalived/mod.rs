@@ -25,6 +25,7 @@ use super::{
 /// What mapping a part of the file needs beside it.
 struct Context<'a> {
     ledger: &'a Ledger,
+    options: &'a Options<'a>,
     globals: Globals,
     trackers: Trackers,
     sync: Groups,
@@ -48,6 +49,7 @@ pub(super) fn read(
     let sync = sync_groups(of("vrrp_sync_group"), &trackers, ledger);
     let context = Context {
         ledger,
+        options,
         globals,
         trackers,
         sync,

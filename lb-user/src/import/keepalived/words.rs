@@ -31,8 +31,8 @@ const BUFFERS: &str = "xvip sizes its sockets itself";
 const SNMP: &str = "xvip has no SNMP and no D-Bus: ask `xvip status --json`";
 const SCRIPTS: &str = "xvip runs no scripts";
 const CHECKS_OF_ADVERTS: &str = "xvip checks every advert completely";
-const ANNOUNCE: &str = "xvip announces addresses when it takes them, again 1.1, 2.2 and 5 s later, and \
-                        after another router claimed them";
+const ANNOUNCE: &str = "xvip announces addresses at once, again as vrrp.garp_repeat says, and after another router \
+                        claimed them; more at once would be ignored by neighbours";
 const ADVERTS: &str = "xvip answers lower priorities as RFC 9568 says";
 const NOTIFY: &str = "xvip runs no notify commands: let what they do follow xvip's log, or \
                       `xvip status --json`";
@@ -295,10 +295,9 @@ pub(super) fn lvs(keyword: &str) -> Option<Known> {
         }
         "hysteresis" => Known::Nothing("it is about quorum, which see"),
         "ip_family" => Known::Nothing("the addresses tell the family"),
-        "sorry_server" | "sorry_server_inhibit" | "sorry_server_lvs_method" => Known::ByHand(
-            "xvip has no backup servers: with no healthy backend, connections are refused \
-             (service.on_no_backend)",
-        ),
+        "sorry_server_inhibit" | "sorry_server_lvs_method" => {
+            Known::Nothing("the sorry server is a backup backend like the others")
+        }
         "warmup" => Known::Nothing("xvip spreads its checks over their interval"),
         "uthreshold" | "lthreshold" => {
             Known::Nothing("xvip does not limit connections: limit them in the server")
