@@ -446,8 +446,9 @@ fn the_way_of_attachment_changes_under_streams() {
     let before = roles(&cluster);
     let mut last = "attach = \"auto\"".to_owned();
     for (mode, expected) in [
-        ("tc", AttachedMode::Tc),
+        // Not from generic to native: these exclude each other, and there is a gap between them.
         ("generic", AttachedMode::Generic),
+        ("tc", AttachedMode::Tc),
         ("native", AttachedMode::Native),
     ] {
         let next = format!("attach = \"{mode}\"\nnew_flow_limit = 5000\nadoption_limit = 100");
