@@ -19,7 +19,7 @@
 use std::{fmt, num::NonZeroU8};
 
 use crate::{
-    config::model::{MAX_TRACK_WEIGHT, TrackConfig},
+    config::model::{MAX_TRACK_WEIGHT, TrackConfig, Tracked},
     core::time::Timestamp,
 };
 
@@ -50,6 +50,15 @@ pub struct Influence {
     pub weight: i16,
     /// The other way round.
     pub reverse: bool,
+}
+
+impl From<&Tracked> for Influence {
+    fn from(tracked: &Tracked) -> Self {
+        Self {
+            weight: tracked.weight,
+            reverse: tracked.reverse,
+        }
+    }
 }
 
 /// What comes of it.

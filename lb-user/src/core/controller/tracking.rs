@@ -175,14 +175,10 @@ impl Controller {
         let configured = config.track.iter().filter_map(|tracked| {
             let track = self.config.tracks.get(tracked.track)?;
             let condition = self.condition(tracked.track);
-            let influence = Influence {
-                weight: tracked.weight,
-                reverse: tracked.reverse,
-            };
             Some(TrackView {
                 name: track.name.clone(),
                 condition,
-                effect: influence.of(condition),
+                effect: Influence::from(tracked).of(condition),
                 seen: self.seen_of(tracked.track, track, condition),
             })
         });
@@ -201,13 +197,10 @@ impl Controller {
             let condition = self.default_condition(default, config);
             default.influence().of(condition)
         });
-        let configured = config.track.iter().map(|tracked| {
-            let influence = Influence {
-                weight: tracked.weight,
-                reverse: tracked.reverse,
-            };
-            influence.of(self.condition(tracked.track))
-        });
+        let configured = config
+            .track
+            .iter()
+            .map(|tracked| Influence::from(tracked).of(self.condition(tracked.track)));
         defaults.chain(configured)
     }
 
