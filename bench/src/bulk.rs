@@ -10,7 +10,8 @@
 //! Links are veth pairs on a bridge, with segmentation and checksums left to the receiver, as Linux
 //! does between virtual machines. Everything shares the machine's CPUs, so both ends do as little as
 //! they can: the sender sends pages of a file (`sendfile`), the receiver discards what came without
-//! copying it (`MSG_TRUNC`). What is left is the way between.
+//! copying it (`MSG_TRUNC`). What is left is the way between. No end paces itself: Reno everywhere, as
+//! a machine whose default is BBR would measure the timers of its pacing, which cost more than any way.
 
 use std::{
     fmt::Write as _,
@@ -29,6 +30,7 @@ use lb_tests::{
     cluster::{Cluster, PATIENCE},
     control_plane::BOTH,
     endpoint::connect,
+    kernel,
     process::{Process, TempDir, wait_until},
     topology::Node,
     ways::{family_word, unchecked_service},
@@ -94,6 +96,11 @@ pub(crate) struct Results {
 pub(crate) fn run(options: &Options) -> Result<Results> {
     let cluster = cluster(&options.attach)?;
     let backend = cluster.node("b1");
+    for node in [cluster.client(), cluster.node("m1"), backend] {
+        // The one that every network namespace may choose.
+        let reno = || kernel::sysctl("net/ipv4/tcp_congestion_control", "reno");
+        node.namespace().enter(reno)?;
+    }
     let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), SERVER);
     let server = backend.namespace().enter(|| Ok(TcpListener::bind(any)?))?;
     let directory = TempDir::new("bulk")?;
