@@ -1,6 +1,7 @@
 //! Network namespaces that end with their owner.
 
 use std::{
+    fmt::Display,
     fs::File,
     future::Future,
     path::{Path, PathBuf},
@@ -57,6 +58,15 @@ impl NetNs {
         let mut command = Command::new("ip");
         command.args(["-n", &self.name]);
         output(command.args(arguments.split_whitespace()))
+    }
+
+    /// Adds an address to a link, with a prefix length or as a host's. IPv6 does not look for duplicates:
+    /// it is there at once.
+    pub fn add_address(&self, address: impl Display, link: &str) -> Result<()> {
+        let address = address.to_string();
+        let option = if address.contains(':') { "nodad" } else { "" };
+        self.ip(&format!("addr add {address} dev {link} {option}"))
+            .map(drop)
     }
 
     /// A command that runs in the namespace. It keeps the caller's mounts (`ip netns exec` would

@@ -56,9 +56,7 @@ pub fn put_behind(net: &Topology, far: &Node, router: &Node, mtu: u32) -> Result
                 .args(["-K", "far0", "tx", "off"]),
         )?;
         for address in addresses {
-            let nodad = if address.contains(':') { "nodad" } else { "" };
-            let command = format!("addr add {address} dev far0 {nodad}");
-            node.namespace().ip(&command)?;
+            node.namespace().add_address(address, "far0")?;
         }
         node.namespace().ip("link set far0 up")?;
     }

@@ -290,9 +290,9 @@ impl Node {
             )?;
         }
         self.namespace
-            .ip(&format!("addr add {}/24 dev eth0", self.ipv4()))?;
+            .add_address(format_args!("{}/24", self.ipv4()), "eth0")?;
         self.namespace
-            .ip(&format!("addr add {}/64 dev eth0 nodad", self.ipv6()))?;
+            .add_address(format_args!("{}/64", self.ipv6()), "eth0")?;
         self.namespace.ip("link set eth0 up")?;
         Ok(())
     }

@@ -80,10 +80,7 @@ pub(crate) fn on_a_node<F: Family>(hooks: &[&str], scenario: impl FnOnce(&mut No
     let namespace = NetNs::new("hooks").unwrap();
     for address in [F::VIP, F::MASTERS[0], F::MASTERS[1]] {
         let address: IpAddr = address.into();
-        let option = if address.is_ipv6() { "nodad" } else { "" };
-        namespace
-            .ip(&format!("addr add {address} dev lo {option}"))
-            .unwrap();
+        namespace.add_address(address, "lo").unwrap();
     }
     let played = namespace.enter(|| {
         let mut world = World::with(hooks);

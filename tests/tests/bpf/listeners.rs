@@ -105,10 +105,7 @@ fn on_a_node_with<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut Node<F>)
     let namespace = NetNs::new("listeners").unwrap();
     for address in [F::VIP, F::MASTERS[0], F::NOT_VIP] {
         let address: IpAddr = address.into();
-        let option = if address.is_ipv6() { "nodad" } else { "" };
-        namespace
-            .ip(&format!("addr add {address} dev lo {option}"))
-            .unwrap();
+        namespace.add_address(address, "lo").unwrap();
     }
     let played = namespace.enter(|| {
         let mut world = World::<F>::with(&["xdp_ingress", "tc_ingress", "socket_lookup"]);

@@ -61,11 +61,7 @@ fn namespace(label: &str) -> Result<NetNs> {
     // Each address is of more than one of them.
     let addresses: BTreeSet<IpAddr> = ends.chain(sockets.listeners).map(|end| end.ip()).collect();
     for addr in addresses {
-        let addr = match addr {
-            IpAddr::V4(four) => format!("{four}/32"),
-            IpAddr::V6(six) => format!("{six}/128 nodad"),
-        };
-        namespace.ip(&format!("addr add {addr} dev lo"))?;
+        namespace.add_address(addr, "lo")?;
     }
     Ok(namespace)
 }

@@ -72,10 +72,7 @@ fn play<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut World<F>) + Sync))
     let namespace = NetNs::new("sockets").unwrap();
     for address in [F::VIP, F::CLIENT] {
         let address: IpAddr = address.into();
-        let option = if address.is_ipv6() { "nodad" } else { "" };
-        namespace
-            .ip(&format!("addr add {address} dev lo {option}"))
-            .unwrap();
+        namespace.add_address(address, "lo").unwrap();
     }
     let played = namespace.enter(|| {
         let mut world = World::new();

@@ -1025,10 +1025,7 @@ pub(crate) fn play<F: Family>(rows: &[Row<F>]) {
     let add = format!("link add up1 index {OTHER_UPLINK} type veth peer name up2");
     namespace.ip(&add).unwrap();
     let address: IpAddr = F::MASTERS[0].into();
-    let option = if address.is_ipv6() { "nodad" } else { "" };
-    namespace
-        .ip(&format!("addr add {address} dev lo {option}"))
-        .unwrap();
+    namespace.add_address(address, "lo").unwrap();
     let failed = namespace.enter(|| Ok(failures(rows))).unwrap();
     assert!(failed.is_empty(), "{}: {failed:#?}", F::NAME);
 }

@@ -55,10 +55,9 @@ fn stale_addresses_are_removed() {
     let mut cluster = dual_stack();
     let add = |cluster: &Cluster, node: &str| {
         let namespace = cluster.node(node).namespace();
-        namespace.ip("addr add 10.77.0.100/24 dev eth0").unwrap();
-        namespace
-            .ip("addr add fd77::100/64 dev eth0 nodad")
-            .unwrap();
+        for address in ["10.77.0.100/24", "fd77::100/64"] {
+            namespace.add_address(address, "eth0").unwrap();
+        }
     };
     cluster.kill_xvip("m2").unwrap();
     add(&cluster, "m2");

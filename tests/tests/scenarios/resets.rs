@@ -248,10 +248,9 @@ impl Inner {
         let ends = [(router, "inner", 1), (&namespace, "eth0", 2)];
         for (end, name, host) in ends {
             end.ip(&format!("link set {name} up")).unwrap();
-            end.ip(&format!("addr add 10.88.0.{host}/24 dev {name}"))
-                .unwrap();
-            end.ip(&format!("addr add fd88::{host}/64 dev {name} nodad"))
-                .unwrap();
+            for address in [format!("10.88.0.{host}/24"), format!("fd88::{host}/64")] {
+                end.add_address(address, name).unwrap();
+            }
         }
         namespace.ip("route add default via 10.88.0.1").unwrap();
         namespace.ip("-6 route add default via fd88::1").unwrap();

@@ -167,9 +167,8 @@ fn a_limited_source_leaves_the_others_alone() {
         let address = elsewhere(vip);
         let net = IpNet::new(address, bits).unwrap().trunc();
         let other = cluster.node(OTHER).namespace();
-        other
-            .ip(&format!("addr add {address}/{bits} dev eth0"))
-            .unwrap();
+        let own = format!("{address}/{bits}");
+        other.add_address(own, "eth0").unwrap();
         for node in cluster.masters() {
             let node = cluster.node(&node).namespace();
             node.ip(&format!("route add {net} dev eth0")).unwrap();
