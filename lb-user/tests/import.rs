@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_user::import::{self, Imported, Input, Inputs, Options, Refusal, Report};
+use lb_user::{
+    config::ConfigErrors,
+    import::{self, Fate, Imported, Input, Inputs, Options, Refusal, Report},
+};
 use proptest::prelude::*;
 
 /// Inputs of a case, as file names below `fixtures/import`.
@@ -38,7 +41,7 @@ const NONE: Case = Case {
     hosts: &[],
 };
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case {
         name: "two-masters/m1",
         keepalived: Some("two-masters/m1.keepalived.conf"),
@@ -78,6 +81,14 @@ const CASES: [Case; 8] = [
         keepalived: Some("many-addresses/keepalived.conf"),
         haproxy: Some("many-addresses/haproxy.cfg"),
         hosts: &[("cp3.example.net", "192.0.2.23")],
+        ..NONE
+    },
+    Case {
+        name: "several-vips/edge1",
+        keepalived: Some("several-vips/edge1.keepalived.conf"),
+        haproxy: Some("several-vips/haproxy.cfg"),
+        address: Some("10.77.0.11"),
+        peers: &[("edge2", "10.77.0.12"), ("edge2", "fd77::12")],
         ..NONE
     },
     Case {
@@ -233,6 +244,50 @@ fn every_line_is_reported() {
     }
 }
 
+/// What the programs' own manuals list is mapped, explained, or left to somebody with a sentence that
+/// says what to do: the import knows every keyword.
+#[test]
+fn every_keyword_is_known() {
+    for name in ["keywords/keepalived.conf", "keywords/haproxy.cfg"] {
+        let only = input(name);
+        let lines = lines_that_count(&only, |line| line.starts_with(['#', '!']));
+        let mut inputs = Inputs::default();
+        if name.ends_with("cfg") {
+            inputs.haproxy = Some(only);
+        } else {
+            inputs.keepalived = Some(only);
+        }
+        let own = ["10.77.0.11".parse().unwrap()];
+        let options = Options {
+            addresses: own.to_vec(),
+            ..options()
+        };
+        // It is no sensible configuration: what comes out need not be one.
+        let report = match import::import(&inputs, &options) {
+            Ok(imported) => imported.report,
+            Err(Refusal::Invalid { report, errors, .. }) => {
+                assert_no_syntax_error(&errors);
+                report
+            }
+            Err(refusal) => panic!("{name}: {refusal}"),
+        };
+        let unknown = report.entries().iter();
+        let unknown = unknown.filter(|entry| entry.fate == Fate::Unknown);
+        let unknown: Vec<_> = unknown.map(ToString::to_string).collect();
+        assert!(unknown.is_empty(), "{}", unknown.join("\n"));
+        let missing: Vec<_> = lines.difference(&reported(&report)).cloned().collect();
+        assert!(lines.len() > 300 && missing.is_empty(), "{missing:?}");
+    }
+}
+
+/// What is written may say too little, but it is TOML, with known keys of the right types.
+fn assert_no_syntax_error(errors: &ConfigErrors) {
+    for error in errors.errors() {
+        let is_syntax = error.key.is_empty() || error.problem == "unknown key";
+        assert!(!is_syntax, "{error}");
+    }
+}
+
 /// The report of lines that are not text of any format.
 fn import_both(keepalived: &str, haproxy: &str, env: &str) -> Option<Report> {
     let input = |name: &str, text: &str| {
@@ -249,7 +304,10 @@ fn import_both(keepalived: &str, haproxy: &str, env: &str) -> Option<Report> {
     };
     match import::import(&inputs, &options()) {
         Ok(imported) => Some(imported.report),
-        Err(Refusal::Invalid { report, .. }) => Some(report),
+        Err(Refusal::Invalid { report, errors, .. }) => {
+            assert_no_syntax_error(&errors);
+            Some(report)
+        }
         Err(Refusal::TooLarge(_)) => None,
     }
 }
@@ -335,6 +393,22 @@ const WORDS: &[&str] = &[
     "string",
     "from",
     "junk",
+    "acl",
+    "src",
+    "10.0.0.0/8",
+    "tcp-request",
+    "connection",
+    "reject",
+    "accept",
+    "if",
+    "unless",
+    "stick-table",
+    "conn_rate(3s)",
+    "track_script",
+    "vrrp_sync_group",
+    "track_file",
+    "file",
+    "KEEPALIVED_PRIORITY=1",
     "käse",
     "[",
     "]",

@@ -2,7 +2,7 @@
 //! service is for, and which backends are the nodes themselves.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -10,7 +10,7 @@ use super::{
     Fate, Inputs, Options,
     document::{Document, Key, Section},
     ledger::{Ledger, WordId, base_name},
-    plan::{Host, Instance, Listen, LocalCheck, Plan, Server, Service},
+    plan::{Host, Instance, Listen, LocalCheck, Plan, Server, Service, SourceRule},
     tracks::{self, Candidate},
 };
 
@@ -332,7 +332,9 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
     let mut made = Vec::new();
     let mut names = BTreeSet::new();
     let mut endpoints = BTreeSet::new();
+    let mut replies = Replies::default();
     for service in &plan.services {
+        recognise(service, ledger);
         for bind in &service.binds {
             let matching: Vec<IpAddr> = match &bind.listen {
                 Listen::Any { v4, v6 } => {
@@ -359,19 +361,73 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
                     continue;
                 }
                 let name = unique(&service.name, vip, &mut names);
-                made.extend(one(
-                    service,
-                    &name,
-                    vip,
-                    bind.port,
-                    &bind.words,
-                    nodes,
-                    ledger,
-                ));
+                let port = bind.port;
+                let Some(one) = one(service, &name, vip, port, &bind.words, nodes, ledger) else {
+                    continue;
+                };
+                let is_udp = service.keys.iter().any(is_udp);
+                match replies.add(vip, is_udp, &one) {
+                    Ok(()) => made.push(one),
+                    Err(what) => ledger.by_hand(&bind.words, what),
+                }
             }
         }
     }
     made
+}
+
+/// Words of a service have a meaning, also where no VIP is for it.
+fn recognise(service: &Service, ledger: &Ledger) {
+    ledger.recognise(&service.words);
+    for key in service.keys.iter().chain(&service.health) {
+        ledger.recognise(&key.words());
+    }
+    for server in &service.servers {
+        ledger.recognise(&server.name_words);
+        ledger.recognise(&server.words);
+        for key in &server.keys {
+            ledger.recognise(&key.words());
+        }
+    }
+    for bind in &service.binds {
+        ledger.recognise(&bind.words);
+    }
+}
+
+/// Which port of a VIP clients connected to, as a backend's reply from VIP:backend port tells:
+/// there can be one only.
+#[derive(Default)]
+struct Replies {
+    /// The client's port, by VIP, whether UDP, and the port of a backend.
+    of: BTreeMap<(IpAddr, bool, u16), u16>,
+    /// Where clients connect to.
+    endpoints: BTreeSet<(IpAddr, bool, u16)>,
+}
+
+impl Replies {
+    /// Adds those of a service, or says why they would be ambiguous.
+    fn add(&mut self, vip: IpAddr, udp: bool, service: &OneService) -> Result<(), String> {
+        let own = service.port;
+        let ports: BTreeSet<_> = service.addresses.iter().map(SocketAddr::port).collect();
+        let other = |port: u16| {
+            let of = self.of.get(&(vip, udp, port)).copied();
+            of.filter(|other| *other != own)
+        };
+        let taken = ports.iter().find_map(|&port| {
+            let served = port != own && self.endpoints.contains(&(vip, udp, port));
+            other(port).or(served.then_some(port))
+        });
+        if let Some(taken) = taken.or_else(|| other(own)) {
+            return Err(format!(
+                "replies of its backends could not be told from those to port {taken} of {vip}: let its clients \
+                 use port {taken}, or give it another VIP"
+            ));
+        }
+        self.endpoints.insert((vip, udp, own));
+        let of = ports.into_iter().map(|port| ((vip, udp, port), own));
+        self.of.extend(of);
+        Ok(())
+    }
 }
 
 fn is_udp(key: &Key) -> bool {
@@ -416,6 +472,7 @@ fn one(
         Key::new("port", port.to_string(), bind),
     ];
     keys.extend(service.keys.iter().cloned());
+    keys.extend(sources(&service.sources, vip, ledger));
     let mut health = service.health.clone();
     if service.keys.iter().any(is_udp) && health.first().is_some_and(|key| key.name() == "type") {
         // Questions to a UDP service go to a TCP port that nobody named.
@@ -441,6 +498,26 @@ fn one(
         backends,
         comments: service.comments.clone(),
     })
+}
+
+/// `allow` and `deny`, of the VIP's family.
+fn sources(rules: &[SourceRule], vip: IpAddr, ledger: &Ledger) -> Vec<Key> {
+    let (own, other): (Vec<_>, Vec<_>) = rules
+        .iter()
+        .partition(|rule| rule.net.addr().is_ipv4() == vip.is_ipv4());
+    for rule in other {
+        ledger.recognise(&rule.words);
+    }
+    let list = |name: &'static str, allowed: bool| {
+        let elements = own.iter().filter(|rule| rule.allowed == allowed);
+        let elements = elements.map(|rule| (rule.net.to_string(), rule.words.clone()));
+        let elements: Vec<_> = elements.collect();
+        (!elements.is_empty()).then(|| Key::list(name, elements))
+    };
+    [list("allow", true), list("deny", false)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Keys of a backend; `None` if it is not of the VIP's family.

@@ -177,7 +177,8 @@ impl Document {
         }
     }
 
-    /// Writes a section; its keys claim their words.
+    /// Writes a section; its keys claim their words. Of two keys with one name the last one counts,
+    /// as where they come from.
     pub(super) fn push(&mut self, section: &Section, ledger: &Ledger) {
         if !section.header.starts_with("[service.") && !section.header.starts_with("[[service.") {
             self.text.push('\n');
@@ -187,7 +188,12 @@ impl Document {
         }
         let _ = writeln!(self.text, "{}", section.header);
         let prefix = section.header.trim_matches(['[', ']']);
-        for key in &section.keys {
+        for (index, key) in section.keys.iter().enumerate() {
+            let mut later = section.keys.iter().skip(index + 1);
+            if later.any(|other| other.name == key.name) {
+                ledger.none(&key.words(), "a later line replaces it");
+                continue;
+            }
             key.write(&mut self.text, ledger);
             key.claim(ledger, prefix);
         }

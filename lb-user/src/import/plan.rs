@@ -149,6 +149,17 @@ pub(super) struct Server {
     pub(super) keys: Vec<Key>,
 }
 
+/// An element of `service.allow` or `service.deny`.
+#[derive(Clone, Debug)]
+pub(super) struct SourceRule {
+    /// The prefix, without bits behind its length.
+    pub(super) net: IpNet,
+    /// Which of them it is in.
+    pub(super) allowed: bool,
+    /// The words that say it.
+    pub(super) words: Vec<WordId>,
+}
+
 /// `[[service]]`, one for every VIP that it listens on.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
@@ -160,6 +171,8 @@ pub(super) struct Service {
     pub(super) binds: Vec<Bind>,
     /// Further keys of the service.
     pub(super) keys: Vec<Key>,
+    /// `service.allow` and `service.deny`, of both families.
+    pub(super) sources: Vec<SourceRule>,
     /// Keys of `[service.health]`.
     pub(super) health: Vec<Key>,
     /// Its backends.

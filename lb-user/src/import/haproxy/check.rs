@@ -1,6 +1,6 @@
 //! How haproxy checks servers, as keys of `[service.health]`.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use super::{
     super::{
@@ -10,7 +10,7 @@ use super::{
     },
     parse::Line,
     server::{ServerOptions, Set},
-    statuses,
+    spelled_statuses, statuses,
     time::check_time,
     words::{self, Known},
 };
@@ -20,8 +20,24 @@ const MAX_STEPS: usize = 32;
 /// haproxy's default of `inter`.
 const INTER: Duration = Duration::from_secs(2);
 
+/// What becomes of steps that `service.health.steps` does not have.
+const NO_STEP: &str = "xvip's checks have no such step: see whether they can do without, or let a program check \
+                       (type = \"command\")";
+
 /// A value and the words that say it.
 type Said<T> = Option<(T, Vec<WordId>)>;
+
+/// Options of an expectation that are about how a result is reported, or save work.
+const OF_REPORTS: [&str; 8] = [
+    "min-recv",
+    "comment",
+    "ok-status",
+    "error-status",
+    "tout-status",
+    "on-success",
+    "on-error",
+    "status-code",
+];
 
 /// What kind of check a section asks for; the last one counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,15 +63,36 @@ pub(super) struct Checks {
     port: Said<u16>,
     address: Said<IpAddr>,
     name: Said<String>,
-    statuses: Said<String>,
+    statuses: Said<BTreeSet<u16>>,
     body: Option<Key>,
     headers: Vec<(String, String, Vec<WordId>)>,
     steps: Vec<(String, Vec<WordId>)>,
     command: Said<String>,
     timeout: Said<Duration>,
+    /// What is there comes from `defaults`.
+    is_inherited: bool,
 }
 
 impl Checks {
+    /// A section begins with the checks of its defaults.
+    pub(super) fn inherited(&mut self) {
+        self.is_inherited = true;
+    }
+
+    /// A section's own rules replace those of its defaults.
+    fn own_rules(&mut self) {
+        if std::mem::take(&mut self.is_inherited) {
+            self.headers.clear();
+            self.steps.clear();
+            self.tls.clear();
+            self.port = None;
+            self.address = None;
+            self.name = None;
+            self.statuses = None;
+            self.body = None;
+        }
+    }
+
     /// `timeout check TIME`
     pub(super) fn timeout(&mut self, line: &Line, ledger: &Ledger) {
         match check_time(line.word(2)) {
@@ -161,6 +198,7 @@ impl Checks {
 
     /// `http-check ...`
     pub(super) fn http_check(&mut self, line: &Line, ledger: &Ledger) {
+        self.own_rules();
         ledger.recognise(&line.first(2));
         let rest = line.words().get(2..).unwrap_or_default();
         match line.word(1) {
@@ -172,7 +210,7 @@ impl Checks {
                 "a backend that answers with a wrong status drains: its connections stay",
             ),
             "send-state" | "comment" => ledger.none(&line.ids(), "xvip sends no such header"),
-            _ => ledger.by_hand(&line.ids(), "xvip's checks have no such step"),
+            _ => ledger.by_hand(&line.ids(), NO_STEP),
         }
         if matches!(line.word(1), "connect" | "send" | "expect") {
             ledger.none(&line.first(2), "its parts follow");
@@ -197,6 +235,7 @@ impl Checks {
                     ledger.none(&[word.id], "xvip's checks need no such option");
                 }
                 "send-proxy" => ledger.by_hand(&[word.id], "xvip's checks send no PROXY header"),
+                "via-socks4" => ledger.by_hand(&[word.id], "xvip's checks use no proxy"),
                 "port" => {
                     let value = words.next();
                     let port = value.and_then(|value| value.text.parse::<u16>().ok());
@@ -271,8 +310,9 @@ impl Checks {
                     }
                 }
                 "body" | "body-lf" | "uri-lf" | "hdr-lf" => {
+                    let count = if word.text == "hdr-lf" { 2 } else { 1 };
                     ledger.by_hand(
-                        &with(&next(1)),
+                        &with(&next(count)),
                         "xvip's checks send no body and no log format",
                     );
                 }
@@ -292,7 +332,7 @@ impl Checks {
                     negated = true;
                     ledger.recognise(&[word.id]);
                 }
-                "status" | "rstatus" if !negated => {
+                "status" | "rstatus" => {
                     let rest: Vec<_> = words.by_ref().collect();
                     let all = std::iter::once(word).chain(rest.iter().copied());
                     let ids: Vec<_> = all.map(|word| word.id).collect();
@@ -304,28 +344,39 @@ impl Checks {
                         parts.collect()
                     };
                     match statuses(parts.iter().map(String::as_str)) {
-                        Some(statuses) => {
+                        Some(wanted) => {
                             ledger.recognise(&ids);
-                            self.statuses = Some((statuses, ids));
+                            self.expect_statuses(&wanted, negated, ids);
                         }
                         None => ledger.by_hand(&ids, "write service.health.expect_status"),
                     }
                 }
                 "string" | "rstring" if !negated => self.expect_text(word, words.by_ref(), ledger),
-                "min-recv" | "comment" | "ok-status" | "error-status" | "tout-status"
-                | "on-success" | "on-error" | "status-code" => {
+                report if OF_REPORTS.contains(&report) => {
                     let mut ids = vec![word.id];
                     ids.extend(words.next().map(|value| value.id));
                     ledger.none(&ids, "it is about the text of a result, or an optimisation");
                 }
                 _ => {
-                    let what =
-                        "xvip's checks compare the status only: write service.health.expect_status";
+                    let what = "xvip's checks look at the status, and for a text in the body: write \
+                                service.health.expect_status, expect_body or expect_body_regex";
                     ledger.by_hand(&line.ids(), what);
                     return;
                 }
             }
         }
+    }
+
+    /// All rules must fit, so what a status must be is what all of them take.
+    fn expect_statuses(&mut self, wanted: &BTreeSet<u16>, negated: bool, words: Vec<WordId>) {
+        let fits = |status: &u16| wanted.contains(status) != negated;
+        let fitting: BTreeSet<u16> = match &self.statuses {
+            Some((before, _)) => before.iter().copied().filter(fits).collect(),
+            None => (200..=599).filter(fits).collect(),
+        };
+        let before = self.statuses.take().map(|(_, words)| words);
+        let words = before.into_iter().flatten().chain(words).collect();
+        self.statuses = Some((fitting, words));
     }
 
     /// `string TEXT` or `rstring PATTERN` of an answer's body.
@@ -359,12 +410,18 @@ impl Checks {
 
     /// `tcp-check ...`
     pub(super) fn tcp_check(&mut self, line: &Line, ledger: &Ledger) {
+        self.own_rules();
+        // What stands before the match of an expectation says how to report it.
+        let mut at = 2;
+        while line.word(1) == "expect" && OF_REPORTS.contains(&line.word(at)) {
+            at += 2;
+        }
         let text = |skip: usize| {
             let words = line.words().iter().skip(skip);
             let words: Vec<_> = words.map(|word| word.text.as_str()).collect();
             words.join(" ")
         };
-        let (key, text) = match (line.word(1), line.word(2)) {
+        let (key, text) = match (line.word(1), line.word(at)) {
             ("connect", _) => {
                 self.connect(line.words().get(2..).unwrap_or_default(), ledger);
                 ledger.none(&line.first(2), "its parts follow");
@@ -376,9 +433,9 @@ impl Checks {
             }
             ("send", _) => ("send", text(2)),
             ("send-binary", _) => ("send_hex", text(2)),
-            ("expect", "string") => ("expect", text(3)),
-            ("expect", "binary") => ("expect_hex", text(3)),
-            ("expect", "rstring") => ("expect_regex", text(3)),
+            ("expect", "string") => ("expect", text(at + 1)),
+            ("expect", "binary") => ("expect_hex", text(at + 1)),
+            ("expect", "rstring") => ("expect_regex", text(at + 1)),
             _ => ("", String::new()),
         };
         let is_hex = !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
@@ -394,10 +451,7 @@ impl Checks {
             self.steps
                 .push((format!("{{ {key} = {text} }}"), line.ids()));
         } else {
-            ledger.by_hand(
-                &line.ids(),
-                "write service.health.steps: no such step is made of it",
-            );
+            ledger.by_hand(&line.ids(), NO_STEP);
         }
     }
 
@@ -528,7 +582,10 @@ impl Checks {
             keys.push(Key::text("host", host, words));
         }
         if let Some((statuses, words)) = &self.statuses {
-            keys.push(Key::new("expect_status", statuses.clone(), words));
+            match spelled_statuses(statuses) {
+                Some(statuses) => keys.push(Key::new("expect_status", statuses, words)),
+                None => ledger.by_hand(words, "no status fits: write service.health.expect_status"),
+            }
         } else {
             // haproxy's defaults: with a question about the text the status does not matter.
             let any = if self.body.is_some() {
@@ -536,7 +593,7 @@ impl Checks {
             } else {
                 "200-399"
             };
-            let statuses = statuses([any]).unwrap_or_default();
+            let statuses = format!("[\"{any}\"]");
             keys.push(Key::new("expect_status", statuses, &[]));
         }
         keys.extend(self.body.clone());
@@ -775,7 +832,10 @@ mod tests {
     /// Patterns for statuses as they stand in real files.
     #[test]
     fn understands_patterns_of_statuses() {
-        let statuses = |pattern| statuses(by_pattern(pattern).iter().map(String::as_str));
+        let statuses = |pattern| {
+            let statuses = statuses(by_pattern(pattern).iter().map(String::as_str));
+            statuses.and_then(|statuses| spelled_statuses(&statuses))
+        };
         assert_eq!(
             statuses("(2|3)[0-9][0-9]").as_deref(),
             Some("[\"200-399\"]")

@@ -2,6 +2,7 @@
 
 mod check;
 mod parse;
+mod rules;
 mod server;
 mod time;
 mod words;
@@ -14,6 +15,7 @@ use std::{
 use self::{
     check::Checks,
     parse::{Line, Section},
+    rules::Rules,
     server::{ServerOptions, Set, split_port},
     words::Known,
 };
@@ -35,6 +37,8 @@ struct Settings {
     backend: Option<(String, Vec<WordId>)>,
     /// `option allbackups`
     all_backups: Option<Vec<WordId>>,
+    /// Who may connect.
+    rules: Rules,
     is_disabled: bool,
 }
 
@@ -151,8 +155,9 @@ fn inherit(sections: &[Section], context: &Context<'_>) -> Vec<Settings> {
                 settings.mode = Some(mode.word(1).to_owned());
             }
             if is_defaults || settings.is_tcp() {
+                settings.checks.inherited();
                 for line in &section.lines {
-                    read_line(line, is_defaults, &mut settings, context.ledger);
+                    read_line(line, kind, &mut settings, context.ledger);
                 }
             }
         }
@@ -205,8 +210,13 @@ fn usable(section: &Section, settings: &Settings, ledger: &Ledger) -> bool {
 }
 
 /// A line of a section in tcp mode, or of `defaults`.
-fn read_line(line: &Line, is_defaults: bool, settings: &mut Settings, ledger: &Ledger) {
+fn read_line(line: &Line, kind: &str, settings: &mut Settings, ledger: &Ledger) {
     match line.keyword() {
+        "acl" if kind != "backend" => settings.rules.acl(line, ledger),
+        "stick-table" if kind != "backend" => settings.rules.table(line, ledger),
+        "tcp-request" if kind != "backend" && matches!(line.word(1), "connection" | "session") => {
+            settings.rules.request(line, ledger);
+        }
         "mode" if line.word(1) == "tcp" => {
             ledger.mapped(&line.first(2), "service.protocol = \"tcp\", the default");
         }
@@ -241,12 +251,15 @@ fn read_line(line: &Line, is_defaults: bool, settings: &mut Settings, ledger: &L
                 claim(line, &known, ledger);
             }
         }
-        "no" if line.word(1) == "option" => {
+        "no" | "default" if line.word(1) == "option" => {
+            if line.word(2) == "allbackups" {
+                settings.all_backups = None;
+            }
             ledger.none(&line.ids(), "it takes back what xvip does not do either");
         }
         "http-check" => settings.checks.http_check(line, ledger),
         "tcp-check" => settings.checks.tcp_check(line, ledger),
-        "disabled" if !is_defaults => settings.is_disabled = true,
+        "disabled" if kind != "defaults" => settings.is_disabled = true,
         "bind" | "server" => {}
         keyword => {
             if let Some(known) = words::proxy(keyword, line.word(1)) {
@@ -378,7 +391,7 @@ fn service(
             None => ledger.by_hand(words, "no imported section has this name"),
         }
     }
-    let pool = pool.unwrap_or_default();
+    let mut pool = pool.unwrap_or_default();
     if binds.is_empty() || pool.servers.is_empty() {
         let what = if binds.is_empty() {
             "no service is made of it: it listens on nothing that a VIP can be"
@@ -388,11 +401,14 @@ fn service(
         ledger.by_hand(&section.head.ids(), what);
         return None;
     }
+    let sources = settings.rules.resolve(ledger);
+    pool.keys.extend(sources.limit);
     Some(Service {
         name: plan::name(name, "service"),
         words: section.head.first(2),
         binds,
         keys: pool.keys,
+        sources: sources.rules,
         health: pool.health,
         servers: pool.servers,
         comments: Vec::new(),
@@ -490,16 +506,21 @@ fn bind_address(text: &str, v6only: bool) -> Result<Vec<(Listen, u16)>, String> 
     Ok((first..=last).map(|port| (listen.clone(), port)).collect())
 }
 
-/// `expect_status` of statuses and ranges.
-pub(super) fn statuses<'a>(parts: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// Statuses and ranges of them, where `expect_status` can have any of them.
+pub(super) fn statuses<'a>(parts: impl IntoIterator<Item = &'a str>) -> Option<BTreeSet<u16>> {
     let mut wanted = BTreeSet::new();
     for part in parts {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
         wanted.extend(first.max(200)..=last.min(599));
     }
+    (!wanted.is_empty()).then_some(wanted)
+}
+
+/// `expect_status`, with neighbours as ranges.
+pub(super) fn spelled_statuses(wanted: &BTreeSet<u16>) -> Option<String> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for status in wanted {
+    for &status in wanted {
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == status => *last = status,
             _ => ranges.push((status, status)),
@@ -568,13 +589,15 @@ mod tests {
     /// Each status once, and neighbours as ranges.
     #[test]
     fn spells_statuses() {
+        let spelled =
+            |parts: &[&str]| statuses(parts.iter().copied()).and_then(|all| spelled_statuses(&all));
         assert_eq!(
-            statuses(["200", "401", "200"]).as_deref(),
+            spelled(&["200", "401", "200"]).as_deref(),
             Some("[200, 401]")
         );
-        assert_eq!(statuses(["?"]), None);
-        assert_eq!(statuses(["100-150"]), None);
-        let joined = statuses(["200-299", "250-399", "100-200"]);
+        assert_eq!(spelled(&["?"]), None);
+        assert_eq!(spelled(&["100-150"]), None);
+        let joined = spelled(&["200-299", "250-399", "100-200"]);
         assert_eq!(joined.as_deref(), Some("[\"200-399\"]"));
     }
 }

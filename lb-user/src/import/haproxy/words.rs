@@ -19,7 +19,7 @@ const SOCKETS: &str =
     "client and server talk to each other directly: their own sockets' options count";
 const STATS: &str = "`xvip status` shows services and backends";
 const HTTP: &str = "it is about HTTP requests, which xvip does not look into";
-const RULES: &str = "xvip has no such rules; sources are allowed and denied by service.allow and service.deny, \
+pub(super) const RULES: &str = "xvip has no such rules; sources are allowed and denied by service.allow and service.deny, \
                      and slowed down by service.source_limit";
 const PROXY_PROTOCOL: &str = "xvip sends no PROXY header: take it away at the server, too, which sees the \
                               client's address in the packets (but with nat)";
@@ -27,6 +27,10 @@ const TLS: &str = "xvip does not end TLS: clients talk to the server itself";
 const NAMES: &str = "xvip looks no names up; what --host says stays";
 const STICKY: &str = "xvip has no stickiness: each new connection goes where the hash of its addresses and \
                       ports says";
+const AFFINITY: &str = "xvip keeps a connection, not a client, at a backend: each new connection goes where the hash of \
+                        its addresses and ports says; see that the servers do not count on more";
+const CONTENT: &str =
+    "xvip does not look into connections: keep a balancer that does where this matters";
 const SHUTDOWN: &str =
     "resets are sent when a backend goes down (service.on_backend_down), at no other time";
 const PROCESS: &str =
@@ -37,10 +41,15 @@ const NO_PROXY: &str = "there is no proxy between client and server";
 /// What becomes of a line of `defaults`, `frontend`, `backend` or `listen`.
 pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
     Some(match keyword {
+        "no" if matches!(second, "log" | "option" | "balance") => {
+            Known::Nothing("it takes back what xvip does not do either")
+        }
+        "balance" if keeps_clients(second) => Known::ByHand(AFFINITY),
         "timeout" => Known::Nothing(TIMERS),
-        "log" | "no" if keyword == "log" || second == "log" => Known::Nothing(LOGS),
-        "log-format" | "log-format-sd" | "log-tag" | "error-log-format" | "unique-id-format"
-        | "unique-id-header" | "declare" | "capture" => Known::Nothing(LOGS),
+        "log" | "log-format" | "log-format-sd" | "log-tag" | "error-log-format"
+        | "unique-id-format" | "unique-id-header" | "declare" | "capture" | "log-steps" => {
+            Known::Nothing(LOGS)
+        }
         "maxconn"
         | "fullconn"
         | "rate-limit"
@@ -49,7 +58,7 @@ pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
         | "max-keep-alive-queue"
         | "retry-on" => Known::Nothing(LIMITS),
         "stats" => Known::Nothing(STATS),
-        "description" | "id" | "enabled" | "bind-process" | "grace" | "guid" => {
+        "description" | "id" | "enabled" | "bind-process" | "grace" | "guid" | "transparent" => {
             Known::Nothing(NO_PROXY)
         }
         "balance" | "hash-type" | "hash-balance-factor" | "hash-preserve-affinity" => {
@@ -84,8 +93,11 @@ pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
         | "use-fcgi-app"
         | "rsprep"
         | "reqrep" => Known::Nothing(HTTP),
+        "tcp-request" | "tcp-response" if matches!(second, "content" | "inspect-delay") => {
+            Known::ByHand(CONTENT)
+        }
         "acl" | "tcp-request" | "tcp-response" | "block" => Known::ByHand(RULES),
-        "use_backend" | "use-server" => Known::ByHand(
+        "use_backend" | "use-server" | "force-be-switch" => Known::ByHand(
             "xvip chooses by address and port only: write a [[service]] for what must go elsewhere",
         ),
         "stick" | "stick-table" | "persist" => Known::ByHand(STICKY),
@@ -103,6 +115,17 @@ pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
         | "srvtcpka-intvl" => Known::Nothing(SOCKETS),
         _ => return None,
     })
+}
+
+/// Whether a way to balance leads a client always to one server.
+fn keeps_clients(algorithm: &str) -> bool {
+    let name = algorithm
+        .split_once('(')
+        .map_or(algorithm, |(name, _)| name);
+    matches!(
+        name,
+        "source" | "uri" | "url_param" | "hdr" | "rdp-cookie" | "hash" | "sticky"
+    )
 }
 
 /// What becomes of `option NAME`.
@@ -130,6 +153,7 @@ pub(super) fn option(name: &str) -> Option<Known> {
         | "splice-request"
         | "splice-response"
         | "transparent"
+        | "use-small-buffers"
         | "independent-streams" => Known::Nothing(SOCKETS),
         "abortonclose" | "contstats" | "prefer-last-server" | "checkcache" => {
             Known::Nothing(NO_PROXY)
@@ -154,6 +178,11 @@ pub(super) fn option(name: &str) -> Option<Known> {
         | "disable-h2-upgrade"
         | "http-restrict-req-hdr-names"
         | "http-tunnel"
+        | "http-drop-request-trailers"
+        | "http-drop-response-trailers"
+        | "accept-unsafe-violations-in-http-request"
+        | "accept-unsafe-violations-in-http-response"
+        | "forwarded"
         | "idle-close-on-response" => Known::Nothing(HTTP),
         "smtpchk" | "ldap-check" | "mysql-check" | "pgsql-check" | "redis-check" | "spop-check" => {
             Known::ByHand(
@@ -182,7 +211,9 @@ pub(super) fn bind(name: &str) -> Option<(usize, Known)> {
         }
         "name" | "mss" | "backlog" | "tcp-ut" | "nice" | "process" | "thread" | "shards" | "id"
         | "user" | "group" | "mode" | "uid" | "gid" | "level" | "severity-output" | "namespace"
-        | "proto" | "idle-ping" | "cc" | "label" => nothing(1),
+        | "proto" | "idle-ping" | "cc" | "label" | "expose-fd" | "guid-prefix" | "tcp-md5sig"
+        | "quic-cc-algo" | "quic-socket" => nothing(1),
+        "quic-force-retry" => nothing(0),
         "maxconn" => (1, Known::Nothing(LIMITS)),
         "accept-proxy" | "accept-netscaler-cip" => (
             usize::from(name == "accept-netscaler-cip"),
@@ -197,15 +228,15 @@ pub(super) fn bind(name: &str) -> Option<(usize, Known)> {
         | "no-tlsv11"
         | "no-tlsv12"
         | "no-tlsv13"
-        | "force-tlsv10"
-        | "force-tlsv11"
-        | "force-tlsv12"
-        | "force-tlsv13"
-        | "no-alpn" => (0, Known::ByHand(TLS)),
+        | "no-alpn"
+        | "no-ca-names"
+        | "no-strict-sni" => (0, Known::ByHand(TLS)),
+        forced if forced.starts_with("force-") => (0, Known::ByHand(TLS)),
         "crt" | "crt-list" | "ca-file" | "ca-verify-file" | "ca-sign-file" | "ca-sign-pass"
         | "ciphers" | "ciphersuites" | "alpn" | "npn" | "curves" | "ecdhe" | "verify"
         | "crl-file" | "ssl-min-ver" | "ssl-max-ver" | "tls-ticket-keys" | "crt-ignore-err"
-        | "ca-ignore-err" | "sigalgs" | "client-sigalgs" | "default-crt" => (1, Known::ByHand(TLS)),
+        | "ca-ignore-err" | "sigalgs" | "client-sigalgs" | "default-crt" | "ocsp-update"
+        | "ktls" | "ech" => (1, Known::ByHand(TLS)),
         _ => return None,
     })
 }
@@ -234,8 +265,7 @@ const WITH_VALUE: &[&str] = &[
     "id",
     "init-addr",
     "inter",
-    "log-
-    proto",
+    "log-proto",
     "log-bufsize",
     "maxconn",
     "maxqueue",
@@ -285,6 +315,10 @@ const WITH_VALUE: &[&str] = &[
     "idle-ping",
     "pool-conn-name",
     "check-pool-conn-name",
+    "tcp-md5sig",
+    "cert",
+    "key",
+    "ktls",
 ];
 
 /// Options of `server` without a value.
@@ -295,9 +329,16 @@ const ALONE: &[&str] = &[
     "check",
     "check-send-proxy",
     "check-ssl",
-    "check-
-    via-socks4",
+    "check-via-socks4",
     "check-reuse-pool",
+    "no-check-reuse-pool",
+    "renegotiate",
+    "no-renegotiate",
+    "strict-maxconn",
+    "sni-auto",
+    "no-sni-auto",
+    "check-sni-auto",
+    "no-check-sni-auto",
     "disabled",
     "enabled",
     "force-sslv3",
@@ -312,14 +353,12 @@ const ALONE: &[&str] = &[
     "no-check-send-proxy",
     "no-send-proxy",
     "no-send-proxy-v2",
-    "no-send-
-    proxy-v2-ssl",
+    "no-send-proxy-v2-ssl",
     "no-send-proxy-v2-ssl-cn",
     "no-ssl",
     "no-ssl-reuse",
     "no-sslv3",
-    "no-tls-
-    tickets",
+    "no-tls-tickets",
     "no-tlsv10",
     "no-tlsv11",
     "no-tlsv12",
@@ -331,8 +370,7 @@ const ALONE: &[&str] = &[
     "send-proxy",
     "send-proxy-v2",
     "send-proxy-v2-ssl",
-    "send-
-    proxy-v2-ssl-cn",
+    "send-proxy-v2-ssl-cn",
     "ssl",
     "ssl-reuse",
     "stick",
@@ -342,7 +380,8 @@ const ALONE: &[&str] = &[
 
 /// How many values an option of `server` takes.
 pub(super) fn server_values(name: &str) -> Option<usize> {
-    if WITH_VALUE.contains(&name) {
+    let is_tlv = name.starts_with("set-proxy-v2-tlv-fmt(");
+    if is_tlv || WITH_VALUE.contains(&name) {
         Some(1)
     } else {
         ALONE.contains(&name).then_some(0)
@@ -352,7 +391,7 @@ pub(super) fn server_values(name: &str) -> Option<usize> {
 /// What becomes of an option of `server` that is no key; `value` is its value.
 pub(super) fn server(name: &str, value: &str) -> Option<Known> {
     Some(match name {
-        "maxconn" | "maxqueue" | "minconn" => Known::Nothing(LIMITS),
+        "maxconn" | "maxqueue" | "minconn" | "strict-maxconn" => Known::Nothing(LIMITS),
         "on-marked-down" if value == "shutdown-sessions" => Known::Nothing(
             "service.on_backend_down is \"reset\" by default: clients of a dead backend are reset",
         ),
@@ -370,6 +409,7 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
         | "proxy-v2-options"
         | "check-send-proxy"
         | "set-proxy-v2-tlv-fmt" => Known::ByHand(PROXY_PROTOCOL),
+        tlv if tlv.starts_with("set-proxy-v2-tlv-fmt(") => Known::ByHand(PROXY_PROTOCOL),
         "ssl" => Known::ByHand(TLS),
         "resolvers" | "resolve-opts" | "resolve-prefer" | "resolve-net" | "init-addr" => {
             Known::Nothing(NAMES)
@@ -385,7 +425,7 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
             )
         }
         "track" => Known::ByHand("xvip checks every backend itself: this one as well"),
-        "tfo" | "tcp-ut" | "idle-ping" | "cc" => Known::Nothing(SOCKETS),
+        "tfo" | "tcp-ut" | "idle-ping" | "cc" | "tcp-md5sig" => Known::Nothing(SOCKETS),
         "id" | "guid" | "shard" | "hash-key" | "stick" | "non-stick" => {
             Known::Nothing("the backend's name and address tell it apart")
         }
@@ -403,7 +443,13 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
         | "allow-0rtt"
         | "crl-file"
         | "check-reuse-pool"
-        | "check-pool-conn-name" => Known::Nothing("checks by TLS use versions 1.2 and 1.3"),
+        | "check-pool-conn-name"
+        | "renegotiate"
+        | "sni-auto"
+        | "check-sni-auto"
+        | "key"
+        | "cert"
+        | "ktls" => Known::Nothing("checks by TLS use versions 1.2 and 1.3"),
         "init-state" => {
             Known::Nothing("service.health.start says what counts before the first check")
         }

@@ -18,6 +18,8 @@ pub(super) struct Globals {
     pub(super) interface: Option<(String, Vec<WordId>)>,
     /// When addresses are announced.
     pub(super) garp: Vec<Key>,
+    /// `v3_checksum_as_v2`
+    pub(super) plain_checksum: Option<Vec<WordId>>,
 }
 
 /// Reads every `global_defs`.
@@ -48,6 +50,10 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
         | "vrrp_garp_master_refresh_repeat" => {
             globals.garp.extend(announcement(statement, ledger));
         }
+        "vrrp_min_garp" => globals.garp.extend(least(statement, ledger)),
+        "v3_checksum_as_v2" | "vrrp_v3_checksum_as_v2" => {
+            globals.plain_checksum = switched_on(statement, ledger);
+        }
         // The groups that xvip uses anyway.
         "vrrp_mcast_group4" if statement.word(1) == "224.0.0.18" => {
             ledger.none(&statement.first(2), "it is what xvip uses");
@@ -61,6 +67,28 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
             }
         }
     }
+}
+
+/// `vrrp_min_garp`: addresses are announced once, and not again.
+fn least(statement: &Statement, ledger: &Ledger) -> Vec<Key> {
+    let Some(words) = switched_on(statement, ledger) else {
+        return Vec::new();
+    };
+    vec![
+        Key::new("garp_repeat", "0", &words),
+        Key::text("garp_delay", "0s", &words),
+    ]
+}
+
+/// The words of `KEYWORD [BOOL]` where that is on; claimed if it is off, which is xvip's default.
+pub(super) fn switched_on(statement: &Statement, ledger: &Ledger) -> Option<Vec<WordId>> {
+    let words = statement.first(2);
+    if matches!(statement.word(1), "off" | "false" | "no") {
+        ledger.none(&words, "it is off, as in xvip");
+        return None;
+    }
+    ledger.recognise(&words);
+    Some(words)
 }
 
 /// When and how often addresses are announced: lines that are the same here and in instances, but

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     super::{
+        Fate,
         document::Key,
         ledger::{Ledger, Word, WordId},
         plan::{self, Instance, Plan, TrackUse},
@@ -32,6 +33,12 @@ struct Lines {
     excluded: Vec<(IpNet, Vec<WordId>)>,
     tracks: Vec<TrackUse>,
     garp: Vec<Key>,
+    /// `v3_checksum_as_v2`
+    plain_checksum: Option<Vec<WordId>>,
+    /// The `min_ttl` of every unicast peer.
+    min_ttls: Vec<Option<(u8, Vec<WordId>)>>,
+    /// `unicast_ttl`
+    ttl: Option<(u8, Vec<WordId>)>,
     /// `vrid` and `priority`
     keys: Vec<Key>,
 }
@@ -71,6 +78,8 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     let mut comments = Vec::new();
     keys.push(version_key(version, &lines, context, &mut comments));
     keys.extend(interval_key(&lines, version, ledger));
+    keys.extend(checksum_key(&lines, version, is_v6, context));
+    keys.extend(ttl_key(&lines, is_v6, ledger));
     keys.extend(preemption(&lines, ledger));
     for key in &context.globals.garp {
         if !lines.garp.iter().any(|own| own.name() == key.name()) {
@@ -104,11 +113,26 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     plan.instances.extend(twin);
 }
 
+/// Lines of which the last one counts: what it replaces has no other claim.
+const REPLACED: [&str; 8] = [
+    "interface",
+    "advert_int",
+    "version",
+    "nopreempt",
+    "preempt_delay",
+    "unicast_src_ip",
+    "mcast_src_ip",
+    "unicast_ttl",
+];
+
 fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
     let ledger = context.ledger;
     let words = statement.first(2);
+    if REPLACED.contains(&statement.keyword()) {
+        ledger.recognise(&words);
+    }
     match statement.keyword() {
-        "interface" => ledger.recognise(&words),
+        "interface" => {}
         "state" => {
             lines.is_master = statement.word(1) == "MASTER";
             let why = "every xvip begins as Backup; the highest priority becomes the owner";
@@ -118,7 +142,6 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
         "priority" => number(statement, "priority", ledger, lines),
         "advert_int" => lines.interval = decimal(statement, ledger),
         "version" if matches!(statement.word(1), "2" | "3") => {
-            ledger.recognise(&words);
             lines.version = Some((if statement.word(1) == "2" { 2 } else { 3 }, words));
         }
         "nopreempt" => lines.nopreempt = Some(statement.first(1)),
@@ -130,12 +153,19 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
         },
         "unicast_peer" => {
             claim(statement, &Known::Nothing("its lines follow"), ledger);
-            lines.peers.extend(
-                statement
-                    .block
-                    .iter()
-                    .filter_map(|peer| unicast_peer(peer, ledger)),
-            );
+            for peer in &statement.block {
+                unicast_peer(peer, ledger, lines);
+            }
+        }
+        "unicast_ttl" => match statement.word(1).parse() {
+            Ok(ttl) => lines.ttl = Some((ttl, words)),
+            Err(_) => ledger.by_hand(&words, "write 1..255 as vrrp.unicast_min_ttl"),
+        },
+        "old_unicast_checksum" if statement.word(1) == "never" => {
+            ledger.none(&words, "xvip does not know that checksum");
+        }
+        "v3_checksum_as_v2" => {
+            lines.plain_checksum = globals::switched_on(statement, ledger);
         }
         "track_interface" | "track_script" | "track_file" | "track_process" | "track_bfd" => {
             let own = lines.interface.as_ref().map(|(name, _)| name.as_str());
@@ -199,6 +229,7 @@ fn auth(block: &Statement, ledger: &Ledger) -> Auth {
             _ => {}
         }
     }
+    ledger.recognise(&words);
     auth.words = words;
     auth
 }
@@ -337,20 +368,83 @@ pub(in crate::import) fn password_key(
     Some(Key::new("auth", value, words))
 }
 
-fn unicast_peer(line: &Statement, ledger: &Ledger) -> Option<(IpAddr, Vec<WordId>)> {
+/// `ADDRESS [min_ttl N] [max_ttl N]`
+fn unicast_peer(line: &Statement, ledger: &Ledger, lines: &mut Lines) {
+    let mut min_ttl = None;
+    let mut rest = line.words.iter().skip(1);
+    while let Some(word) = rest.next() {
+        let value = rest.next();
+        let number = value.and_then(|value| value.text.parse::<u8>().ok());
+        let mut words = vec![word.id];
+        words.extend(value.map(|value| value.id));
+        match (word.text.as_str(), number) {
+            ("min_ttl", Some(ttl)) => min_ttl = Some((ttl, words)),
+            ("max_ttl", Some(255)) => ledger.none(&words, "255 is the most that there can be"),
+            ("max_ttl", _) => ledger.by_hand(
+                &words,
+                "xvip has no highest TTL, and sends with 255: the other nodes must take that",
+            ),
+            ("min_ttl", None) => ledger.by_hand(&words, "write 1..255 as vrrp.unicast_min_ttl"),
+            _ => {}
+        }
+    }
     let words = line.first(1);
-    let rest: Vec<_> = line.ids().into_iter().skip(1).collect();
-    if matches!(line.word(1), "min_ttl" | "max_ttl") {
-        ledger.none(
-            &rest,
-            "xvip takes adverts with TTL 255 only, from its unicast_peers only",
-        );
+    match line.keyword().parse() {
+        Ok(address) => {
+            lines.peers.push((address, words));
+            lines.min_ttls.push(min_ttl);
+        }
+        Err(_) => ledger.by_hand(&words, "write an address into vrrp.unicast_peers"),
     }
-    if let Ok(address) = line.keyword().parse() {
-        return Some((address, words));
+}
+
+/// The lowest TTL that adverts of peers may arrive with. keepalived takes any where a peer has no
+/// `min_ttl`; xvip takes what comes from this link, 255, unless it is told otherwise.
+fn ttl_key(lines: &Lines, is_v6: bool, ledger: &Ledger) -> Option<Key> {
+    if lines.peers.is_empty() {
+        return None;
     }
-    ledger.by_hand(&words, "write an address into vrrp.unicast_peers");
-    None
+    if let Some((ttl, words)) = &lines.ttl {
+        if *ttl == 255 {
+            ledger.none(words, "it is what xvip sends with");
+        } else {
+            let what = format!(
+                "xvip sends with TTL 255; while peers run keepalived and send with {ttl}, vrrp.unicast_min_ttl must \
+                 be what is left of that here"
+            );
+            ledger.by_hand(words, what);
+        }
+    } else if is_v6 {
+        ledger.derived(Fate::ByHand(
+            "keepalived sends unicast adverts over IPv6 with hop limit 64: while peers run it, write \
+             vrrp.unicast_min_ttl = 64, or unicast_ttl 255 on their side"
+                .to_owned(),
+        ));
+    }
+    let said: Vec<_> = lines.min_ttls.iter().flatten().collect();
+    let (lowest, _) = said.iter().min_by_key(|(ttl, _)| ttl)?;
+    let words: Vec<_> = said.iter().flat_map(|(_, words)| words).copied().collect();
+    let is_one = said.iter().all(|(ttl, _)| ttl == lowest);
+    if !is_one || said.len() != lines.peers.len() {
+        let what =
+            "not the same for all peers: write the lowest that is needed as vrrp.unicast_min_ttl";
+        ledger.by_hand(&words, what);
+        return None;
+    }
+    let lowest = (*lowest).max(1).to_string();
+    Some(Key::new("unicast_min_ttl", lowest, &words))
+}
+
+/// What the checksum of version 3 covers over IPv4.
+fn checksum_key(lines: &Lines, version: u8, is_v6: bool, context: &Context<'_>) -> Option<Key> {
+    let global = context.globals.plain_checksum.as_ref();
+    let words = lines.plain_checksum.as_ref().or(global)?;
+    if version == 2 || is_v6 {
+        let why = "it is about version 3 over IPv4, which this is not";
+        context.ledger.none(words, why);
+        return None;
+    }
+    Some(Key::text("v3_checksum", "rfc9568", words))
 }
 
 /// `ADDRESS[/LENGTH] [dev NAME] [label NAME] ...`

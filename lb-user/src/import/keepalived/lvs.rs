@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use super::{
     super::{
         document::Key,
+        haproxy,
         ledger::{Ledger, WordId},
         plan::{self, Bind, Host, Listen, Plan, Server, Service},
     },
@@ -86,6 +87,7 @@ pub(super) fn read(block: &Statement, groups: &Groups, context: &Context<'_>, pl
         words: Vec::new(),
         binds,
         keys: Vec::new(),
+        sources: Vec::new(),
         health: Vec::new(),
         servers: Vec::new(),
         comments: vec!["keepalived's virtual_server (IPVS)".to_owned()],
@@ -108,7 +110,7 @@ pub(super) fn read(block: &Statement, groups: &Groups, context: &Context<'_>, pl
         }
     }
     if let Some(line) = block.child("quorum") {
-        quorum(line, ledger, &mut service);
+        quorum(line, block, ledger, &mut service);
     }
     service.health = health.unwrap_or_else(|| vec![Key::text("type", "none", &[])]);
     plan.services.push(service);
@@ -221,21 +223,40 @@ fn read_line(line: &Statement, ledger: &Ledger, service: &mut Service) {
     }
 }
 
-/// Weights count for keepalived, backends for xvip: the same where every weight is 1.
-fn quorum(line: &Statement, ledger: &Ledger, service: &mut Service) {
+/// Weights count for keepalived, backends for xvip: a number of backends is the same if any so many
+/// have the weight, and no fewer do.
+fn quorum(line: &Statement, block: &Statement, ledger: &Ledger, service: &mut Service) {
     let words = line.first(2);
-    let healthy = service.servers.len();
-    match line.word(1).parse::<usize>() {
-        Ok(quorum) if (1..=healthy).contains(&quorum) => {
-            service
-                .keys
-                .push(Key::new("min_healthy", quorum.to_string(), &words));
+    let weight = |server: &Statement| match server.child("weight") {
+        Some(line) => line.word(1).parse::<u32>().ok(),
+        None => Some(1),
+    };
+    let weights: Option<Vec<u32>> = block.children("real_server").map(weight).collect();
+    let mut weights = weights.unwrap_or_default();
+    weights.retain(|weight| *weight > 0);
+    let quorum = line.word(1).parse::<u32>().ok();
+    match quorum.and_then(|quorum| how_many(quorum, &mut weights)) {
+        Some(count) => {
+            let key = Key::new("min_healthy", count.to_string(), &words);
+            service.keys.push(key);
         }
-        _ => ledger.by_hand(
+        None => ledger.by_hand(
             &words,
-            "write how many backends must be up as service.min_healthy",
+            "the weights decide for keepalived, the number of backends for xvip: write how many must be up as \
+             service.min_healthy",
         ),
     }
+}
+
+/// How many of these weights come to `quorum`, whichever they are.
+fn how_many(quorum: u32, weights: &mut [u32]) -> Option<usize> {
+    weights.sort_unstable();
+    let sum = |weights: &[u32]| -> u64 { weights.iter().copied().map(u64::from).sum() };
+    (1..=weights.len()).find(|&count| {
+        let lightest = weights.get(..count).unwrap_or_default();
+        let heaviest = weights.get(weights.len() - count + 1..).unwrap_or_default();
+        sum(lightest) >= quorum.into() && sum(heaviest) < quorum.into()
+    })
 }
 
 /// It serves while too few others do: a backup.
@@ -406,6 +427,10 @@ fn check_keys(
                 Ok(address) => keys.push(Key::text("address", &address.to_string(), &words)),
                 Err(_) => ledger.by_hand(&words, "write service.health.address"),
             },
+            "virtualhost" => {
+                ledger.recognise(&words);
+                host = Some(line);
+            }
             "http_protocol" => ledger.none(&words, "xvip asks with HTTP/1.1"),
             "enable_sni" => ledger.none(
                 &line.first(1),
@@ -465,7 +490,11 @@ fn misc_keys(check: &Statement, mut timing: Timing, context: &Context<'_>) -> Ve
                 &line.ids(),
                 "xvip takes weights from agents: write service.health.agent",
             ),
-            "user" => keys.push(Key::text("user", line.word(1), &words)),
+            "user" => {
+                keys.push(Key::text("user", line.word(1), &words));
+                let group: Vec<_> = line.ids().into_iter().skip(2).collect();
+                ledger.none(&group, "the command has the group of its user");
+            }
             keyword => {
                 if let Some(known) = words::lvs(keyword) {
                     claim_all(line, &known, ledger);
@@ -498,12 +527,16 @@ fn url<'s>(
             "status_code" => {
                 has_status = true;
                 let words: Vec<_> = line.words.iter().skip(1).map(|word| word.text.as_str()).collect();
-                match super::super::haproxy::statuses(words) {
+                let wanted = haproxy::statuses(words);
+                match wanted.and_then(|wanted| haproxy::spelled_statuses(&wanted)) {
                     Some(statuses) => keys.push(Key::new("expect_status", statuses, &line.ids())),
                     None => ledger.by_hand(&line.ids(), "write service.health.expect_status"),
                 }
             }
-            "virtualhost" => *host = Some(line),
+            "virtualhost" => {
+                ledger.recognise(&line.first(2));
+                *host = Some(line);
+            }
             "regex" if url.child("regex_no_match").is_none() && is_regex(line.word(1)) => {
                 keys.push(Key::text("expect_body_regex", line.word(1), &line.first(2)));
             }
@@ -512,14 +545,43 @@ fn url<'s>(
                 &line.ids(),
                 "xvip compares the status, and the answer's text with expect_body or expect_body_regex",
             ),
-            _ => {}
+            keyword => {
+                if let Some(known) = words::lvs(keyword) {
+                    claim_all(line, &known, ledger);
+                }
+            }
         }
     }
-    if !has_status && let Some(statuses) = super::super::haproxy::statuses(["200-299"]) {
-        keys.push(Key::new("expect_status", statuses, &[]));
+    if !has_status {
+        keys.push(Key::new("expect_status", "[\"200-299\"]", &[]));
     }
 }
 
 fn is_regex(text: &str) -> bool {
     !text.is_empty() && regex::Regex::new(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights that decide become a number only where it decides the same.
+    #[test]
+    fn a_quorum_of_weights_is_a_number_of_backends() {
+        for (quorum, weights, count) in [
+            (1, &[1, 1, 1][..], Some(1)),
+            (2, &[1, 1, 1], Some(2)),
+            (4, &[2, 2, 2], Some(2)),
+            (3, &[2, 2, 2], Some(2)),
+            (1, &[1, 100], Some(1)),
+            // The heavier one alone has it, the lighter one not.
+            (2, &[3, 1], None),
+            (4, &[1, 1, 1], None),
+            (0, &[1], None),
+            (1, &[], None),
+        ] {
+            let found = how_many(quorum, &mut weights.to_vec());
+            assert_eq!(found, count, "{quorum} of {weights:?}");
+        }
+    }
 }

@@ -92,6 +92,7 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         | "process_name"
         | "vrrp_process_name"
         | "checker_process_name"
+        | "lvs_process_name"
         | "bfd_process_name"
         | "max_auto_priority"
         | "min_auto_priority_delay"
@@ -110,6 +111,9 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         | "vrrp_rlimit_rttime"
         | "checker_rlimit_rttime"
         | "bfd_rlimit_rttime"
+        | "vrrp_rlimit_rtime"
+        | "checker_rlimit_rtime"
+        | "bfd_rlimit_rtime"
         | "umask"
         | "use_pid_dir"
         | "data_use_instance"
@@ -132,7 +136,13 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         | "shutdown_script_timeout" => {
             Known::ByHand("write ExecStartPre= and ExecStopPost= into xvip's systemd unit")
         }
-        "script_user" | "enable_script_security" => Known::Nothing(SCRIPTS),
+        "script_user" | "enable_script_security" | "use_symlink_paths" => Known::Nothing(SCRIPTS),
+        "state_dump_file" | "stats_dump_file" | "json_dump_file" | "json_version" => {
+            Known::Nothing("`xvip status --json` shows all that there is")
+        }
+        "iproute_usr_dir" | "iproute_etc_dir" => {
+            Known::Nothing("they are about names of routing tables, of which xvip has none")
+        }
         "checker_log_all_failures" | "log_unknown_vrids" => {
             Known::Nothing("xvip logs what changes a state; `xvip status` counts the rest")
         }
@@ -147,9 +157,8 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
 /// The rest of them: about the network and the world outside.
 fn global_more(keyword: &str) -> Option<Known> {
     Some(match keyword {
-        "lvs_sync_daemon" | "lvs_timeouts" | "lvs_flush" | "lvs_flush_on_stop" => {
-            Known::Nothing(LVS)
-        }
+        "lvs_sync_daemon" | "lvs_timeouts" | "lvs_flush" | "lvs_flush_on_stop"
+        | "lvs_flush_onstop" | "iptables_ipvs" => Known::Nothing(LVS),
         "vrrp_garp_master_delay"
         | "vrrp_garp_master_repeat"
         | "vrrp_garp_lower_prio_delay"
@@ -159,7 +168,8 @@ fn global_more(keyword: &str) -> Option<Known> {
         | "vrrp_garp_interval"
         | "vrrp_gna_interval"
         | "vrrp_min_garp"
-        | "vrrp_garp_extra_if" => Known::Nothing(ANNOUNCE),
+        | "vrrp_garp_extra_if"
+        | "vrrp_vmac_garp_intvl" => Known::Nothing(ANNOUNCE),
         "vrrp_down_timer_adverts" => Known::ByHand(
             "xvip takes over after 3 adverts, as RFC 9568 says: change vrrp.advert_interval",
         ),
@@ -178,13 +188,15 @@ fn global_more(keyword: &str) -> Option<Known> {
         "vrrp_strict" => Known::Nothing("xvip always follows RFC 9568; clients reach the VIP"),
         "snmp_socket"
         | "enable_snmp_vrrp"
+        | "enable_snmp_keepalived"
         | "enable_snmp_checker"
         | "enable_snmp_rfc"
         | "enable_snmp_rfcv2"
         | "enable_snmp_rfcv3"
         | "enable_traps"
         | "enable_dbus"
-        | "dbus_service_name" => Known::Nothing(SNMP),
+        | "dbus_service_name"
+        | "dbus_no_interface_name" => Known::Nothing(SNMP),
         "vrrp_notify_priority_changes"
         | "notify_fifo"
         | "notify_fifo_script"
@@ -200,6 +212,12 @@ fn global_more(keyword: &str) -> Option<Known> {
         "vmac_prefix" | "vmac_addr_prefix" => Known::Nothing(VMAC),
         "linkbeat_use_polling" => {
             Known::Nothing("xvip takes the kernel's word for the state of an interface")
+        }
+        "vrrp_owner_ignore_adverts" => {
+            Known::Nothing("an xvip of priority 255 listens to nobody either")
+        }
+        "net_namespace" | "net_namespace_ipvs" | "namespace_with_ipsets" => {
+            return top_level(keyword);
         }
         other if other.ends_with("_rcv_bufs") || other.ends_with("_rcv_bufs_force") => {
             Known::Nothing(BUFFERS)
@@ -220,9 +238,7 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
         "mcast_dst_ip" => Known::ByHand("xvip uses the groups of RFC 9568: write unicast_peers"),
         "track_src_ip" => Known::Nothing("an xvip without its source address sends no adverts"),
         "check_unicast_src" | "skip_check_adv_addr" => Known::Nothing(CHECKS_OF_ADVERTS),
-        "unicast_fault_no_peer" | "unicast_ttl" => {
-            Known::Nothing("xvip sends to its unicast_peers, with TTL 255")
-        }
+        "unicast_fault_no_peer" => Known::Nothing("xvip sends to its unicast_peers only"),
         "old_unicast_checksum" => {
             Known::ByHand("xvip has no checksum of keepalived before 1.3.6: upgrade those nodes")
         }
@@ -232,7 +248,17 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
         | "garp_lower_prio_repeat"
         | "garp_master_refresh"
         | "garp_master_refresh_repeat"
-        | "garp_extra_if" => Known::Nothing(ANNOUNCE),
+        | "garp_extra_if"
+        | "vmac_garp_intvl" => Known::Nothing(ANNOUNCE),
+        "timer_expired_backup" | "thread_timer_expired" => {
+            Known::Nothing("an xvip that was held up gives the addresses up when its lease is over")
+        }
+        "owner_ignore_adverts" => {
+            Known::Nothing("an xvip of priority 255 listens to nobody either")
+        }
+        "no_virtual_ipaddress" => Known::ByHand(
+            "an instance of xvip has addresses: leave it out if no other one says them",
+        ),
         "down_timer_adverts" => Known::ByHand(
             "xvip takes over after 3 adverts, as RFC 9568 says: change vrrp.advert_interval",
         ),
@@ -274,9 +300,8 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
 /// Words of `virtual_server` and `real_server`, with checks.
 pub(super) fn lvs(keyword: &str) -> Option<Known> {
     Some(match keyword {
-        "flag-1" | "flag-2" | "flag-3" | "sh-port" | "sh-fallback" | "mh-port" | "mh-fallback" => {
-            Known::Nothing("xvip chooses by Maglev hashing of addresses and ports")
-        }
+        "hashed" | "flag-1" | "flag-2" | "flag-3" | "sh-port" | "sh-fallback" | "mh-port"
+        | "mh-fallback" => Known::Nothing("xvip chooses by Maglev hashing of addresses and ports"),
         "ops" => {
             Known::Nothing("UDP packets of one source stay at one backend for service.idle_timeout")
         }
@@ -302,6 +327,7 @@ pub(super) fn lvs(keyword: &str) -> Option<Known> {
         "uthreshold" | "lthreshold" => {
             Known::Nothing("xvip does not limit connections: limit them in the server")
         }
+        "tls_compliant" => Known::Nothing("xvip's checks speak TLS 1.2 and 1.3"),
         "log_all_failures" | "fast_recovery" => {
             Known::Nothing("xvip logs what changes a state; `xvip status` shows the last result")
         }
