@@ -9,9 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+use nix::{
+    mount::{MsFlags, mount},
+    unistd::Pid,
+};
 
-use crate::process::{output, wait_until};
+use crate::{
+    netns::unique,
+    process::{output, wait_until},
+};
 
 /// The BPF file system.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -71,6 +77,22 @@ impl Cgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Halts everything in it, as where a hypervisor pauses a machine, or lets it go on. Returns when
+    /// that is so.
+    pub fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let (word, state) = if frozen {
+            ("1", "frozen 1")
+        } else {
+            ("0", "frozen 0")
+        };
+        let file = |name| self.path.join(name);
+        fs::write(file("cgroup.freeze"), word).context("cannot write cgroup.freeze")?;
+        wait_until(state, Duration::from_secs(5), || {
+            let events = fs::read_to_string(file("cgroup.events"))?;
+            Ok(events.lines().any(|line| line == state).then_some(()))
+        })
+    }
 }
 
 impl Drop for Cgroup {
@@ -93,6 +115,90 @@ fn remove_cgroup(path: &Path) -> Result<()> {
             Ok(Some(()))
         },
     )
+    .with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Processes that get a thousandth of one CPU, all together. Dropping it lifts the limit.
+#[derive(Debug)]
+pub struct Starved {
+    path: PathBuf,
+    /// The directory is made for this; otherwise it is a cgroup2 of somebody else's.
+    own: bool,
+}
+
+impl Starved {
+    /// Limits processes: by cgroup v1 where that has the CPU controller, by their cgroup2 where this
+    /// one has it. `None`: by neither.
+    pub fn new(cgroup2: &Path, pids: &[Pid]) -> Result<Option<Self>> {
+        let limited = if let Some(root) = cpu_root()? {
+            let path = root.join(unique("cpu"));
+            fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            let limited = Self { path, own: true };
+            limited.write("cpu.cfs_period_us", "1000000")?;
+            limited.write("cpu.cfs_quota_us", "1000")?;
+            for pid in pids {
+                limited.write("cgroup.procs", &pid.to_string())?;
+            }
+            limited
+        } else if cgroup2.join("cpu.max").exists() {
+            let path = cgroup2.to_owned();
+            let limited = Self { path, own: false };
+            limited.write("cpu.max", "1000 1000000")?;
+            limited
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(limited))
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        let path = self.path.join(file);
+        fs::write(&path, value)
+            .with_context(|| format!("cannot write {value} to {}", path.display()))
+    }
+}
+
+impl Drop for Starved {
+    fn drop(&mut self) {
+        let lifted = if self.own {
+            remove_cpu_cgroup(&self.path)
+        } else {
+            self.write("cpu.max", "max")
+        };
+        if let Err(error) = lifted {
+            eprintln!("left behind: {error:#}");
+        }
+    }
+}
+
+/// Where cgroup v1's CPU controller is mounted.
+fn cpu_root() -> Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+    Ok(mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind, options) = (
+            fields.next()?,
+            fields.next()?,
+            fields.next()?,
+            fields.next()?,
+        );
+        let has_cpu = options.split(',').any(|option| option == "cpu");
+        (kind == "cgroup" && has_cpu).then(|| path.into())
+    }))
+}
+
+/// Moves what runs in a cgroup of v1's to the one above, and removes it.
+fn remove_cpu_cgroup(path: &Path) -> Result<()> {
+    let above = path.parent().context("a root")?.join("cgroup.procs");
+    wait_until("the cgroup to be empty", Duration::from_secs(5), || {
+        let procs = fs::read_to_string(path.join("cgroup.procs"));
+        for pid in procs.unwrap_or_default().lines() {
+            // It may have ended.
+            let _ = fs::write(&above, pid);
+        }
+        absent_is_fine(fs::remove_dir(path))?;
+        Ok(Some(()))
+    })
     .with_context(|| format!("cannot remove {}", path.display()))
 }
 
@@ -122,6 +228,9 @@ pub fn sweep() -> Result<()> {
     }
     for path in stale_in(&cgroup2_root()?) {
         remove_cgroup(&path)?;
+    }
+    for path in cpu_root()?.iter().flat_map(|root| stale_in(root)) {
+        remove_cpu_cgroup(&path)?;
     }
     for path in stale_in(Path::new("/run/netns")) {
         let deleted = output(

@@ -20,6 +20,7 @@
 
 pub mod advert;
 pub mod capture;
+pub mod claims;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;

@@ -164,6 +164,21 @@ impl Topology {
         self.bridge.0.ip(&format!("link set {node} up")).map(drop)
     }
 
+    /// Gives a node another link to the bridge: eth1, with this MAC and no IPv4 address.
+    pub fn second_link(&self, node: &str) -> Result<[u8; 6]> {
+        let node = self.node(node);
+        let mac = [0x02, 0x77, 1, 0, 0, node.host];
+        let (port, text, far) = (&node.name, mac_text(mac), node.namespace.name());
+        self.bridge.0.ip(&format!(
+            "link add {port}-2 type veth peer name eth1 address {text} netns {far}"
+        ))?;
+        self.bridge
+            .0
+            .ip(&format!("link set {port}-2 master br0 up"))?;
+        node.namespace.ip("link set eth1 up")?;
+        Ok(mac)
+    }
+
     /// Lets nothing through between a node and the others any more, in silence: unlike
     /// [`Topology::cut`] both ends of its link stay up, as when a switch in between fails.
     pub fn isolate(&self, node: &str) -> Result<()> {
@@ -266,7 +281,7 @@ impl Node {
 
     fn connect(&self, bridge: &Bridge, wiring: &Wiring) -> Result<()> {
         self.namespace.enter(quiet_ipv6)?;
-        let (name, mac, far) = (&self.name, self.mac_text(), self.namespace.name());
+        let (name, mac, far) = (&self.name, mac_text(self.mac()), self.namespace.name());
         let link = if wiring.bridged { "port0" } else { "eth0" };
         bridge.0.ip(&format!(
             "link add {name} type veth peer name {link} address {mac} netns {far}"
@@ -328,10 +343,6 @@ impl Node {
         [0x02, 0x77, 0, 0, 0, self.host]
     }
 
-    fn mac_text(&self) -> String {
-        self.mac().map(|byte| format!("{byte:02x}")).join(":")
-    }
-
     /// Name of its xvip instance: no other node on this machine has it.
     pub fn instance(&self) -> &str {
         &self.pins.0
@@ -350,6 +361,11 @@ impl Node {
     /// Its cgroup, which every process started by [`Node::start`] is in.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()
+    }
+
+    /// Halts every process of the node, or lets them go on.
+    pub fn set_frozen(&self, frozen: bool) -> Result<()> {
+        self.cgroup.set_frozen(frozen)
     }
 
     /// Its network namespace.
@@ -412,6 +428,10 @@ impl Node {
         };
         self.start("xvip", binary, &["run", "--config", file])
     }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The wildcard address of the same family as another one.

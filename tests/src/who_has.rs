@@ -88,6 +88,11 @@ fn listen(
 
 /// A packet socket on eth0 that hears everything and waits no longer than 20 ms.
 pub(crate) fn open() -> Result<OwnedFd> {
+    open_on("eth0")
+}
+
+/// The same on another interface.
+pub(crate) fn open_on(name: &str) -> Result<OwnedFd> {
     let socket = socket(
         AddressFamily::Packet,
         SockType::Raw,
@@ -96,10 +101,10 @@ pub(crate) fn open() -> Result<OwnedFd> {
     )
     .context("cannot open a packet socket")?;
     let link = getifaddrs()?
-        .filter(|interface| interface.interface_name == "eth0")
+        .filter(|interface| interface.interface_name == name)
         .find_map(|interface| interface.address?.as_link_addr().copied())
-        .context("there is no eth0")?;
-    bind(socket.as_raw_fd(), &link).context("cannot bind to eth0")?;
+        .with_context(|| format!("there is no {name}"))?;
+    bind(socket.as_raw_fd(), &link).with_context(|| format!("cannot bind to {name}"))?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
     Ok(socket)
 }
@@ -109,6 +114,23 @@ fn question(node: &Node, address: IpAddr) -> Vec<u8> {
         IpAddr::V4(address) => arp_request(node.mac(), node.ipv4(), address),
         IpAddr::V6(address) => solicitation(node.mac(), node.ipv6(), address),
     }
+}
+
+/// The question to all, and to each of these stations alone, as a neighbour that has an entry asks.
+pub(crate) fn questions(node: &Node, address: IpAddr, stations: &[Mac]) -> Vec<Vec<u8>> {
+    let alone = stations.iter().map(|station| {
+        let mut frame = match address {
+            IpAddr::V4(asked) => arp_request(node.mac(), node.ipv4(), asked),
+            IpAddr::V6(asked) => solicitation_to(asked, node.mac(), node.ipv6(), asked),
+        };
+        if let Some(destination) = frame.get_mut(..6) {
+            destination.copy_from_slice(station);
+        }
+        frame
+    });
+    std::iter::once(question(node, address))
+        .chain(alone)
+        .collect()
 }
 
 /// RFC 826
@@ -130,22 +152,28 @@ pub(crate) fn arp_request(mac: Mac, own: Ipv4Addr, asked: Ipv4Addr) -> Vec<u8> {
 
 /// RFC 4861 section 4.3, to the solicited-node address of RFC 4291 section 2.7.1.
 fn solicitation(mac: Mac, own: Ipv6Addr, asked: Ipv6Addr) -> Vec<u8> {
-    let (own, asked) = (own.octets(), asked.octets());
-    let [.., x, y, z] = asked;
+    let [.., x, y, z] = asked.octets();
     let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z];
+    solicitation_to(group.into(), mac, own, asked)
+}
+
+/// The same to the group, or to the address itself; the Ethernet destination is the group's.
+fn solicitation_to(to: Ipv6Addr, mac: Mac, own: Ipv6Addr, asked: Ipv6Addr) -> Vec<u8> {
+    let (own, asked, to) = (own.octets(), asked.octets(), to.octets());
+    let [.., x, y, z] = asked;
     let message = |sum: u16| {
         let sum = sum.to_be_bytes();
         let parts: [&[u8]; 6] = [&[135, 0], &sum, &[0; 4], &asked, &[1, 1], &mac];
         parts.concat()
     };
-    let sum = checksum::transport(&own, &group, 58, &message(0));
+    let sum = checksum::transport(&own, &to, 58, &message(0));
     let parts: [&[u8]; 7] = [
         &[0x33, 0x33, 0xff, x, y, z],
         &mac,
         &[0x86, 0xdd],
         &[0x60, 0, 0, 0, 0, 32, 58, 255],
         &own,
-        &group,
+        &to,
         &message(sum),
     ];
     parts.concat()

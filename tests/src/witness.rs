@@ -168,7 +168,7 @@ fn event(at: TimeSpec, seen: Seen) -> Event {
     }
 }
 
-fn lock(events: &Mutex<Vec<Event>>) -> MutexGuard<'_, Vec<Event>> {
+pub(crate) fn lock<T>(events: &Mutex<T>) -> MutexGuard<'_, T> {
     match events.lock() {
         Ok(guard) => guard,
         Err(poisoned) => poisoned.into_inner(),
@@ -176,7 +176,7 @@ fn lock(events: &Mutex<Vec<Event>>) -> MutexGuard<'_, Vec<Event>> {
 }
 
 /// The next frame and when the kernel received it; `None`: none for now.
-fn receive(socket: &OwnedFd) -> Result<Option<(TimeSpec, Vec<u8>)>> {
+pub(crate) fn receive(socket: &OwnedFd) -> Result<Option<(TimeSpec, Vec<u8>)>> {
     let mut buffer = [0; 2048];
     let mut control = cmsg_space!(TimeSpec);
     let mut parts = [IoSliceMut::new(&mut buffer)];

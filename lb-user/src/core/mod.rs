@@ -18,6 +18,7 @@ pub mod network;
 pub mod operator;
 pub mod resets;
 pub mod segment;
+pub mod settings;
 pub mod standing;
 pub mod tables;
 pub mod time;

@@ -26,6 +26,7 @@ pub mod reader;
 pub mod reload;
 pub mod resets;
 pub mod runtime;
+pub mod settings;
 pub mod status;
 pub mod sysctl;
 pub mod undo;

@@ -42,8 +42,9 @@ use super::{
     reader::{self, NetworkReader},
     reload::{self, Fresh, Read, ReloadError, Reloads, ServiceProbeError},
     resets::{ResetError, Resetter},
+    settings::{SettingError, SettingsWatch},
     status,
-    sysctl::{self, Requirement, SysctlError},
+    sysctl::SysctlError,
     undo::{self, Undo},
     vrrp_socket::{Received, VrrpSocket, VrrpSocketError},
 };
@@ -108,6 +109,9 @@ pub enum RunError {
     /// A kernel setting.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// A kernel setting that is kept.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
     /// The network namespace's cookie.
     #[error(transparent)]
     Netns(#[from] NetnsCookieError),
@@ -131,7 +135,7 @@ impl RunError {
                     || matches!(error, BpfError::Load(_) | BpfError::Program { .. })
             }
             Self::Privilege(_) | Self::Mount(_) | Self::Netns(_) => true,
-            Self::Sysctl(error) => error.is_refused(),
+            Self::Sysctl(error) | Self::Setting(SettingError::Sysctl(error)) => error.is_refused(),
             Self::Admin(error) => error.is_permission(),
             Self::Runtime(error) => error.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
@@ -197,6 +201,7 @@ struct Engine {
     reloads: Reloads,
     collector: Collector,
     listeners: ListenerWatch,
+    settings: SettingsWatch,
     observer: Observer,
     operator_file: OperatorFile,
 }
@@ -218,7 +223,7 @@ impl Engine {
                 "mounted a BPF file system: the data plane is pinned there"
             );
         }
-        set_sysctls(&config)?;
+        let settings = SettingsWatch::start(undo::file(&config))?;
         let cgroup = mounts::open_cgroup(&config.node.cgroup)?;
         let pins = Pins::new(&config.node.instance);
         // Before VRRP starts: some drivers reset the link when a program is attached.
@@ -280,6 +285,7 @@ impl Engine {
             reloads: Reloads::new(config_file, probe_runtime.clone(), now),
             collector: Collector::start(Conntrack::open(&pins)?)?,
             listeners: ListenerWatch::start(&pins)?,
+            settings,
             observer,
             operator_file,
         };
@@ -541,7 +547,7 @@ impl Engine {
             return;
         }
         if let Some(vrrp) = self.controller.vrrp_config(instance) {
-            let result = set_vip_sysctls(self.controller.config(), &vrrp.interface);
+            let result = self.settings.add_vip_interface(&vrrp.interface);
             warn_of("cannot set up the interface of a VRRP instance", result);
         }
         self.open_socket(instance);
@@ -830,6 +836,7 @@ impl Engine {
         status.config = self.reloads.status(now);
         let warnings = &mut status.data_plane.warnings;
         warnings.extend(self.listeners.warnings());
+        warnings.extend(self.settings.warnings());
         // The asker may be gone.
         let _ = reply.send(Ok(Reply::Status(Box::new(status))));
     }
@@ -886,24 +893,6 @@ fn first_plans(config: &Config, netlink: &mut Netlink) -> Result<Vec<Plan>, RunE
             known,
         }),
     }
-}
-
-fn set_sysctls(config: &Config) -> Result<(), RunError> {
-    ensure_sysctls(config, &sysctl::for_local_delivery())
-}
-
-/// What the interface of a VRRP instance needs, each time that it appears.
-fn set_vip_sysctls(config: &Config, interface: &str) -> Result<(), RunError> {
-    ensure_sysctls(config, &sysctl::for_vip_interface(interface)?)
-}
-
-fn ensure_sysctls(config: &Config, requirements: &[Requirement]) -> Result<(), RunError> {
-    let changes = sysctl::ensure(requirements)?;
-    for change in &changes {
-        info!("set {change}");
-    }
-    undo::remember(config, &changes)?;
-    Ok(())
 }
 
 fn report_attachment(own: &Attachment) {

@@ -8,6 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// IPv4's settings: a directory for each interface, and `all`.
+pub const IPV4_CONF: &str = "/proc/sys/net/ipv4/conf";
+
 /// A setting that xvip depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
@@ -110,6 +113,14 @@ pub enum SysctlError {
 }
 
 impl SysctlError {
+    /// Whether there is no such setting, as of an interface that is gone.
+    pub fn is_absent(&self) -> bool {
+        let (Self::Read { source, .. } | Self::Write { source, .. }) = self else {
+            return false;
+        };
+        source.kind() == io::ErrorKind::NotFound
+    }
+
     /// Whether the kernel does not let this process change settings: no privilege, or a container
     /// with a read-only `/proc/sys`.
     pub fn is_refused(&self) -> bool {
@@ -134,7 +145,7 @@ pub fn for_local_delivery() -> Vec<Requirement> {
     [("arp_ignore", 1), ("arp_announce", 2)]
         .into_iter()
         .map(|(key, value)| Requirement {
-            path: PathBuf::from("/proc/sys/net/ipv4/conf/all").join(key),
+            path: Path::new(IPV4_CONF).join("all").join(key),
             wanted: Wanted::AtLeast(value),
         })
         .collect()
@@ -154,9 +165,7 @@ pub fn ipv4_conf(interface: &str, key: &str) -> Result<PathBuf, SysctlError> {
     if interface.is_empty() || interface.contains('/') || matches!(interface, "." | "..") {
         return Err(SysctlError::Interface(interface.to_owned()));
     }
-    Ok(Path::new("/proc/sys/net/ipv4/conf")
-        .join(interface)
-        .join(key))
+    Ok(Path::new(IPV4_CONF).join(interface).join(key))
 }
 
 /// Brings every requirement about and says what had to be changed. Stops at the first that

@@ -1,7 +1,11 @@
 //! What `xvip detach` needs to put back: the kernel settings that were changed, as they were
 //! before, written down in the state directory.
 
-use std::{fs, io, net::IpAddr, path::PathBuf};
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,28 +25,29 @@ struct Record {
     after: i64,
 }
 
-fn file(config: &Config) -> PathBuf {
+/// Where it is written down.
+pub fn file(config: &Config) -> PathBuf {
     config
         .node
         .state_dir
         .join(format!("{}.settings.json", config.node.instance))
 }
 
-fn read(config: &Config) -> Vec<Record> {
+fn read(file: &Path) -> Vec<Record> {
     // Absent or unreadable: nothing is known to be put back.
-    fs::read(file(config))
+    fs::read(file)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default()
 }
 
-/// Write down what was changed. What an earlier run changed stays written down: its `before` is
+/// Write down what was changed, in a file named by [`file`]. What an earlier run changed stays written down: its `before` is
 /// the older one.
-pub fn remember(config: &Config, changes: &[Changed]) -> Result<(), io::Error> {
+pub fn remember(file: &Path, changes: &[Changed]) -> Result<(), io::Error> {
     if changes.is_empty() {
         return Ok(());
     }
-    let mut records = read(config);
+    let mut records = read(file);
     for Changed {
         path,
         before,
@@ -59,7 +64,7 @@ pub fn remember(config: &Config, changes: &[Changed]) -> Result<(), io::Error> {
         }
     }
     let text = serde_json::to_vec_pretty(&records).map_err(io::Error::other)?;
-    fs::write(file(config), text)
+    fs::write(file, text)
 }
 
 /// Put the settings back, except where someone else has changed them since.
@@ -69,7 +74,7 @@ pub fn restore(config: &Config) -> Result<Undo, SysctlError> {
         path,
         before,
         after,
-    } in read(config)
+    } in read(&file(config))
     {
         let text = format!("{} = {before}", path.display());
         sysctl::restore(&[Changed {

@@ -9,6 +9,7 @@ mod bound;
 mod closing;
 mod clsact;
 mod explain;
+mod fencing;
 mod floods;
 mod hairpin;
 mod icmp;
