@@ -59,6 +59,8 @@ mod agent;
 mod command;
 #[path = "probe/http.rs"]
 mod http;
+#[path = "probe/kept.rs"]
+mod kept;
 #[path = "probe/talk.rs"]
 mod talk;
 
@@ -103,6 +105,7 @@ fn readyz() -> HttpConfig {
         expect_status: vec![StatusRange::only(200)],
         expect_body: None,
         bearer_token_file: None,
+        keep_alive: false,
     }
 }
 

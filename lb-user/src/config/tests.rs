@@ -324,6 +324,7 @@ fn default_health() -> HealthConfig {
         expect_status: vec![StatusRange::only(200)],
         expect_body: None,
         bearer_token_file: None,
+        keep_alive: true,
     };
     HealthConfig {
         check: CheckConfig::Https(tls, http),
@@ -616,7 +617,8 @@ fn reads_checks_in_detail() {
             "path = \"/readyz\"\nexpect_status = [204, \"200-203\", \"300-399\"]\ninterval = \"1s\"\n\
             address = \"10.0.2.9\"\nport = 8080\nmethod = \"OPTIONS\"\nhttp_version = \"2\"\n\
             headers = { X-Check = \"a b\", accept = \"text/plain\" }\nexpect_body_regex = '^\\S+$'\n\
-            bearer_token_file = \"good.secret\"\ntls_min = \"1.3\"\ndown_interval = \"10s\"\nspread = 0",
+            bearer_token_file = \"good.secret\"\ntls_min = \"1.3\"\ndown_interval = \"10s\"\nspread = 0\n\
+            keep_alive = false",
         ),
         (
             "weight = 1",
@@ -654,6 +656,7 @@ fn reads_checks_in_detail() {
         ],
         expect_body: Some(BodyMatch::Regex("^\\S+$".to_owned())),
         bearer_token_file: Some(PathBuf::from("/etc/good.secret")),
+        keep_alive: false,
     };
     assert_eq!((http, tls.min), (&expected, TlsMin::V13));
     assert_eq!(health.down_interval, Duration::from_secs(10));

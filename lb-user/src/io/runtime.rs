@@ -369,7 +369,7 @@ impl Engine {
         &self,
         (service, backend, serial): (usize, usize, u64),
         target: SocketAddr,
-        limit: Duration,
+        (limit, reuse): (Duration, bool),
     ) {
         let Some(prober) = self.probers.get(service).map(Arc::clone) else {
             return;
@@ -377,7 +377,7 @@ impl Engine {
         let probed = self.probed.clone();
         self.probe_runtime.spawn(async move {
             let started = clock::now();
-            let outcome = prober.probe(backend, target, limit).await;
+            let outcome = prober.probe(backend, target, limit, reuse).await;
             let finished = clock::now();
             let result = ProbeResult {
                 backend,
@@ -450,7 +450,8 @@ impl Engine {
                 serial,
                 timeout,
                 target,
-            } => self.probe((service, backend, serial), target, timeout),
+                reuse,
+            } => self.probe((service, backend, serial), target, (timeout, reuse)),
             Action::AskAgent {
                 service,
                 backend,

@@ -60,7 +60,7 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
 /// What becomes of the second backend's check. The target is the runner's own business.
 async fn check(prober: &ServiceProber, timeout: Duration) -> ProbeOutcome {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
-    prober.probe(1, nowhere, timeout).await
+    prober.probe(1, nowhere, timeout, false).await
 }
 
 /// Proves that a program is told whom it checks, in its arguments and in its environment.

@@ -24,6 +24,7 @@ pub(super) const KEYS: &[&str] = &[
     "expect_body",
     "expect_body_regex",
     "bearer_token_file",
+    "keep_alive",
 ];
 
 /// Read them.
@@ -51,6 +52,7 @@ pub(super) fn read(table: &mut Table<'_>, context: &Context<'_>) -> Option<HttpC
     };
     let expect_body = read_body_match(table, method);
     let token = read_token(table, context, &headers);
+    let keep_alive = table.get_or("keep_alive", true, Value::boolean);
     Some(HttpConfig {
         path: path?,
         method: method?,
@@ -60,6 +62,7 @@ pub(super) fn read(table: &mut Table<'_>, context: &Context<'_>) -> Option<HttpC
         expect_status,
         expect_body: expect_body.ok()?,
         bearer_token_file: token.ok()?,
+        keep_alive: keep_alive?,
     })
 }
 

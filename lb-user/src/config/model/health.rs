@@ -87,6 +87,16 @@ pub enum CheckConfig {
     None,
 }
 
+impl CheckConfig {
+    /// Whether checks of a settled backend go over one connection.
+    pub const fn keeps_alive(&self) -> bool {
+        match self {
+            Self::Https(_, http) | Self::Http(http) => http.keep_alive,
+            Self::Tls(..) | Self::Tcp(_) | Self::Command(_) | Self::None => false,
+        }
+    }
+}
+
 /// `service.health.command` and `user`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandConfig {
@@ -175,6 +185,8 @@ pub struct HttpConfig {
     pub expect_body: Option<BodyMatch>,
     /// File with a token for `Authorization: Bearer`, read for each check.
     pub bearer_token_file: Option<PathBuf>,
+    /// Whether checks of a settled backend use one connection after the other, default true.
+    pub keep_alive: bool,
 }
 
 /// `service.health.method`

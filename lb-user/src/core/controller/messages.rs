@@ -211,6 +211,8 @@ pub enum Action {
         timeout: Duration,
         /// Where to.
         target: SocketAddr,
+        /// It may go over the connection of the one before.
+        reuse: bool,
     },
     /// Look at something that is tracked; answered by [`Input::Looked`].
     Look {

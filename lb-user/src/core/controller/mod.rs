@@ -543,6 +543,7 @@ impl Controller {
                     backend,
                     serial,
                     timeout,
+                    reuse,
                 } => {
                     let config = self.config.services.get(service);
                     if let Some(target) = config.and_then(|config| config.probe_target(backend)) {
@@ -552,6 +553,7 @@ impl Controller {
                             serial,
                             timeout,
                             target,
+                            reuse,
                         });
                     }
                 }

@@ -9,6 +9,7 @@ use super::{
     Seen,
     jitter::Jitter,
     outcome::{Class, ProbeOutcome},
+    reuse::Reuse,
 };
 use crate::{config::model::StartState, core::time::Timestamp};
 
@@ -51,6 +52,14 @@ struct Flight {
     repeat: bool,
     /// Hull of the times that the controller was late in meanwhile.
     late: Option<(Timestamp, Timestamp)>,
+}
+
+/// A probe that starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) serial: u64,
+    /// It may go over the connection of the one before.
+    pub(super) reuse: bool,
 }
 
 /// A finished probe that counts.
@@ -96,6 +105,8 @@ pub(super) struct Checker {
     last_start: Option<Timestamp>,
     /// The next probe comes as soon as this time has passed since the last one's start.
     hastened: Option<Duration>,
+    /// The connection that probes may share.
+    reuse: Reuse,
     /// Spreads the probes. Its own, so that no other backend's checks change their times.
     jitter: Jitter,
 }
@@ -121,6 +132,7 @@ impl Checker {
             discarded: 0,
             last_start: None,
             hastened: None,
+            reuse: Reuse::NONE,
             jitter,
         }
     }
@@ -146,6 +158,7 @@ impl Checker {
         };
         let mut carried = self.clone();
         carried.serial = serial;
+        carried.reuse.forget();
         carried.phase = Phase::Waiting { at, repeat: false };
         if anew {
             carried.passes = Run(0);
@@ -230,8 +243,14 @@ impl Checker {
         dead.map(|run| run.since)
     }
 
-    /// Starts a probe if one is due, and returns its serial number.
-    pub(super) fn start(&mut self, now: Timestamp, limit: Duration) -> Option<u64> {
+    /// Starts a probe if one is due. `keep_alive`: it may go over the connection of the one before
+    /// if that one passed, as it should, and nothing else speaks against it.
+    pub(super) fn start(
+        &mut self,
+        now: Timestamp,
+        limit: Duration,
+        keep_alive: bool,
+    ) -> Option<Start> {
         let Phase::Waiting { at, repeat } = self.phase else {
             return None;
         };
@@ -246,12 +265,23 @@ impl Checker {
             repeat,
             late: None,
         });
-        Some(self.serial)
+        let settled = keep_alive && !repeat && self.is_settled();
+        Some(Start {
+            serial: self.serial,
+            reuse: self.reuse.next(now, settled),
+        })
+    }
+
+    /// Whether it is UP, and the last result says so, too.
+    fn is_settled(&self) -> bool {
+        let passed = |seen: &Seen| seen.outcome.class() == Class::Pass;
+        self.state == BackendState::Up && self.seen.as_ref().is_some_and(passed)
     }
 
     /// Has the next probe start as soon as none is under way, `gap` after the last one's start at
-    /// the earliest.
+    /// the earliest, over a connection of its own.
     pub(super) fn hasten(&mut self, now: Timestamp, gap: Duration) {
+        self.reuse.forget();
         match self.phase {
             Phase::Waiting { at, repeat } => {
                 let soon = self.last_start.map_or(now, |start| now.max(start + gap));

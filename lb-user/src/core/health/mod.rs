@@ -60,7 +60,8 @@
 //! `spread` %) after the last one *started*, or when the last one ends if that is later;
 //! `fast_interval` instead while the last result contradicts the state, `down_interval` while the
 //! backend is DOWN and nothing contradicts that. Missed probes are not
-//! made up for. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
+//! made up for. With `keep_alive` probes of a settled backend go over the connection of the one
+//! before ([`reuse`]); the group rule and DOWN rest on fresh connections. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
 //! probe is under way, 100 ms after the last one's start at the earliest.
 
 pub mod agent;
@@ -69,6 +70,7 @@ mod body;
 mod checker;
 mod jitter;
 mod outcome;
+mod reuse;
 #[cfg(test)]
 mod tests;
 
@@ -79,7 +81,7 @@ use lb_common::abi::BackendState;
 use self::{
     agent::{AgentReport, AgentState},
     agents::Agents,
-    checker::{Checker, Span, Wanted},
+    checker::{Checker, Span, Start, Wanted},
     jitter::Jitter,
 };
 pub use self::{
@@ -127,6 +129,9 @@ pub enum HealthAction {
         serial: u64,
         /// Time that the probe may take.
         timeout: Duration,
+        /// It may go over the connection of the one before, if that is still there. A result of
+        /// such a connection that is no answer does not count: it is the prober's to ask again.
+        reuse: bool,
     },
     /// Ask a backend's agent; what it says comes back through [`ServiceHealth::handle_agent`].
     AskAgent {
@@ -263,6 +268,7 @@ struct Pace {
     /// Percent.
     spread: u8,
     timeout: Duration,
+    keep_alive: bool,
     rise: u32,
     fall: u32,
     /// Lateness of the controller that is tolerated.
@@ -280,6 +286,7 @@ impl Pace {
             down_interval: config.down_interval,
             spread: config.spread,
             timeout: config.timeout,
+            keep_alive: config.check.keeps_alive(),
             rise: config.rise.get(),
             fall,
             tolerance: (config.interval.min(config.timeout) / 2).max(MIN_TOLERANCE),
@@ -526,11 +533,13 @@ impl ServiceHealth {
         let timeout = self.pace.timeout;
         let limit = timeout.saturating_add(GIVE_UP_GRACE);
         let checker = self.checkers.get_mut(backend);
-        if let Some(serial) = checker.and_then(|checker| checker.start(now, limit)) {
+        let start = |checker: &mut Checker| checker.start(now, limit, self.pace.keep_alive);
+        if let Some(Start { serial, reuse }) = checker.and_then(start) {
             self.actions.push_back(HealthAction::StartProbe {
                 backend,
                 serial,
                 timeout,
+                reuse,
             });
         }
     }

@@ -6,7 +6,9 @@ use std::num::{NonZeroU16, NonZeroU32};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::model::{AgentConfig, CheckConfig, CheckTarget};
+use crate::config::model::{
+    AgentConfig, CheckConfig, CheckTarget, HttpConfig, HttpMethod, HttpVersion,
+};
 
 const START: Timestamp = Timestamp::from_nanos(1_000_000_000_000);
 
@@ -105,6 +107,8 @@ struct Trace {
     pending: Vec<ProbeResult>,
     /// Starts of probes: (time, backend).
     starts: Vec<(Timestamp, usize)>,
+    /// Whether they may go over the connection of the one before.
+    reuses: Vec<bool>,
     changes: Vec<Change>,
     /// What the backends' agents answer; nothing if it is empty.
     agents: Vec<&'static str>,
@@ -126,6 +130,7 @@ impl Trace {
             now: START,
             pending: Vec::new(),
             starts: Vec::new(),
+            reuses: Vec::new(),
             changes: Vec::new(),
             agents: vec![""; backends],
             asked: Vec::new(),
@@ -183,8 +188,14 @@ impl Trace {
         while let Some(action) = self.health.poll_action() {
             match action {
                 HealthAction::StartProbe {
-                    backend, serial, ..
-                } => self.answer(backend, serial),
+                    backend,
+                    serial,
+                    reuse,
+                    ..
+                } => {
+                    self.reuses.push(reuse);
+                    self.answer(backend, serial);
+                }
                 HealthAction::AskAgent {
                     backend, serial, ..
                 } => {
@@ -1179,4 +1190,86 @@ fn unchecked_backends_are_up() {
     assert_eq!([health.state(0), health.state(1)], [Up; 2]);
     assert_eq!(health.poll_timeout(), None);
     assert!(health.poll_action().is_none());
+}
+
+/// HTTP checks at the default pace that keep connections.
+fn kept(start: StartState) -> HealthConfig {
+    let http = HttpConfig {
+        path: "/readyz".to_owned(),
+        method: HttpMethod::Get,
+        version: HttpVersion::V11,
+        host: None,
+        headers: Vec::new(),
+        expect_status: Vec::new(),
+        expect_body: None,
+        bearer_token_file: None,
+        keep_alive: true,
+    };
+    HealthConfig {
+        check: CheckConfig::Http(http),
+        ..config(start)
+    }
+}
+
+/// Proves that a connection is used again only while the backend is UP and its last check passed,
+/// and not every time; without `keep_alive` never.
+#[test]
+fn connections_are_used_again_while_all_is_well() {
+    let mut trace = Trace::new(&kept(StartState::Down), 1);
+    trace.run(ms(3000));
+    assert_eq!(trace.states(), [Up]);
+    assert_eq!(trace.reuses, [false, false]);
+    // One that opens a connection is among any eleven.
+    trace.run(ms(60_000));
+    let fresh = trace.reuses.iter().filter(|reuse| !**reuse).count();
+    assert!(
+        trace.reuses.contains(&true) && (4..=6).contains(&fresh),
+        "{:?}",
+        trace.reuses
+    );
+
+    trace.moods[0] = Mood::Unready;
+    trace.run(ms(10_000));
+    assert_eq!(trace.states(), [Draining]);
+    trace.reuses.clear();
+    trace.run(ms(10_000));
+    trace.moods[0] = Mood::Refuses;
+    trace.run(ms(10_000));
+    assert_eq!(trace.states(), [Down]);
+    assert!(!trace.reuses.is_empty() && !trace.reuses.contains(&true));
+
+    let mut without = Trace::new(&config(StartState::Up), 1);
+    without.run(ms(60_000));
+    assert!(!without.reuses.contains(&true));
+}
+
+/// Proves that the first bad result is followed by fresh connections, so that DOWN rests on them;
+/// and so is a word of the data plane that the backend refuses, and a new configuration.
+#[test]
+fn doubt_asks_for_fresh_connections() {
+    let config = kept(StartState::Up);
+    let mut trace = Trace::new(&config, 1);
+    trace.run(ms(5000));
+    trace.moods[0] = Mood::Silent;
+    trace.reuses.clear();
+    trace.run(ms(8000));
+    assert!(trace.reuses.len() > 2);
+    assert!(!trace.reuses[1..].contains(&true), "{:?}", trace.reuses);
+
+    let mut trace = Trace::new(&config, 1);
+    trace.run(ms(5000));
+    assert_eq!(trace.reuses.last(), Some(&true));
+    trace.health.check_soon(0, trace.now);
+    trace.run(ms(100));
+    assert_eq!(trace.reuses.last(), Some(&false));
+    trace.run(ms(5000));
+    assert_eq!(trace.reuses.last(), Some(&true));
+
+    let origins = [Some(0)];
+    trace.health = trace
+        .health
+        .succeeded_by((&config, &config), &origins, trace.now, 1000);
+    trace.reuses.clear();
+    trace.run(ms(5000));
+    assert_eq!(trace.reuses[..2], [false, true]);
 }

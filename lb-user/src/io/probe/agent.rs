@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{close, connect};
+use super::{connect, connection::close};
 use crate::core::health::agent::AgentReport;
 
 /// Longest answer that is read, in bytes.

@@ -1,14 +1,21 @@
-//! The HTTP stage of a probe: one request in HTTP/1.1 or HTTP/2.
+//! The HTTP stage of a probe: one request in HTTP/1.1 or HTTP/2, on a connection of its own or on
+//! one that was kept.
 
 use std::{
-    error::Error, fmt::Display, future::Future, io, net::SocketAddr, path::PathBuf, pin::pin,
+    error::Error,
+    fmt::Display,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::{Pin, pin},
+    task::Poll,
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Method, Request, Response, Uri,
-    body::Incoming,
+    Method, Request, Uri,
     client::conn::http1,
     header::{
         ACCEPT, AUTHORIZATION, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
@@ -17,9 +24,12 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use regex::bytes::Regex;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{ProbeSetupError, io_failure, shorten};
+use super::{
+    ProbeSetupError,
+    connection::{Connection, Shared},
+    io_failure, shorten,
+};
 use crate::{
     config::model::{BodyMatch, HttpConfig, HttpMethod, HttpVersion, StatusRange, bearer_token},
     core::health::{Failure, Finding, complaint},
@@ -33,6 +43,10 @@ const MAX_HEAD: usize = 64 * 1024;
 
 /// A body is read up to this length, in bytes; the rest is left unread.
 const MAX_BODY: usize = 64 * 1024;
+
+/// Statuses that speak of the connection and ask for another one (RFC 9110 sections 15.5.9 and
+/// 15.5.20): Request Timeout, Misdirected Request.
+const ABOUT_CONNECTION: [u16; 2] = [408, 421];
 
 /// What the backend's access log shows.
 const AGENT: &str = concat!("xvip/", env!("CARGO_PKG_VERSION"), " (health check)");
@@ -50,6 +64,7 @@ pub(super) struct HttpProbe {
     token_file: Option<PathBuf>,
     expect_status: Vec<StatusRange>,
     expect_body: Option<Expected>,
+    keep_alive: bool,
 }
 
 /// What a body must hold.
@@ -64,6 +79,8 @@ struct Expected {
 struct Answer {
     code: u16,
     body: Vec<u8>,
+    /// Nothing of it was left unread.
+    is_complete: bool,
 }
 
 impl HttpProbe {
@@ -92,6 +109,7 @@ impl HttpProbe {
             token_file: config.bearer_token_file.clone(),
             expect_status: config.expect_status.clone(),
             expect_body: config.expect_body.as_ref().map(expected).transpose()?,
+            keep_alive: config.keep_alive,
         })
     }
 
@@ -103,27 +121,81 @@ impl HttpProbe {
         }
     }
 
+    /// Whether connections are worth keeping.
+    pub(super) const fn keeps_alive(&self) -> bool {
+        self.keep_alive
+    }
+
     /// Sends the request over `stream` and reads the whole response (a body that is longer than
-    /// [`MAX_BODY`] up to there): a response that breaks off is none. `agreed` is the application
-    /// protocol of the TLS handshake.
-    pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
+    /// [`MAX_BODY`] up to there): a response that breaks off is none.
+    pub(super) async fn exchange(
         &self,
-        stream: &mut S,
+        stream: Shared,
         target: SocketAddr,
-        agreed: Option<&[u8]>,
-    ) -> Result<Finding, Failure> {
+    ) -> Result<(Finding, Session), Failure> {
         let authorization = self.authorization().await?;
-        let request = self.request(target, authorization)?;
-        let answer = match self.version {
-            HttpVersion::V11 => over_http1(stream, request).await?,
+        let request = self.request(target, authorization.clone())?;
+        let mut session = self.open(stream, authorization).await?;
+        let answer = session.ask(request).await?;
+        Ok((self.judge(&answer), session))
+    }
+
+    /// Sends the request over a kept connection. `None`: nothing came of it that says anything about
+    /// the backend, and a fresh connection will tell.
+    pub(super) async fn exchange_again(
+        &self,
+        session: &mut Session,
+        target: SocketAddr,
+    ) -> Option<Finding> {
+        let authorization = self.authorization().await.ok()?;
+        if authorization != session.authorization {
+            // Who knows whom the server has taken this connection for.
+            return None;
+        }
+        let request = self.request(target, authorization).ok()?;
+        let answer = session.ask(request).await.ok()?;
+        let finding = self.judge(&answer);
+        let is_expected = matches!(finding, Finding::Status { expected: true, .. });
+        let is_about_connection = ABOUT_CONNECTION.contains(&answer.code);
+        (is_expected || !is_about_connection).then_some(finding)
+    }
+
+    async fn open(
+        &self,
+        stream: Shared,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Session, Failure> {
+        let lent = stream.clone();
+        let (sender, connection): (_, Carrier) = match self.version {
+            HttpVersion::V11 => {
+                let mut builder = http1::Builder::new();
+                let handshake = builder.max_buf_size(MAX_HEAD).handshake(TokioIo::new(lent));
+                let opened = handshake.await;
+                let (sender, connection) = opened.map_err(|error| http1_failure(&error))?;
+                let connection = async { drop(connection.await) };
+                (Sender::Http1(sender), Box::pin(connection))
+            }
             HttpVersion::V2 => {
-                if self.scheme == Scheme::HTTPS && agreed != Some(ALPN_HTTP2) {
+                let agreed = stream.application_protocol();
+                if self.scheme == Scheme::HTTPS && agreed.as_deref() != Some(ALPN_HTTP2) {
                     return Err(Failure::Protocol("HTTP/2 is not spoken".to_owned()));
                 }
-                over_http2(stream, request).await?
+                let mut builder = h2::client::Builder::new();
+                let builder = builder.enable_push(false);
+                let builder = builder.max_header_list_size(MAX_HEAD as u32);
+                let opened = builder.handshake::<_, Bytes>(lent).await;
+                let (sender, connection) = opened.map_err(|error| http2_failure(&error))?;
+                let connection = async { drop(connection.await) };
+                (Sender::Http2(sender), Box::pin(connection))
             }
         };
-        Ok(self.judge(&answer))
+        Ok(Session {
+            stream,
+            sender,
+            connection: Some(connection),
+            authorization,
+            is_read: true,
+        })
     }
 
     fn judge(&self, answer: &Answer) -> Finding {
@@ -196,8 +268,10 @@ impl HttpProbe {
                 let host = HeaderValue::try_from(authority.as_str());
                 let host = host.map_err(|error| local(&error))?;
                 request.headers_mut().insert(HOST, host);
-                let close = HeaderValue::from_static("close");
-                request.headers_mut().insert(CONNECTION, close);
+                if !self.keep_alive {
+                    let close = HeaderValue::from_static("close");
+                    request.headers_mut().insert(CONNECTION, close);
+                }
                 *request.uri_mut() = Uri::from(self.path.clone());
             }
             HttpVersion::V2 => {
@@ -238,77 +312,130 @@ fn expected(wanted: &BodyMatch) -> Result<Expected, ProbeSetupError> {
     })
 }
 
-/// Runs `exchange` together with the `connection` that carries it. That the connection is over does
-/// not end the exchange: what came before is still to be had.
-async fn carried<T>(exchange: impl Future<Output = T>, connection: impl Future) -> T {
-    let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
-    tokio::select! {
-        biased;
-        answer = &mut exchange => answer,
-        _ = &mut connection => exchange.await,
+/// An HTTP connection: with a request under way, or kept for the next one.
+pub(super) struct Session {
+    stream: Shared,
+    sender: Sender,
+    /// What moves the bytes; `None`: it has come to its end.
+    connection: Option<Carrier>,
+    /// What the server was told with its request.
+    authorization: Option<HeaderValue>,
+    /// The last response was read to its end.
+    is_read: bool,
+}
+
+type Carrier = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+enum Sender {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(h2::client::SendRequest<Bytes>),
+}
+
+impl Session {
+    /// The connection below.
+    pub(super) const fn stream(&self) -> &Shared {
+        &self.stream
+    }
+
+    /// The connection below, without the HTTP.
+    pub(super) fn into_stream(self) -> Shared {
+        self.stream
+    }
+
+    async fn ask(&mut self, request: Request<()>) -> Result<Answer, Failure> {
+        let connection = &mut self.connection;
+        let answer = match &mut self.sender {
+            Sender::Http1(sender) => carried(over_http1(sender, request), connection)
+                .await
+                .map_err(|error| http1_failure(&error)),
+            Sender::Http2(sender) => carried(over_http2(sender, request), connection)
+                .await
+                .map_err(|error| http2_failure(&error)),
+        }?;
+        self.is_read = answer.is_complete;
+        Ok(answer)
+    }
+
+    /// Whether another request can be sent, as far as one can see without waiting.
+    pub(super) async fn is_reusable(&mut self) -> bool {
+        let Some(connection) = self.connection.as_mut().filter(|_| self.is_read) else {
+            return false;
+        };
+        // Lets it see the end that the server may have announced.
+        let is_over = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await;
+        if is_over {
+            self.connection = None;
+            return false;
+        }
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(_) => true,
+        }
     }
 }
 
-async fn over_http1<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    request: Request<()>,
-) -> Result<Answer, Failure> {
-    let connected = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (mut sender, connection) = connected.map_err(|error| http1_failure(&error))?;
-    let exchange = async {
-        let request = request.map(|()| Empty::<Bytes>::new());
-        let response = sender.send_request(request).await?;
-        let code = response.status().as_u16();
-        let body = http1_body(response).await?;
-        Ok(Answer { code, body })
-    };
-    let answer = carried(exchange, connection).await;
-    answer.map_err(|error: hyper::Error| http1_failure(&error))
+/// Runs `exchange` together with the `connection` that carries it. That the connection is over does
+/// not end the exchange: what came before is still to be had.
+async fn carried<T>(exchange: impl Future<Output = T>, connection: &mut Option<Carrier>) -> T {
+    let mut exchange = pin!(exchange);
+    if let Some(carrier) = connection {
+        tokio::select! {
+            biased;
+            answer = &mut exchange => return answer,
+            () = carrier => {}
+        }
+        *connection = None;
+    }
+    exchange.await
 }
 
-async fn http1_body(response: Response<Incoming>) -> Result<Vec<u8>, hyper::Error> {
-    let mut body = response.into_body();
-    let mut read = Vec::new();
-    while read.len() < MAX_BODY {
-        let Some(frame) = body.frame().await else {
+async fn over_http1(
+    sender: &mut http1::SendRequest<Empty<Bytes>>,
+    request: Request<()>,
+) -> Result<Answer, hyper::Error> {
+    let request = request.map(|()| Empty::<Bytes>::new());
+    let response = sender.send_request(request).await?;
+    let code = response.status().as_u16();
+    let mut rest = response.into_body();
+    let (mut body, mut is_complete) = (Vec::new(), false);
+    while body.len() < MAX_BODY {
+        let Some(frame) = rest.frame().await else {
+            is_complete = true;
             break;
         };
         let data = frame?.into_data().unwrap_or_default();
-        read.extend(data.iter().take(MAX_BODY - read.len()));
+        body.extend(data.iter().take(MAX_BODY - body.len()));
     }
-    Ok(read)
+    Ok(Answer {
+        code,
+        body,
+        is_complete,
+    })
 }
 
-async fn over_http2<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
+async fn over_http2(
+    sender: &mut h2::client::SendRequest<Bytes>,
     request: Request<()>,
-) -> Result<Answer, Failure> {
-    let connected = h2::client::Builder::new()
-        .enable_push(false)
-        .max_header_list_size(MAX_HEAD as u32)
-        .handshake::<_, Bytes>(stream)
-        .await;
-    let (sender, connection) = connected.map_err(|error| http2_failure(&error))?;
-    let exchange = async {
-        let (response, _) = sender.ready().await?.send_request(request, true)?;
-        let response = response.await?;
-        let code = response.status().as_u16();
-        let mut body = response.into_body();
-        let mut read = Vec::new();
-        while read.len() < MAX_BODY {
-            let Some(data) = body.data().await.transpose()? else {
-                break;
-            };
-            body.flow_control().release_capacity(data.len())?;
-            read.extend(data.iter().take(MAX_BODY - read.len()));
-        }
-        Ok(Answer { code, body: read })
-    };
-    let answer = carried(exchange, connection).await;
-    answer.map_err(|error: h2::Error| http2_failure(&error))
+) -> Result<Answer, h2::Error> {
+    let mut sender = sender.clone().ready().await?;
+    let (response, _) = sender.send_request(request, true)?;
+    let response = response.await?;
+    let code = response.status().as_u16();
+    let mut rest = response.into_body();
+    let (mut body, mut is_complete) = (Vec::new(), false);
+    while body.len() < MAX_BODY {
+        let Some(data) = rest.data().await.transpose()? else {
+            is_complete = true;
+            break;
+        };
+        rest.flow_control().release_capacity(data.len())?;
+        body.extend(data.iter().take(MAX_BODY - body.len()));
+    }
+    Ok(Answer {
+        code,
+        body,
+        is_complete,
+    })
 }
 
 /// What an error of the HTTP library says: the kernel's or the TLS library's error below it, if

@@ -2,6 +2,15 @@
 //! handshake, HTTP exchange or conversation) under one deadline. A probe reports what it saw; what that means is
 //! judged by [`crate::core::health`].
 //!
+//! # Kept connections
+//!
+//! With `keep_alive` the connection of an HTTP probe that passed is kept ([`kept`]), and a
+//! later one that may reuse it asks there first. What comes of that counts only if it is an answer. If
+//! the connection is over (closed, reset, no HTTP any more), the probe is made on a fresh one at once.
+//! If nothing has come after a quarter of the time limit, a fresh one is opened beside it, and the
+//! first answer counts; without any, what became of the fresh one. So a frozen backend shows within
+//! the same time limit, and in the same stage, as without a kept connection.
+//!
 //! # How a probe ends its connection
 //!
 //! A completed probe closes in order (TLS `close_notify`, FIN), like any client: a reset would
@@ -15,22 +24,24 @@
 
 pub mod agent;
 mod command;
+mod connection;
 mod http;
+mod kept;
 mod talk;
 mod tls;
 
-use std::{future::Future, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
-use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
 pub use self::command::CommandProbe;
 use self::{
-    http::HttpProbe,
+    connection::{Connection, Shared, close},
+    http::{HttpProbe, Session},
+    kept::Kept,
     talk::{Progress, TalkProbe},
     tls::TlsProbe,
 };
@@ -43,11 +54,15 @@ use crate::{
 /// Longest text of a foreign error that an outcome carries, in characters.
 const MAX_ERROR_TEXT: usize = 160;
 
+/// Part of the time limit after which a fresh connection is opened beside a kept one that is silent.
+const SILENT_PART: u32 = 4;
+
 /// Makes the probes of one service. Files are read when it is made, not with every probe.
 #[derive(Debug)]
 pub struct Prober {
     tls: Option<TlsProbe>,
     application: Application,
+    kept: Kept,
 }
 
 /// What happens on an established connection.
@@ -132,14 +147,17 @@ impl ServiceProber {
         })
     }
 
-    /// Checks the backend at position `backend`, at `target`, within `timeout`.
+    /// Checks the backend at position `backend`, at `target`, within `timeout`; `reuse`: over the
+    /// connection of the check before if it is still there.
     pub async fn probe(
         &self,
         backend: usize,
         target: SocketAddr,
         timeout: Duration,
+        reuse: bool,
     ) -> ProbeOutcome {
         match self {
+            Self::Network(prober) if reuse => prober.probe_again(target, timeout).await,
             Self::Network(prober) => prober.probe(target, timeout).await,
             Self::Command(prober) => prober.probe(backend, timeout).await,
         }
@@ -173,15 +191,46 @@ impl Prober {
         Ok(Self {
             tls: tls.map(|tls| TlsProbe::new(tls, alpn)).transpose()?,
             application,
+            kept: Kept::default(),
         })
     }
 
-    /// Probes the backend at `target` within `timeout`.
+    /// Probes the backend at `target` within `timeout`, over a fresh connection. A kept one is
+    /// closed.
     ///
     /// The future does no work outside of its own polls: dropping it resets the connection.
     pub async fn probe(&self, target: SocketAddr, timeout: Duration) -> ProbeOutcome {
+        let deadline = Instant::now() + timeout;
+        if let Some(session) = self.kept.take(target) {
+            close(session.into_stream(), deadline).await;
+        }
+        self.fresh(target, deadline).await
+    }
+
+    /// Like [`Self::probe`], but over the kept connection if there is one, and if it answers.
+    pub async fn probe_again(&self, target: SocketAddr, timeout: Duration) -> ProbeOutcome {
+        let start = Instant::now();
+        let deadline = start + timeout;
+        let (Application::Http(http), Some(session)) = (&self.application, self.kept.take(target))
+        else {
+            return self.fresh(target, deadline).await;
+        };
+        let mut again = pin!(self.again(http, session, target, deadline));
+        match timeout_at(start + timeout / SILENT_PART, &mut again).await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => self.fresh(target, deadline).await,
+            Err(_) => tokio::select! {
+                biased;
+                Some(outcome) = &mut again => outcome,
+                outcome = self.fresh(target, deadline) => outcome,
+            },
+        }
+    }
+
+    /// A probe over a connection of its own.
+    async fn fresh(&self, target: SocketAddr, deadline: Instant) -> ProbeOutcome {
         let mut stages = Stages {
-            deadline: Instant::now() + timeout,
+            deadline,
             times: StageTimes::default(),
         };
         let finding = self
@@ -192,6 +241,27 @@ impl Prober {
             finding,
             times: stages.times,
         }
+    }
+
+    /// A probe over `session`; `None` if no answer came that counts. It may take longer than up to
+    /// `deadline`.
+    async fn again(
+        &self,
+        http: &HttpProbe,
+        mut session: Session,
+        target: SocketAddr,
+        deadline: Instant,
+    ) -> Option<ProbeOutcome> {
+        session.stream().reset_on_drop(true);
+        let started = Instant::now();
+        let finding = http.exchange_again(&mut session, target).await?;
+        let times = StageTimes {
+            http: Some(started.elapsed()),
+            ..StageTimes::default()
+        };
+        self.keep_or_close(http, target, session, (&finding, deadline))
+            .await;
+        Some(ProbeOutcome { finding, times })
     }
 
     async fn run(&self, target: SocketAddr, stages: &mut Stages) -> Result<Finding, StageError> {
@@ -212,7 +282,7 @@ impl Prober {
 
     /// What follows on the established connection, if anything does, and its end. `so_far` is the
     /// finding where nothing does.
-    async fn exchange<S: Connection>(
+    async fn exchange<S: Connection + Send + 'static>(
         &self,
         mut stream: S,
         target: SocketAddr,
@@ -222,9 +292,11 @@ impl Prober {
         let finding = match &self.application {
             Application::Nothing => so_far,
             Application::Http(http) => {
-                let agreed = stream.application_protocol();
-                let exchange = http.exchange(&mut stream, target, agreed.as_deref());
-                stages.run(Stage::Http, exchange).await?
+                let exchange = http.exchange(Shared::new(stream), target);
+                let (finding, session) = stages.run(Stage::Http, exchange).await?;
+                let end = (&finding, stages.deadline);
+                self.keep_or_close(http, target, session, end).await;
+                return Ok(finding);
             }
             Application::Talk(talk) => {
                 let mut progress = Progress::default();
@@ -245,6 +317,24 @@ impl Prober {
         };
         close(stream, stages.deadline).await;
         Ok(finding)
+    }
+
+    /// What becomes of a connection whose answer was judged.
+    async fn keep_or_close(
+        &self,
+        http: &HttpProbe,
+        target: SocketAddr,
+        mut session: Session,
+        (finding, deadline): (&Finding, Instant),
+    ) {
+        let passed = matches!(finding, Finding::Status { expected: true, .. });
+        if http.keeps_alive() && passed && session.is_reusable().await {
+            // Whoever drops the prober ends it.
+            session.stream().reset_on_drop(false);
+            self.kept.put(target, session);
+        } else {
+            close(session.into_stream(), deadline).await;
+        }
     }
 }
 
@@ -277,33 +367,6 @@ impl Stages {
     }
 }
 
-/// A stream over a TCP connection.
-trait Connection: AsyncRead + AsyncWrite + Unpin {
-    /// The TCP connection below.
-    fn tcp(&self) -> &TcpStream;
-
-    /// The application protocol that a TLS handshake agreed on.
-    fn application_protocol(&self) -> Option<Vec<u8>> {
-        None
-    }
-}
-
-impl Connection for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
-    }
-}
-
-impl Connection for tokio_rustls::client::TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
-    }
-
-    fn application_protocol(&self) -> Option<Vec<u8>> {
-        self.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
-    }
-}
-
 /// Opens a connection that ends in a reset unless [`close`] ends it.
 async fn connect(target: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = TcpStream::connect(target)
@@ -326,14 +389,6 @@ fn is_connected_to_itself(stream: &TcpStream) -> bool {
     match (stream.local_addr(), stream.peer_addr()) {
         (Ok(local), Ok(peer)) => local == peer,
         _ => false,
-    }
-}
-
-/// Closes in order, as far as that is possible before `deadline`; else the connection is reset.
-async fn close(mut stream: impl Connection, deadline: Instant) {
-    if let Ok(Ok(())) = timeout_at(deadline, stream.shutdown()).await {
-        // If this fails, the end is a reset: no harm to the result.
-        let _ = SockRef::from(stream.tcp()).set_linger(None);
     }
 }
 
