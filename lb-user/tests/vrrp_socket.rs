@@ -22,7 +22,7 @@ use std::{
 
 use lb_user::{
     config::model::{
-        AdvertInterval, AnnounceConfig, Password, V3Checksum, VrrpConfig, VrrpVersion,
+        AdvertInterval, AnnounceConfig, NotifyConfig, Password, V3Checksum, VrrpConfig, VrrpVersion,
     },
     core::vrrp::{Advert, Auth, Instance, State, VrrpAction, packet},
     io::{
@@ -135,6 +135,7 @@ fn config(vip: &str) -> VrrpConfig {
         track: vec![],
         track_defaults: true,
         sync_group: None,
+        notify: NotifyConfig::default(),
     }
 }
 

@@ -166,6 +166,9 @@ pub struct Status {
     /// Conntrack entries, and those that were collected.
     #[serde(default)]
     pub conntrack: ConntrackStatus,
+    /// What others were told of changes of state.
+    #[serde(default)]
+    pub notify: NotifyStatus,
 }
 
 /// The configuration in force, and one that is not.
@@ -201,6 +204,24 @@ pub struct ConntrackStatus {
     pub scans: u64,
     /// Milliseconds that the last scan took, its pauses included.
     pub last_scan_ms: u64,
+}
+
+/// What others were told of changes of state since the controller started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyStatus {
+    /// The named pipe (`node.notify_fifo`); absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fifo: Option<String>,
+    /// Lines that were written to it.
+    pub lines: u64,
+    /// Lines that nobody read.
+    pub lines_lost: u64,
+    /// Programs that were started.
+    pub commands: u64,
+    /// Programs that could not be run, took too long or ended with another status than 0.
+    pub commands_failed: u64,
+    /// Changes whose programs were not run, because too many waited.
+    pub notices_given_up: u64,
 }
 
 /// The programs and where they are attached.
@@ -618,15 +639,31 @@ pub(crate) mod tests {
                 packets: 16_000,
                 bytes: 3_145_728,
             }],
-            conntrack: ConntrackStatus {
-                entries: BTreeMap::from([(
-                    "flows4".into(),
-                    BTreeMap::from([("established".into(), 14), ("fin".into(), 2)]),
-                )]),
-                deleted: BTreeMap::from([("ended".into(), 386)]),
-                scans: 12,
-                last_scan_ms: 150,
-            },
+            notify: told(),
+            conntrack: collected(),
+        }
+    }
+
+    fn collected() -> ConntrackStatus {
+        ConntrackStatus {
+            entries: BTreeMap::from([(
+                "flows4".into(),
+                BTreeMap::from([("established".into(), 14), ("fin".into(), 2)]),
+            )]),
+            deleted: BTreeMap::from([("ended".into(), 386)]),
+            scans: 12,
+            last_scan_ms: 150,
+        }
+    }
+
+    fn told() -> NotifyStatus {
+        NotifyStatus {
+            fifo: Some("/run/xvip/events".into()),
+            lines: 12,
+            lines_lost: 1,
+            commands: 5,
+            commands_failed: 2,
+            notices_given_up: 3,
         }
     }
 
@@ -748,6 +785,10 @@ pub(crate) mod tests {
                 "mac": "02:00:00:00:00:11", "resolved": true,
             }],
             "reasons": [{"reason": "local", "packets": 16_000, "bytes": 3_145_728}],
+            "notify": {
+                "fifo": "/run/xvip/events", "lines": 12, "lines_lost": 1, "commands": 5,
+                "commands_failed": 2, "notices_given_up": 3,
+            },
             "conntrack": {
                 "entries": {"flows4": {"established": 14, "fin": 2}},
                 "deleted": {"ended": 386}, "scans": 12, "last_scan_ms": 150,

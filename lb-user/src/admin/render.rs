@@ -7,8 +7,8 @@ pub mod observe;
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use super::model::{
-    AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus, PeerStatus,
-    ReasonStatus, ServiceStatus, Status, TrackStatus, VrrpState, VrrpStatus,
+    AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus, NotifyStatus,
+    PeerStatus, ReasonStatus, ServiceStatus, Status, TrackStatus, VrrpState, VrrpStatus,
 };
 
 /// Whether the text goes to a terminal that shows colours.
@@ -67,6 +67,12 @@ fn heading(status: &Status, colour: Colour) -> String {
         let line = format!("warning: {}", printable(warning));
         push_line(&mut text, &Cell::new(line).tint(Tint::Yellow).paint(colour));
     }
+    if let Some(untold) = untold(&status.notify) {
+        push_line(
+            &mut text,
+            &Cell::new(untold).tint(Tint::Yellow).paint(colour),
+        );
+    }
     for instance in &status.vrrp {
         for alarm in &instance.alarms {
             let line = format!("alarm: {}: {}", instance.name, alarm.what);
@@ -75,6 +81,18 @@ fn heading(status: &Status, colour: Colour) -> String {
         }
     }
     text
+}
+
+/// What somebody who wants to know of changes was not told.
+fn untold(notify: &NotifyStatus) -> Option<String> {
+    let counts = [
+        (notify.commands_failed, "programs failed"),
+        (notify.notices_given_up, "changes were given up"),
+        (notify.lines_lost, "lines were not read"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count > 0);
+    let counts = join(counts.map(|(count, what)| format!("{count} {what}")));
+    (!counts.is_empty()).then(|| format!("warning: notify: {counts}"))
 }
 
 fn owner_line(vrrp: &VrrpStatus, peers: &[PeerStatus], colour: Colour) -> String {
@@ -556,6 +574,7 @@ xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
 the configuration was refused 12.0s ago, the one before goes on:
 xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
+warning: notify: 2 programs failed, 3 changes were given up, 1 lines were not read
 alarm: control-plane: 10.0.2.11 is Active as well (0.7s ago)
 
 VRRP           INTERFACE  VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
@@ -636,6 +655,7 @@ collected      386  ended 386
         document.config.refused = None;
         document.reasons.clear();
         document.conntrack = ConntrackStatus::default();
+        document.notify = NotifyStatus::default();
         document.data_plane.warnings.clear();
         document.data_plane.cgroup = None;
         let expected = "\

@@ -9,10 +9,12 @@
 //! shows every error.
 
 mod check;
+mod command;
 mod error;
 mod health;
 pub mod model;
 mod node;
+mod notify;
 mod raw;
 mod service;
 mod sources;
@@ -119,6 +121,7 @@ struct Draft {
     peers: Vec<node::PeerDraft>,
     tracks: Vec<track::TrackDraft>,
     vrrp: Vec<vrrp::VrrpDraft>,
+    groups: Vec<notify::GroupDraft>,
     services: Vec<service::ServiceDraft>,
 }
 
@@ -142,6 +145,11 @@ fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
             .into_iter()
             .map(|table| vrrp::read(table, context, &tracks))
             .collect(),
+        groups: root
+            .tables("sync_group")
+            .into_iter()
+            .map(|table| notify::read_group(table, context))
+            .collect(),
         tracks,
         services: root
             .tables("service")
@@ -151,6 +159,7 @@ fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
     };
     root.finish();
     check::check(report, &draft);
+    notify::check_groups(report, &draft.groups, &draft.vrrp);
     Some(Config {
         node: draft.node.config?,
         peers: draft
@@ -167,6 +176,11 @@ fn read(mut root: Table<'_>, context: &Context<'_>) -> Option<Config> {
             .vrrp
             .into_iter()
             .map(|vrrp| vrrp.config)
+            .collect::<Option<_>>()?,
+        groups: draft
+            .groups
+            .into_iter()
+            .map(|group| group.config)
             .collect::<Option<_>>()?,
         services: draft
             .services

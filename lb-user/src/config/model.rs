@@ -9,12 +9,14 @@ use std::{
 };
 
 mod health;
+mod notify;
 
 pub use self::health::{
     AgentConfig, BodyMatch, CheckConfig, CheckTarget, ClientCert, CommandConfig, HealthConfig,
     HttpConfig, HttpMethod, HttpVersion, Pattern, StartState, StatusRange, Step, TlsConfig, TlsMin,
     TlsVerify, bearer_token,
 };
+pub use self::notify::{GroupConfig, NotifyConfig};
 use ipnet::IpNet;
 use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub tracks: Vec<TrackConfig>,
     /// VRRP instances in file order.
     pub vrrp: Vec<VrrpConfig>,
+    /// What is said of groups of instances, in file order.
+    pub groups: Vec<GroupConfig>,
     /// Services in file order.
     pub services: Vec<ServiceConfig>,
 }
@@ -52,6 +56,8 @@ pub struct NodeConfig {
     pub new_flow_limit: u32,
     /// Flows of another owner that a CPU adopts in a second; 0: any number.
     pub adoption_limit: u32,
+    /// Named pipe that every change of state is written to.
+    pub notify_fifo: Option<PathBuf>,
 }
 
 /// `node.attach`
@@ -129,6 +135,8 @@ pub struct VrrpConfig {
     pub track_defaults: bool,
     /// Instances with the same group belong together: see [`crate::core::controller`].
     pub sync_group: Option<String>,
+    /// Who is told of changes of its state.
+    pub notify: NotifyConfig,
 }
 
 impl VrrpConfig {

@@ -59,6 +59,12 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
     });
     let new_flow_limit = table.get_or("new_flow_limit", DEFAULT_NEW_FLOW_LIMIT, limit);
     let adoption_limit = table.get_or("adoption_limit", DEFAULT_ADOPTION_LIMIT, limit);
+    let notify_fifo = match table.get("notify_fifo") {
+        Some(value) => value
+            .text("/run/xvip/events", value::absolute_path)
+            .map(|path| Some(path.value)),
+        None => Some(None),
+    };
     table.finish();
     let config = || {
         Some(NodeConfig {
@@ -73,6 +79,7 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             state_dir: state_dir?,
             new_flow_limit: new_flow_limit?,
             adoption_limit: adoption_limit?,
+            notify_fifo: notify_fifo.clone()?,
         })
     };
     NodeDraft {

@@ -206,6 +206,7 @@ fn reads_the_example() {
             state_dir: PathBuf::from("/run/xvip"),
             new_flow_limit: 20_000,
             adoption_limit: 20_000,
+            notify_fifo: None,
         },
         peers: vec![Peer {
             name: "master02".to_owned(),
@@ -231,7 +232,9 @@ fn reads_the_example() {
             track: vec![],
             track_defaults: true,
             sync_group: None,
+            notify: NotifyConfig::default(),
         }],
+        groups: vec![],
         services: vec![ServiceConfig {
             name: "apiserver".to_owned(),
             address: ip("10.0.2.100"),
@@ -373,6 +376,7 @@ fn fills_in_defaults() {
             state_dir: PathBuf::from("/run/xvip"),
             new_flow_limit: 20_000,
             adoption_limit: 20_000,
+            notify_fifo: None,
         }
     );
     let vrrp = &config.vrrp[0];

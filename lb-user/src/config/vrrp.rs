@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::{
     Context,
     model::{AdvertInterval, AnnounceConfig, Password, V3Checksum, VrrpConfig, VrrpVersion},
+    notify,
     raw::{Mark, Marked, Table, Value},
     track::{self, TrackDraft},
     value::{self, Fault, GARP_TIME, PREEMPT_DELAY},
@@ -30,6 +31,7 @@ pub(super) struct VrrpDraft {
     pub(super) addresses: Vec<Marked<IpNet>>,
     pub(super) unicast_source: Option<Marked<IpAddr>>,
     pub(super) unicast_peers: Vec<Marked<IpAddr>>,
+    pub(super) sync_group: Option<String>,
 }
 
 /// Read one `[[vrrp]]`.
@@ -88,6 +90,8 @@ pub(super) fn read(
     let sync_group = table
         .get("sync_group")
         .and_then(|value| value.text("control-plane", value::name));
+    let sync_group = sync_group.map(|group| group.value);
+    let notify = notify::read(&mut table, context);
     let mark = table.mark().clone();
     table.finish();
     let config = || {
@@ -109,7 +113,8 @@ pub(super) fn read(
             password,
             track: tracked.clone(),
             track_defaults: track_defaults?,
-            sync_group: sync_group.as_ref().map(|group| group.value.clone()),
+            sync_group: sync_group.clone(),
+            notify: notify.clone()?,
         })
     };
     VrrpDraft {
@@ -123,6 +128,7 @@ pub(super) fn read(
         addresses,
         unicast_source,
         unicast_peers,
+        sync_group,
     }
 }
 

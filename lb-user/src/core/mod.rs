@@ -15,6 +15,7 @@ pub mod listeners;
 pub mod local_sockets;
 pub mod maglev;
 pub mod network;
+pub mod notify;
 pub mod operator;
 pub mod resets;
 pub mod segment;

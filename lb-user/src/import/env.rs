@@ -234,8 +234,8 @@ fn rest(variables: &Variables, ledger: &Ledger) {
         if value.is_empty() || value.ends_with("/assets/notify.sh") {
             ledger.none(&[*word], "xvip logs when it becomes Active and Backup");
         } else {
-            let what = "xvip runs no notify commands: let what it does follow xvip's log, or \
-                        `xvip status --json`";
+            let what = "write it into vrrp.notify as notify = { any = [\"PROGRAM\"] }: it gets the same \
+                        arguments, and runs as nobody unless notify.user says otherwise";
             ledger.by_hand(&[*word], what);
         }
     }

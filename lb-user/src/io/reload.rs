@@ -12,7 +12,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::probe::{ProbeSetupError, ServiceProber};
+use super::{
+    probe::{ProbeSetupError, ServiceProber},
+    users::{self, UserError},
+};
 use crate::{
     admin::model::{CommandError, ConfigStatus, RefusedConfig, ReloadReply, Reply},
     config::{self, ConfigErrors, HostFacts, model::Config},
@@ -66,6 +69,9 @@ pub enum ReloadError {
     /// A file that a check needs.
     #[error("{0}")]
     Probe(#[from] ServiceProbeError),
+    /// A user that a program runs as.
+    #[error("{0}")]
+    User(#[from] UserError),
     /// It needs a restart.
     #[error("{}", Lines(.0))]
     Fixed(Vec<Fixed>),
@@ -210,6 +216,7 @@ impl Reloads {
 fn read(file: &std::path::Path) -> Read {
     let config = config::load(file, &host_facts())?;
     let probers = probers(&config)?;
+    users::check(&config)?;
     Ok(Box::new(Fresh { config, probers }))
 }
 

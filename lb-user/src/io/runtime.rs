@@ -33,6 +33,7 @@ use super::{
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
+    notify::Notifier,
     observe::{Asker, Observer},
     operator_file::{self, OperatorFile},
     orders,
@@ -46,6 +47,7 @@ use super::{
     status,
     sysctl::SysctlError,
     undo::{self, Undo},
+    users::{self, UserError},
     vrrp_socket::{Received, VrrpSocket, VrrpSocketError},
 };
 use crate::{
@@ -118,6 +120,9 @@ pub enum RunError {
     /// A service's checks.
     #[error(transparent)]
     Probe(#[from] ServiceProbeError),
+    /// A user that a program runs as.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] BindError),
@@ -204,6 +209,7 @@ struct Engine {
     settings: SettingsWatch,
     observer: Observer,
     operator_file: OperatorFile,
+    notifier: Notifier,
 }
 
 impl Engine {
@@ -237,6 +243,7 @@ impl Engine {
             return Err(outcome.failures.remove(0).into());
         }
         let probers = reload::probers(&config)?;
+        users::check(&config)?;
         let (probed, results) = mpsc::unbounded_channel();
         let reader = NetworkReader::start(Netlink::open()?, probed.clone())?;
         let (counting, counted) = mpsc::unbounded_channel();
@@ -257,6 +264,7 @@ impl Engine {
         let listening = config.vrrp.iter().map(|_| None).collect();
         let operator_file = OperatorFile::start(&config)?;
         let saved = operator_file::load(&config);
+        let notifier = Notifier::start(&config, probe_runtime);
         // The seed only has to differ between nodes.
         let mut controller = Controller::new(config, now, cookie, now.as_nanos());
         controller.restore(now, saved);
@@ -288,6 +296,7 @@ impl Engine {
             settings,
             observer,
             operator_file,
+            notifier,
         };
         engine.take_outcome(outcome);
         Ok(engine)
@@ -303,6 +312,8 @@ impl Engine {
         loop {
             self.turn();
             if self.controller.is_stopping() {
+                // Nobody waits for this node any more.
+                self.notifier.finish().await;
                 info!("xvip stops; the data plane goes on (xvip detach removes it)");
                 return Ok(());
             }
@@ -496,6 +507,7 @@ impl Engine {
             }
             Action::Listen { instance, ifindex } => self.listen(instance, ifindex),
             Action::SaveOperator(entries) => self.operator_file.save(entries),
+            Action::Notify(notice) => self.notifier.tell(notice),
             Action::Report(event) => report(event),
         }
     }
@@ -755,6 +767,7 @@ impl Engine {
         let reloaded = self.controller.reload(now, config);
         let changes = reloaded.map_err(ReloadError::Fixed)?;
         self.probers = probers;
+        self.notifier.reload(self.controller.config());
         let positions = 0..self.controller.config().vrrp.len();
         let slots = positions.filter_map(|position| self.controller.slot(position));
         let places = slots.max().map_or(0, |last| last.saturating_add(1));
@@ -833,6 +846,7 @@ impl Engine {
             now,
         );
         status.conntrack = self.collector.status();
+        status.notify = self.notifier.status();
         status.config_file = self.reloads.file().display().to_string();
         status.config = self.reloads.status(now);
         let warnings = &mut status.data_plane.warnings;

@@ -16,7 +16,7 @@ use crate::{
         backends::OperatorStatus,
         model::{
             AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-            DataPlaneStatus, Method, PeerStatus, ReasonStatus, ServiceStatus, Status,
+            DataPlaneStatus, Method, NotifyStatus, PeerStatus, ReasonStatus, ServiceStatus, Status,
             TrackCondition, TrackStatus, VrrpAlarm, VrrpState, VrrpStatus,
         },
     },
@@ -72,6 +72,8 @@ pub fn status(
         reasons: all_reasons(counts),
         // The collector's own business.
         conntrack: ConntrackStatus::default(),
+        // The notifier's own business.
+        notify: NotifyStatus::default(),
     }
 }
 

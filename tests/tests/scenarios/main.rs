@@ -17,6 +17,7 @@ mod import;
 mod keepalived;
 mod loops;
 mod nat_ports;
+mod notify;
 mod observe;
 mod odd_packets;
 mod operator;

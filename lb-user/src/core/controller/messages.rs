@@ -17,6 +17,7 @@ use crate::core::{
     attach::{Attachment, Plan},
     health::{ProbeResult, agent::AgentReport},
     network::{Hop, Interface, InterfaceAddress},
+    notify::Notice,
     operator::Entry,
     resets::Death,
     tables::{TableOp, Tables},
@@ -263,6 +264,8 @@ pub enum Action {
     },
     /// Save what the operator has said of backends, in place of what was saved before.
     SaveOperator(Vec<Entry>),
+    /// Tell those who want to know of changes of state.
+    Notify(Notice),
     /// Tell the operator.
     Report(Event),
 }

@@ -11,6 +11,7 @@ mod followed;
 mod groups;
 mod hearing;
 mod messages;
+mod notify;
 mod operator;
 mod reading;
 mod refusals;
@@ -42,6 +43,7 @@ use super::{
     epochs,
     health::{HealthAction, Seen, ServiceHealth, agent::AgentReport},
     network::Network,
+    notify::RouterState,
     operator::Operator,
     standing::Influences,
     tables::{self, Tables},
@@ -79,6 +81,8 @@ struct Role {
     bad: BTreeMap<&'static str, u64>,
     complaints: Complaints,
     reported: u64,
+    /// The state that others were told last.
+    told: Option<RouterState>,
     /// What tracking makes of the priority.
     fitness: Fitness,
     /// Index of the interface that its socket is for.
@@ -97,6 +101,7 @@ impl Role {
             bad: BTreeMap::new(),
             complaints: Complaints::default(),
             reported: 0,
+            told: None,
             fitness: Fitness::new(config.priority, []),
             listens_on: None,
         }
@@ -140,6 +145,8 @@ pub struct Controller {
     /// Backends that are no longer configured.
     retiring: Vec<Retiring>,
     operator: Operator,
+    /// The states of groups that others were told last.
+    told_groups: BTreeMap<String, RouterState>,
     /// How often the configuration was replaced.
     reloads: u32,
     /// Asked for since the last reading of links.
@@ -195,6 +202,7 @@ impl Controller {
             placements: Vec::new(),
             retiring: Vec::new(),
             operator: Operator::default(),
+            told_groups: BTreeMap::new(),
             reloads: 0,
             resolving: BTreeSet::new(),
             followed: Followed::default(),
@@ -463,6 +471,7 @@ impl Controller {
         for service in 0..self.health.len() {
             self.collect_health(now, service);
         }
+        self.tell();
     }
 
     fn collect_vrrp(&mut self, now: Timestamp, position: usize) {
@@ -646,8 +655,10 @@ impl Controller {
         else {
             return;
         };
+        let service = config.name.clone();
+        self.tell_of_backend(&service, &name, to);
         self.actions.push_back(Action::Report(Event::Backend {
-            service: config.name.clone(),
+            service,
             backend: name,
             from,
             to,

@@ -12,7 +12,8 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use super::{Action, Controller, Role, new_views};
 use crate::{
     config::model::{
-        BackendConfig, CgroupPath, Config, Peer, ServiceConfig, TrackConfig, VrrpConfig,
+        BackendConfig, CgroupPath, Config, GroupConfig, Peer, ServiceConfig, TrackConfig,
+        VrrpConfig,
     },
     core::{
         desired::{Retiring, identity},
@@ -294,6 +295,9 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
     let router = |vrrp: &VrrpConfig| (vrrp.interface.clone(), vrrp.vrid, vrrp.is_ipv6());
     let name = |vrrp: &VrrpConfig| vrrp.name.clone();
     compare(&mut changes, "vrrp", (&old.vrrp, &new.vrrp), router, name);
+    let group = |group: &GroupConfig| group.name.clone();
+    let groups = (&*old.groups, &*new.groups);
+    compare(&mut changes, "sync_group", groups, group, group);
     let services = (bare(&old.services), bare(&new.services));
     let name = |service: &ServiceConfig| service.name.clone();
     compare(

@@ -34,8 +34,13 @@ const CHECKS_OF_ADVERTS: &str = "xvip checks every advert completely";
 const ANNOUNCE: &str = "xvip announces addresses at once, again as vrrp.garp_repeat says, and after another router \
                         claimed them; more at once would be ignored by neighbours";
 const ADVERTS: &str = "xvip answers lower priorities as RFC 9568 says";
-const NOTIFY: &str = "xvip runs no notify commands: let what they do follow xvip's log, or \
-                      `xvip status --json`";
+const NOTIFY: &str = "write the program and its arguments into vrrp.notify (a group's into [[sync_group]]): no \
+                      shell, user nobody unless notify.user says otherwise";
+const FIFO: &str = "write a path into node.notify_fifo, and start what reads it by systemd";
+const NOTIFY_OF_SERVERS: &str =
+    "xvip runs no programs for backends: read node.notify_fifo, whose BACKEND lines tell";
+const PRIORITY_CHANGES: &str =
+    "xvip tells of changes of state only: the log has those of priorities";
 const ROUTES: &str = "xvip moves addresses only, no routes and no rules: add them to the system's \
                       network configuration";
 const VMAC: &str = "xvip has no virtual MAC: the VIP uses the interface's, and neighbours learn of a \
@@ -197,14 +202,14 @@ fn global_more(keyword: &str) -> Option<Known> {
         | "enable_dbus"
         | "dbus_service_name"
         | "dbus_no_interface_name" => Known::Nothing(SNMP),
-        "vrrp_notify_priority_changes"
-        | "notify_fifo"
+        "notify_fifo"
         | "notify_fifo_script"
         | "vrrp_notify_fifo"
         | "vrrp_notify_fifo_script"
         | "lvs_notify_fifo"
         | "lvs_notify_fifo_script"
-        | "fifo_write_vrrp_states_on_reload" => Known::ByHand(NOTIFY),
+        | "fifo_write_vrrp_states_on_reload" => Known::ByHand(FIFO),
+        "vrrp_notify_priority_changes" => Known::ByHand(PRIORITY_CHANGES),
         "dynamic_interfaces" => Known::Nothing("xvip waits for its interfaces"),
         "vrrp_startup_delay" => Known::Nothing(
             "an xvip that starts listens for three adverts before it takes an address",
@@ -275,14 +280,9 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
         "preempt" => Known::Nothing("preempt = true is xvip's default"),
         "strict_mode" => Known::Nothing("xvip always follows RFC 9568; clients reach the VIP"),
         "debug" => Known::Nothing("xvip run --log-level sets what is logged"),
-        "notify_master"
-        | "notify_backup"
-        | "notify_fault"
-        | "notify_stop"
-        | "notify_deleted"
-        | "notify"
-        | "notify_master_rx_lower_pri"
-        | "notify_priority_changes" => Known::ByHand(NOTIFY),
+        "notify_master" | "notify_backup" | "notify_fault" | "notify_stop" | "notify_deleted"
+        | "notify" => Known::ByHand(NOTIFY),
+        "notify_master_rx_lower_pri" | "notify_priority_changes" => Known::ByHand(PRIORITY_CHANGES),
         "smtp_alert" => Known::Nothing(MAIL),
         "kernel_rx_buf_size" => Known::Nothing(BUFFERS),
         "linkbeat_use_polling" => {
@@ -316,7 +316,7 @@ pub(super) fn lvs(keyword: &str) -> Option<Known> {
             "service.health.start is \"probe\" by default: down until the first check",
         ),
         "omega" | "quorum_up" | "quorum_down" | "notify_up" | "notify_down" => {
-            Known::ByHand(NOTIFY)
+            Known::ByHand(NOTIFY_OF_SERVERS)
         }
         "hysteresis" => Known::Nothing("it is about quorum, which see"),
         "ip_family" => Known::Nothing("the addresses tell the family"),

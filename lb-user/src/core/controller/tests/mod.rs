@@ -7,6 +7,7 @@ mod health;
 mod histories;
 mod network;
 mod node;
+mod notify;
 mod operator;
 mod ownership;
 mod reload;

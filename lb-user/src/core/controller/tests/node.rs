@@ -21,6 +21,7 @@ use crate::{
             Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes, agent::AgentReport,
         },
         network::{Interface, InterfaceAddress},
+        notify::Notice,
         operator::{Entry, Order},
         tables::{self, FamilyOp, TableOp, Tables},
         time::Timestamp,
@@ -97,6 +98,8 @@ pub(super) struct Node {
     pub(super) careful: bool,
     /// What the operator said, as it was saved.
     pub(super) saved: Vec<Entry>,
+    /// What others were told.
+    pub(super) notices: Vec<Notice>,
     trace: Vec<String>,
 }
 
@@ -146,6 +149,7 @@ impl Node {
             delayed: None,
             careful: true,
             saved: vec![],
+            notices: vec![],
             trace: vec![],
         };
         for own in fixture::addresses(host) {
@@ -504,6 +508,20 @@ impl Node {
 
     // --- The kernel ---------------------------------------------------------------------------
 
+    fn look(&mut self, track: usize, serial: u64) {
+        let observation = self.looks.get(&track).cloned();
+        let observation = observation.unwrap_or(Observation {
+            condition: Condition::Met,
+            seen: String::new(),
+        });
+        let input = Input::Looked {
+            track,
+            serial,
+            observation,
+        };
+        self.probes.push((self.now + ms(1), input));
+    }
+
     fn execute(&mut self, action: Action) {
         match action {
             Action::SendAdvert {
@@ -567,19 +585,7 @@ impl Node {
                 }
             }
             Action::ClearSuspect { backend } => self.log(format!("clear suspect {backend}")),
-            Action::Look { track, serial, .. } => {
-                let observation = self.looks.get(&track).cloned();
-                let observation = observation.unwrap_or(Observation {
-                    condition: Condition::Met,
-                    seen: String::new(),
-                });
-                let input = Input::Looked {
-                    track,
-                    serial,
-                    observation,
-                };
-                self.probes.push((self.now + ms(1), input));
-            }
+            Action::Look { track, serial, .. } => self.look(track, serial),
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.read_links(),
             Action::Attach(plans) => {
@@ -603,6 +609,7 @@ impl Node {
                 }
             }
             Action::SaveOperator(entries) => self.save(entries),
+            Action::Notify(notice) => self.notices.push(notice),
             Action::Report(event) => self.log(format!("report {}", words(&event))),
         }
     }

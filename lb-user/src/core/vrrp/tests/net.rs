@@ -10,7 +10,9 @@ use std::{
 };
 
 use crate::{
-    config::model::{AdvertInterval, AnnounceConfig, V3Checksum, VrrpConfig, VrrpVersion},
+    config::model::{
+        AdvertInterval, AnnounceConfig, NotifyConfig, V3Checksum, VrrpConfig, VrrpVersion,
+    },
     core::{
         time::Timestamp,
         vrrp::{
@@ -48,6 +50,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         track: vec![],
         track_defaults: true,
         sync_group: None,
+        notify: NotifyConfig::default(),
     }
 }
 
