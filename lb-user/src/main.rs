@@ -20,6 +20,7 @@ use lb_user::{
     },
     cli::{Cli, Command, ExitCode, Global, Target, VrrpArgs, VrrpCommand},
     config::{self, ConfigErrors, model::Config},
+    core::speed,
     io::{
         reload,
         runtime::{self, RunError},
@@ -155,7 +156,15 @@ fn check(global: &Global) -> Result<(), Failure> {
         backends.sum::<usize>(),
         config.peers.len(),
     );
-    print(&line)
+    let unsafe_without = if speed::wants_realtime(&config) {
+        Vec::new()
+    } else {
+        speed::warnings(&config)
+    };
+    let warnings = unsafe_without
+        .iter()
+        .map(|what| format!("warning: {what}\n"));
+    print(&(line + &warnings.collect::<String>()))
 }
 
 fn status(global: &Global, target: &Target, json: bool) -> Result<(), Failure> {

@@ -130,6 +130,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "an ioctl that reads an interface's features",
     ),
     (
+        "lb-user/src/io/realtime.rs",
+        "the system call for real-time scheduling, for which no safe words are at hand",
+    ),
+    (
         "lb-user/src/io/vrrp_socket.rs",
         "tokio asks for the promise that a descriptor stays open while it is registered",
     ),

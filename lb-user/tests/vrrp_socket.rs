@@ -241,6 +241,29 @@ fn ipv6_link_local_unicast_is_exchanged() {
     in_time(exchange(&one, &two, "fe80::10", "fe80::20"));
 }
 
+/// An advert is as old as it has been in the socket, in both families: what counts is when the kernel
+/// received it, not when somebody reads it.
+#[test]
+fn adverts_age_in_the_socket() {
+    const WAIT: Duration = Duration::from_millis(50);
+    in_time(async {
+        let (a, b) = pair();
+        for vip in ["10.0.2.100/24", "fe80::100/64"] {
+            let config = config(vip);
+            let (from, to) = (a.open(&config).unwrap(), b.open(&config).unwrap());
+            // The kernel gives each a copy: where one has it, the other has, or is about to.
+            let other = b.open(&config).unwrap();
+            let sent = clock::now();
+            send_until_received(&from, &advert(&config), &other).await;
+            tokio::time::sleep(WAIT).await;
+            let received = to.try_recv().unwrap().expect("a copy of the advert");
+            let since = clock::now().saturating_since(sent);
+            assert!(received.age >= WAIT / 2, "{:?}", received.age);
+            assert!(received.age <= since, "{:?} of {since:?}", received.age);
+        }
+    });
+}
+
 /// Adverts of other VRIDs do not reach the socket, in both families; what queued up is drained
 /// in order without waiting.
 #[test]
@@ -412,7 +435,8 @@ impl Router {
     fn hear(&mut self, received: &Received) -> Advert {
         let advert = packet::parse(&received.message, &received.meta, packet::TTL).unwrap();
         let src = received.meta.src;
-        let heard = self.instance.handle_advert(clock::now(), src, &advert);
+        let now = clock::now();
+        let heard = self.instance.handle_advert(now, now, src, &advert);
         assert!(heard.is_ok(), "{advert:?}: {heard:?}");
         advert
     }

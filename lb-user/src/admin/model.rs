@@ -169,6 +169,18 @@ pub struct Status {
     /// What others were told of changes of state.
     #[serde(default)]
     pub notify: NotifyStatus,
+    /// How the controller's thread is scheduled.
+    #[serde(default)]
+    pub scheduling: SchedulingStatus,
+}
+
+/// How the thread is scheduled that sends and hears adverts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchedulingStatus {
+    /// Before all ordinary threads.
+    pub realtime: bool,
+    /// The same in words, with the reason if it is not as configured.
+    pub what: String,
 }
 
 /// The configuration in force, and one that is not.
@@ -305,6 +317,12 @@ pub struct VrrpStatus {
     /// Adverts of a lesser node that were heard while this one was Active.
     #[serde(default)]
     pub conflicts: u64,
+    /// Timers that this node served more than half an interval late.
+    #[serde(default)]
+    pub late_timers: u64,
+    /// How late the worst of them was, in milliseconds.
+    #[serde(default)]
+    pub late_max_ms: u64,
     /// What is wrong among the routers of the link, as seen within the last minute.
     #[serde(default)]
     pub alarms: Vec<VrrpAlarm>,
@@ -598,6 +616,8 @@ pub(crate) mod tests {
                 adverts_received: 12,
                 adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
                 conflicts: 4,
+                late_timers: 3,
+                late_max_ms: 21,
                 alarms: vec![alarm()],
             }],
             services: vec![ServiceStatus {
@@ -640,6 +660,10 @@ pub(crate) mod tests {
                 bytes: 3_145_728,
             }],
             notify: told(),
+            scheduling: SchedulingStatus {
+                realtime: true,
+                what: "real-time, priority 50".to_owned(),
+            },
             conntrack: collected(),
         }
     }
@@ -763,7 +787,7 @@ pub(crate) mod tests {
                 "addresses": ["10.0.2.100/24"], "owner": "10.0.2.10", "since_ms": 64_000,
                 "cause": "no advert for 3.218 s", "transitions": 2, "lease_remaining_ms": 2_750,
                 "adverts_sent": 64, "adverts_received": 12, "adverts_bad": {"checksum": 3},
-                "conflicts": 4,
+                "conflicts": 4, "late_timers": 3, "late_max_ms": 21,
                 "alarms": [{
                     "kind": "rival", "from": "10.0.2.11", "what": "10.0.2.11 is Active as well",
                     "ago_ms": 700,
@@ -793,6 +817,7 @@ pub(crate) mod tests {
                 "entries": {"flows4": {"established": 14, "fin": 2}},
                 "deleted": {"ended": 386}, "scans": 12, "last_scan_ms": 150,
             },
+            "scheduling": {"realtime": true, "what": "real-time, priority 50"},
         });
         assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
         assert_eq!(

@@ -2,13 +2,15 @@
 //! for next. The JSON form is the one for programs; this one may change.
 
 pub mod backends;
+mod late;
 pub mod observe;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use super::model::{
     AttachedMode, BackendState, BackendStatus, ConntrackStatus, DataPlaneStatus, NotifyStatus,
-    PeerStatus, ReasonStatus, ServiceStatus, Status, TrackStatus, VrrpState, VrrpStatus,
+    PeerStatus, ReasonStatus, SchedulingStatus, ServiceStatus, Status, TrackStatus, VrrpState,
+    VrrpStatus,
 };
 
 /// Whether the text goes to a terminal that shows colours.
@@ -26,6 +28,7 @@ pub fn status(status: &Status, colour: Colour) -> String {
     if !status.vrrp.is_empty() {
         sections.push(vrrp(&status.vrrp, colour));
         sections.extend(tracking(&status.vrrp, colour));
+        sections.extend(late::timers(&status.vrrp, colour));
     }
     sections.extend(status.services.iter().map(|entry| service(entry, colour)));
     sections.push(data_plane(&status.data_plane, colour));
@@ -56,6 +59,9 @@ fn heading(status: &Status, colour: Colour) -> String {
         status.config_file
     );
     push_line(&mut text, &printable(&line));
+    if let Some(line) = late::scheduling(&status.scheduling, colour) {
+        push_line(&mut text, &line);
+    }
     if let Some(refused) = &status.config.refused {
         let age = Age(refused.since_ms);
         let line = format!("the configuration was refused {age} ago, the one before goes on:");
@@ -571,6 +577,7 @@ mod tests {
         let expected = "\
 control-plane: 10.0.2.100/24 is owned by this node (10.0.2.10)
 xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
+scheduling of the controller: real-time, priority 50
 the configuration was refused 12.0s ago, the one before goes on:
 xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
@@ -582,6 +589,9 @@ control-plane  enp0s3       51        3  180 (of 200)  active  1m04s   2.7s     
 
 VRRP           TRACKS  EFFECT  SEEN
 control-plane  disk    -20     /run/disk holds -20
+
+VRRP           LATE TIMERS  WORST
+control-plane            3  21 ms
 
 service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
 packets by reason: local 16000
@@ -658,6 +668,7 @@ collected      386  ended 386
         document.notify = NotifyStatus::default();
         document.data_plane.warnings.clear();
         document.data_plane.cgroup = None;
+        document.scheduling = SchedulingStatus::default();
         let expected = "\
 xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
 

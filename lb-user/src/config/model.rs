@@ -58,6 +58,22 @@ pub struct NodeConfig {
     pub adoption_limit: u32,
     /// Named pipe that every change of state is written to.
     pub notify_fifo: Option<PathBuf>,
+    /// When the controller has real-time scheduling.
+    pub realtime: Realtime,
+    /// Its priority then, 1..=99.
+    pub realtime_priority: NonZeroU8,
+}
+
+/// `node.realtime`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Realtime {
+    /// Where adverts are too fast for ordinary scheduling.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `node.attach`

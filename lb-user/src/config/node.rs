@@ -1,12 +1,12 @@
 //! `[node]` and `[[peer]]`.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, num::NonZeroU8, path::PathBuf};
 
 use lb_common::abi::{DEFAULT_ADOPTION_LIMIT, DEFAULT_NEW_FLOW_LIMIT};
 
 use super::{
     Context,
-    model::{AttachMode, CgroupPath, NodeConfig, Peer},
+    model::{AttachMode, CgroupPath, NodeConfig, Peer, Realtime},
     raw::{Mark, Marked, Table, Value},
     value::{self, Fault},
 };
@@ -15,6 +15,11 @@ use super::{
 pub(super) const DEFAULT_INSTANCE: &str = "default";
 /// Default of `node.state_dir`.
 pub(super) const DEFAULT_STATE_DIR: &str = "/run/xvip";
+
+/// That of the kernel's threads for interrupts: nothing here needs to come before those.
+const DEFAULT_REALTIME_PRIORITY: u8 = 50;
+/// The highest one of Linux (sched(7)).
+const MAX_REALTIME_PRIORITY: u16 = 99;
 
 /// More entries per second than any CPU makes.
 const MAX_LIMIT: u32 = 10_000_000;
@@ -65,6 +70,22 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             .map(|path| Some(path.value)),
         None => Some(None),
     };
+    let realtime = table.get_or("realtime", Realtime::Auto, |value| {
+        value.choice(&[
+            ("auto", Realtime::Auto),
+            ("on", Realtime::On),
+            ("off", Realtime::Off),
+        ])
+    });
+    let realtime_priority = table.get_or(
+        "realtime_priority",
+        NonZeroU8::new(DEFAULT_REALTIME_PRIORITY),
+        |value| {
+            value.number(1..=MAX_REALTIME_PRIORITY, |number| {
+                u8::try_from(number).ok().and_then(NonZeroU8::new)
+            })
+        },
+    );
     table.finish();
     let config = || {
         Some(NodeConfig {
@@ -80,6 +101,8 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             new_flow_limit: new_flow_limit?,
             adoption_limit: adoption_limit?,
             notify_fifo: notify_fifo.clone()?,
+            realtime: realtime?,
+            realtime_priority: realtime_priority?,
         })
     };
     NodeDraft {

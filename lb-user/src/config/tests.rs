@@ -207,6 +207,8 @@ fn reads_the_example() {
             new_flow_limit: 20_000,
             adoption_limit: 20_000,
             notify_fifo: None,
+            realtime: Realtime::Auto,
+            realtime_priority: NonZeroU8::new(50).unwrap(),
         },
         peers: vec![Peer {
             name: "master02".to_owned(),
@@ -377,6 +379,8 @@ fn fills_in_defaults() {
             new_flow_limit: 20_000,
             adoption_limit: 20_000,
             notify_fifo: None,
+            realtime: Realtime::Auto,
+            realtime_priority: NonZeroU8::new(50).unwrap(),
         }
     );
     let vrrp = &config.vrrp[0];

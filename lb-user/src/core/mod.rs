@@ -20,6 +20,7 @@ pub mod operator;
 pub mod resets;
 pub mod segment;
 pub mod settings;
+pub mod speed;
 pub mod standing;
 pub mod tables;
 pub mod time;

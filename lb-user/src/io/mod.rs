@@ -24,6 +24,7 @@ pub mod privilege;
 pub mod probe;
 pub mod raw_socket;
 pub mod reader;
+pub mod realtime;
 pub mod reload;
 pub mod resets;
 pub mod runtime;

@@ -41,6 +41,7 @@ use super::{
     privilege::{self, PrivilegeError},
     probe::{self, ServiceProber},
     reader::{self, NetworkReader},
+    realtime::Realtime,
     reload::{self, Fresh, Read, ReloadError, Reloads, ServiceProbeError},
     resets::{ResetError, Resetter},
     settings::{SettingError, SettingsWatch},
@@ -210,6 +211,7 @@ struct Engine {
     observer: Observer,
     operator_file: OperatorFile,
     notifier: Notifier,
+    realtime: Realtime,
 }
 
 impl Engine {
@@ -297,8 +299,11 @@ impl Engine {
             observer,
             operator_file,
             notifier,
+            realtime: Realtime::of_this_thread(probe_runtime)?,
         };
         engine.take_outcome(outcome);
+        // Loading programs took its time: from here on no call takes long.
+        engine.realtime.follow(engine.controller.config());
         Ok(engine)
     }
 
@@ -646,9 +651,10 @@ impl Engine {
 
     fn take_packet(&mut self, instance: usize, received: Result<Received, VrrpSocketError>) {
         match received {
-            Ok(Received { meta, message }) => {
+            Ok(Received { age, meta, message }) => {
                 self.inputs.push_back(Input::Vrrp {
                     instance,
+                    at: clock::now() - age,
                     meta,
                     message,
                 });
@@ -768,6 +774,7 @@ impl Engine {
         let changes = reloaded.map_err(ReloadError::Fixed)?;
         self.probers = probers;
         self.notifier.reload(self.controller.config());
+        self.realtime.follow(self.controller.config());
         let positions = 0..self.controller.config().vrrp.len();
         let slots = positions.filter_map(|position| self.controller.slot(position));
         let places = slots.max().map_or(0, |last| last.saturating_add(1));
@@ -847,6 +854,7 @@ impl Engine {
         );
         status.conntrack = self.collector.status();
         status.notify = self.notifier.status();
+        status.scheduling = self.realtime.status();
         status.config_file = self.reloads.file().display().to_string();
         status.config = self.reloads.status(now);
         let warnings = &mut status.data_plane.warnings;
@@ -929,6 +937,19 @@ fn report(event: Event) {
             cause,
         } => {
             info!(vrrp = name, %from, %to, %cause, "VRRP state changed");
+        }
+        Event::Late {
+            name,
+            late,
+            interval,
+        } => {
+            warn!(
+                vrrp = name,
+                timers = late.timers,
+                worst = ?late.worst,
+                ?interval,
+                "this node was late: the machine is too busy for this advert_interval"
+            );
         }
         Event::BadAdvert {
             name,

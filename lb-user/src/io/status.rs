@@ -16,8 +16,8 @@ use crate::{
         backends::OperatorStatus,
         model::{
             AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-            DataPlaneStatus, Method, NotifyStatus, PeerStatus, ReasonStatus, ServiceStatus, Status,
-            TrackCondition, TrackStatus, VrrpAlarm, VrrpState, VrrpStatus,
+            DataPlaneStatus, Method, NotifyStatus, PeerStatus, ReasonStatus, SchedulingStatus,
+            ServiceStatus, Status, TrackCondition, TrackStatus, VrrpAlarm, VrrpState, VrrpStatus,
         },
     },
     config::model::{Peer, VrrpVersion},
@@ -74,6 +74,8 @@ pub fn status(
         conntrack: ConntrackStatus::default(),
         // The notifier's own business.
         notify: NotifyStatus::default(),
+        // The runtime's.
+        scheduling: SchedulingStatus::default(),
     }
 }
 
@@ -168,6 +170,8 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
             .chain(refused)
             .collect(),
         conflicts: counters.conflicts,
+        late_timers: instance.lateness().timers(),
+        late_max_ms: u64::try_from(instance.lateness().worst().as_millis()).unwrap_or(u64::MAX),
         alarms: instance
             .alarms(now)
             .map(|alarm| VrrpAlarm {

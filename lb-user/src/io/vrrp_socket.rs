@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     num::NonZeroU32,
     os::fd::AsRawFd,
+    time::Duration,
 };
 
 use nix::{
@@ -21,6 +22,8 @@ use nix::{
         ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike,
         recvmsg, sendmsg, setsockopt, sockopt,
     },
+    sys::time::{TimeSpec, TimeValLike},
+    time::{ClockId, clock_gettime},
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Type};
 use thiserror::Error;
@@ -75,6 +78,8 @@ pub enum VrrpSocketError {
 /// A packet of protocol 112, not yet judged: hand it to [`packet::parse`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
+    /// How long it had been in the socket: time since the kernel received it.
+    pub age: Duration,
     /// Source, destination and TTL.
     pub meta: RxMeta,
     /// The VRRP message.
@@ -128,6 +133,8 @@ impl VrrpSocket {
             .map_err(step("set up the socket"))?;
         let options = if ipv6 { set_up_v6 } else { set_up_v4 };
         options(&socket).map_err(step("set up the socket"))?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
+            .map_err(|errno| step("ask for receive times")(errno.into()))?;
         let destinations = if config.unicast_peers.is_empty() {
             vec![join(&socket, ipv6, ifindex).map_err(step("join the VRRP group"))?]
         } else {
@@ -303,7 +310,7 @@ fn vrid_filter(vrid: u8, ipv6: bool) -> Vec<SockFilter> {
 /// Read one packet; `None` if it cannot be read as one.
 fn receive(socket: &Socket) -> io::Result<Option<Received>> {
     let mut buffer = [0; MAX_PACKET];
-    let mut control = cmsg_space!(libc::in6_pktinfo, libc::c_int);
+    let mut control = cmsg_space!(libc::in6_pktinfo, libc::c_int, libc::timespec);
     let mut parts = [IoSliceMut::new(&mut buffer)];
     let fd = socket.as_raw_fd();
     let flags = MsgFlags::MSG_DONTWAIT;
@@ -317,27 +324,29 @@ fn receive(socket: &Socket) -> io::Result<Option<Received>> {
         .as_ref()
         .and_then(|address| address.as_sockaddr_in6())
         .map(SockaddrIn6::ip);
-    let facts = V6Facts::read(message.cmsgs()?);
+    let facts = Facts::read(message.cmsgs()?);
     let length = message.bytes;
     let bytes = buffer.get(..length).unwrap_or_default();
     Ok(match v6 {
-        Some(src) => facts.received(src, bytes),
-        None => read_ipv4(bytes),
+        Some(src) => facts.received_v6(src, bytes),
+        None => read_ipv4(bytes, facts.age),
     })
 }
 
-/// What the control messages of an IPv6 packet say.
+/// What the control messages of a packet say; addresses and TTL of IPv4 are in its header.
 #[derive(Default)]
-struct V6Facts {
+struct Facts {
+    age: Duration,
     dst: Option<Ipv6Addr>,
     hop_limit: Option<u8>,
 }
 
-impl V6Facts {
+impl Facts {
     fn read(messages: impl Iterator<Item = ControlMessageOwned>) -> Self {
         let mut facts = Self::default();
         for message in messages {
             match message {
+                ControlMessageOwned::ScmTimestampns(stamp) => facts.age = age(stamp),
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     facts.dst = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
                 }
@@ -350,8 +359,9 @@ impl V6Facts {
         facts
     }
 
-    fn received(self, src: Ipv6Addr, message: &[u8]) -> Option<Received> {
+    fn received_v6(self, src: Ipv6Addr, message: &[u8]) -> Option<Received> {
         Some(Received {
+            age: self.age,
             meta: RxMeta {
                 src: IpAddr::V6(src),
                 dst: IpAddr::V6(self.dst?),
@@ -362,8 +372,17 @@ impl V6Facts {
     }
 }
 
+/// Time since `stamp`, which is of the wall clock, as all receive times are. That clock may have been
+/// set since: a time in the future counts as now, and the core believes in no age beyond an
+/// advertisement interval.
+fn age(stamp: TimeSpec) -> Duration {
+    let nanos = |time: TimeSpec| u64::try_from(time.num_nanoseconds()).unwrap_or(0);
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, nanos);
+    Duration::from_nanos(now.saturating_sub(nanos(stamp)))
+}
+
 /// Split an IPv4 packet, which raw sockets deliver with its header (RFC 791 section 3.1).
-fn read_ipv4(bytes: &[u8]) -> Option<Received> {
+fn read_ipv4(bytes: &[u8], age: Duration) -> Option<Received> {
     let (header, _) = bytes.split_first_chunk::<20>()?;
     let [
         version_ihl,
@@ -393,6 +412,7 @@ fn read_ipv4(bytes: &[u8]) -> Option<Received> {
     let header_len = usize::from(version_ihl & 0x0f) * 4;
     let total_len = usize::from(u16::from_be_bytes([length0, length1]));
     Some(Received {
+        age,
         meta: RxMeta {
             src: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
             dst: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
@@ -453,7 +473,7 @@ mod tests {
         bytes.extend([10, 0, 2, 10, 224, 0, 0, 18]); // addresses
         bytes.extend([1, 1, 1, 0]); // options
         bytes.extend([b'a', b'b', b'c', 0, 0]); // message and padding
-        let received = read_ipv4(&bytes).unwrap();
+        let received = read_ipv4(&bytes, Duration::ZERO).unwrap();
         assert_eq!(received.message, b"abc");
         assert_eq!(received.meta.ttl, 255);
         assert_eq!(received.meta.src, IpAddr::from([10, 0, 2, 10]));
@@ -468,14 +488,18 @@ mod tests {
             bytes.resize(24, 0);
             bytes
         };
-        assert!(read_ipv4(&good).is_some());
+        assert!(read_ipv4(&good, Duration::ZERO).is_some());
         for (at, value) in [(0, 0x65), (0, 0x4f), (3, 19), (3, 25)] {
             let mut bad = good.clone();
             bad[at] = value;
-            assert_eq!(read_ipv4(&bad), None, "byte {at} = {value:#x}");
+            assert_eq!(
+                read_ipv4(&bad, Duration::ZERO),
+                None,
+                "byte {at} = {value:#x}"
+            );
         }
         for length in 0..24 {
-            assert_eq!(read_ipv4(&good[..length]), None);
+            assert_eq!(read_ipv4(&good[..length], Duration::ZERO), None);
         }
     }
 }

@@ -27,6 +27,7 @@ mod repair;
 mod requests;
 mod resets;
 mod restart;
+mod scheduling;
 mod sources;
 mod takeover;
 mod tc;

@@ -1,4 +1,4 @@
-//! Received VRRP messages: judged, counted, and complained of.
+//! Received VRRP messages: judged, counted, and complained of; and how late this node was itself.
 
 use std::net::IpAddr;
 
@@ -15,8 +15,15 @@ use crate::{
 type Complaint = (&'static str, String);
 
 impl Controller {
-    /// A VRRP message for the instance with this slot was received.
-    pub(super) fn hear(&mut self, now: Timestamp, slot: usize, meta: RxMeta, message: &[u8]) {
+    /// A VRRP message for the instance with this slot was received `at`.
+    pub(super) fn hear(
+        &mut self,
+        now: Timestamp,
+        slot: usize,
+        at: Timestamp,
+        meta: RxMeta,
+        message: &[u8],
+    ) {
         let mut roles = self.roles.iter_mut().zip(&self.config.vrrp);
         let Some((role, config)) = roles.find(|(role, _)| role.slot == slot) else {
             return;
@@ -24,7 +31,7 @@ impl Controller {
         let complaint = match vrrp::packet::parse(message, &meta, config.unicast_min_ttl) {
             Ok(advert) => {
                 // Refusals are counted by the instance.
-                let heard = role.instance.handle_advert(now, meta.src, &advert);
+                let heard = role.instance.handle_advert(now, at, meta.src, &advert);
                 of_heard(heard, &role.instance, now, config, meta.src, &advert)
             }
             Err(error) => {
@@ -41,6 +48,20 @@ impl Controller {
                 from: meta.src,
                 what,
                 suppressed,
+            }));
+        }
+    }
+
+    /// Tells of timers that were served late.
+    pub(super) fn report_late(&mut self, now: Timestamp, position: usize) {
+        let (role, config) = (self.roles.get_mut(position), self.config.vrrp.get(position));
+        if let (Some(role), Some(config)) = (role, config)
+            && let Some(late) = role.instance.take_late(now)
+        {
+            self.actions.push_back(Action::Report(Event::Late {
+                name: config.name.clone(),
+                late,
+                interval: config.advert_interval.duration(),
             }));
         }
     }

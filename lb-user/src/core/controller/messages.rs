@@ -33,6 +33,8 @@ pub enum Input {
     Vrrp {
         /// Slot of the instance.
         instance: usize,
+        /// When this node received it, as the kernel has it.
+        at: Timestamp,
         /// Addresses and TTL.
         meta: RxMeta,
         /// The VRRP message after the IP header.
@@ -283,6 +285,15 @@ pub enum Event {
         to: State,
         /// Why.
         cause: vrrp::Cause,
+    },
+    /// Timers of a VRRP instance were served late: others may take over from it, or it from them.
+    Late {
+        /// Name of the instance.
+        name: String,
+        /// How many since the last time, and how late.
+        late: vrrp::Late,
+        /// Its advertisement interval.
+        interval: Duration,
     },
     /// Tracking makes something else of an instance's priority.
     Fitness {

@@ -227,9 +227,10 @@ impl Controller {
         match input {
             Input::Vrrp {
                 instance,
+                at,
                 meta,
                 message,
-            } => self.hear(now, instance, meta, &message),
+            } => self.hear(now, instance, at, meta, &message),
             Input::AdvertSent { instance, at } => {
                 self.with_instance(instance, |vrrp| vrrp.handle_advert_sent(now, at));
             }
@@ -311,19 +312,21 @@ impl Controller {
                     self.reconcile_tables();
                 }
             }
-            Input::Stop => {
-                self.stopping = true;
-                self.followed.clear();
-                self.reconcile_tables();
-                for role in &mut self.roles {
-                    role.instance.stop(now);
-                }
-            }
+            Input::Stop => self.stop(now),
         }
         self.track(now);
         self.collect(now);
         self.look(now);
         self.ask(now);
+    }
+
+    fn stop(&mut self, now: Timestamp) {
+        self.stopping = true;
+        self.followed.clear();
+        self.reconcile_tables();
+        for role in &mut self.roles {
+            role.instance.stop(now);
+        }
     }
 
     /// Do what is due at `now`.
@@ -506,6 +509,7 @@ impl Controller {
                 VrrpAction::Announce => self.announce(position),
             }
         }
+        self.report_late(now, position);
         if let Some(transition) = self.report_transition(position)
             && self.follow(now, position, transition)
         {

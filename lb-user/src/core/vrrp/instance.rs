@@ -13,7 +13,7 @@
 //!
 //! Takeovers are decided in [`Instance::handle_timeout`] alone. A caller that is late must hand
 //! in what has queued up in its socket first: then silence is silence of the others, not
-//! deafness of its own.
+//! deafness of its own. One that is later than half an interval listens for another one.
 
 use std::{collections::VecDeque, net::IpAddr, num::NonZeroU8, time::Duration};
 
@@ -22,7 +22,9 @@ use ipnet::IpNet;
 use super::{
     alarm::{self, Alarm},
     announce::Announcements,
+    lateness::{Late, Lateness},
     packet::{Advert, Auth, PRIORITY_OWNER, PRIORITY_STOPPING},
+    rank::Known,
     status::{Cause, Counters, Discard, Peer, Remarks, State, Transition},
     timing,
 };
@@ -119,6 +121,8 @@ struct Backup {
     takeover_cause: Cause,
     /// End of the preemption delay, while a lower-priority Active is heard.
     preempt_at: Option<Timestamp>,
+    /// The timer was served late, and runs for one interval more.
+    listens_on: bool,
 }
 
 #[derive(Debug)]
@@ -159,6 +163,9 @@ pub struct Instance {
     /// `Active_Adver_Interval`.
     active_interval: AdvertInterval,
     peer: Option<Peer>,
+    /// Priorities of all that were heard.
+    known: Known,
+    lateness: Lateness,
     last_transition: Transition,
     transitions: u64,
     counters: Counters,
@@ -179,6 +186,8 @@ impl Instance {
             phase: Phase::Initialize,
             active_interval: settings.interval,
             peer: None,
+            known: Known::default(),
+            lateness: Lateness::default(),
             last_transition: Transition {
                 at: now,
                 from: State::Initialize,
@@ -336,14 +345,20 @@ impl Instance {
         }
     }
 
-    /// A well-formed advert from `src` was received. Adverts that have queued up must be handed
-    /// in before [`Instance::handle_timeout`].
+    /// A well-formed advert from `src` that this node received `at`. Adverts that have queued up
+    /// must be handed in before [`Instance::handle_timeout`].
+    ///
+    /// Timers count from `at`, unless that is more than an interval ago: then it says more of this
+    /// node than of the others. Who was deaf for that long, and perhaps missed what came later,
+    /// listens from `now` on.
     pub fn handle_advert(
         &mut self,
         now: Timestamp,
+        at: Timestamp,
         src: IpAddr,
         advert: &Advert,
     ) -> Result<Remarks, Discard> {
+        self.watch_timers(now);
         // Frozen since the lease ended: what was heard is heard as Backup.
         self.lapse_if_due(now);
         if let Err(discard) = self.check(src, advert) {
@@ -355,9 +370,15 @@ impl Instance {
             return Err(discard);
         }
         let mut remarks = self.note(now, src, advert);
+        let age = now.saturating_since(at);
+        let heard = if age <= advert.interval.duration() {
+            now - age
+        } else {
+            now
+        };
         match self.phase {
             Phase::Initialize => {}
-            Phase::Backup(_) => self.hear_as_backup(now, advert),
+            Phase::Backup(_) => self.hear_as_backup(heard, advert),
             Phase::Active(_) => remarks.rival = self.hear_as_active(now, src, advert),
         }
         Ok(remarks)
@@ -414,6 +435,7 @@ impl Instance {
     /// Do what is due. Calls that are early or repeated do nothing; late ones do everything
     /// once.
     pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.watch_timers(now);
         self.lapse_if_due(now);
         match &mut self.phase {
             Phase::Initialize => {}
@@ -421,6 +443,16 @@ impl Instance {
                 let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
                 // RFC 9568 section 6.4.2: the Active_Down_Timer fires.
                 if is_due(backup.down_at) {
+                    let interval = self.active_interval.duration();
+                    let in_time = |at: Timestamp| now <= at + interval / 2;
+                    if !backup.listens_on && !backup.down_at.is_some_and(in_time) {
+                        // Where this thread had to wait, what the kernel does with packets may
+                        // have waited, too: the socket is empty, and yet the Active sends. Its
+                        // next advert is at most an interval away.
+                        backup.listens_on = true;
+                        backup.down_at = Some(now + interval);
+                        return;
+                    }
                     let cause = backup.takeover_cause;
                     self.take_over(now, cause);
                 } else if is_due(backup.preempt_at) {
@@ -547,6 +579,16 @@ impl Instance {
         self.transitions
     }
 
+    /// How late timers were served.
+    pub const fn lateness(&self) -> &Lateness {
+        &self.lateness
+    }
+
+    /// Late timers that nobody was told of, where it is time to.
+    pub fn take_late(&mut self, now: Timestamp) -> Option<Late> {
+        self.lateness.take_news(now)
+    }
+
     /// What is wrong among the routers of the link, as far as it was seen lately.
     pub fn alarms(&self, now: Timestamp) -> impl Iterator<Item = &Alarm> {
         let all = self.rival.iter().chain(&self.collision);
@@ -629,6 +671,9 @@ impl Instance {
         counters.interval_mismatches += u64::from(!same_interval);
         let same_addresses = self.settings.has_addresses(&advert.addresses);
         counters.address_mismatches += u64::from(!same_addresses);
+        if advert.priority != PRIORITY_STOPPING {
+            self.known.hear(src, advert.priority);
+        }
         self.peer = Some(Peer {
             address: src,
             priority: advert.priority,
@@ -685,6 +730,7 @@ impl Instance {
             down_at: Some(now + self.down_interval()),
             takeover_cause: Cause::NoAdvert,
             preempt_at: Some(preempt_at),
+            listens_on: false,
         });
     }
 
@@ -776,6 +822,7 @@ impl Instance {
             down_at: (!self.held).then(|| now + self.down_interval()),
             takeover_cause: Cause::NoAdvert,
             preempt_at: None,
+            listens_on: false,
         })
     }
 
@@ -878,11 +925,28 @@ impl Instance {
             .push_back(VrrpAction::SendAdvert { advert, not_after });
     }
 
+    /// Counts a timer that is served late.
+    fn watch_timers(&mut self, now: Timestamp) {
+        let interval = match self.phase {
+            Phase::Active(_) => self.settings.interval,
+            _ => self.active_interval,
+        };
+        if let Some(due) = self.poll_timeout() {
+            self.lateness.note(now, due, interval.duration());
+        }
+    }
+
+    /// `Skew_Time`, and what better Backups are left beyond it.
     fn skew(&self) -> Duration {
-        timing::skew(self.settings.version, self.priority, self.active_interval)
+        let (version, interval) = (self.settings.version, self.active_interval);
+        let own = (self.priority, self.source);
+        let gone = self.peer.map(|peer| peer.address);
+        let limit = timing::skew(version, 0, interval);
+        let skew = |priority| timing::skew(version, priority, interval);
+        self.known.skew(own, gone, limit, skew)
     }
 
     fn down_interval(&self) -> Duration {
-        timing::down_interval(self.settings.version, self.priority, self.active_interval)
+        timing::lease(self.active_interval) + self.skew()
     }
 }

@@ -2,13 +2,15 @@
 //! (RFC 3768) for IPv4.
 //!
 //! [`packet`] turns bytes into adverts and back, [`instance`] is the state machine of one
-//! virtual router, [`timing`] its arithmetic, [`status`] what it tells about itself, [`alarm`] what it
-//! finds wrong with others.
+//! virtual router, [`timing`] its arithmetic, [`rank`] its place among other Backups, [`status`] what it
+//! tells about itself, [`lateness`] how late its timers were, [`alarm`] what it finds wrong with others.
 
 pub mod alarm;
 mod announce;
 pub mod instance;
+pub mod lateness;
 pub mod packet;
+pub mod rank;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -16,5 +18,6 @@ pub mod timing;
 
 pub use alarm::{Alarm, Complaints};
 pub use instance::{Instance, VrrpAction};
+pub use lateness::{Late, Lateness};
 pub use packet::{Advert, AdvertError, Auth, RxMeta};
 pub use status::{Cause, Counters, Discard, Peer, Remarks, State, Transition};

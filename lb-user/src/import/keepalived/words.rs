@@ -26,6 +26,8 @@ pub(super) fn claim(statement: &Statement, known: &Known, ledger: &Ledger) {
 
 const MAIL: &str = "xvip sends no mail: watch its log or `xvip status --json`";
 const PROCESS: &str = "xvip is one process; systemd's unit sets scheduling and limits";
+const REALTIME: &str = "xvip takes real-time scheduling and keeps its memory where adverts are below \
+                        100 ms: see node.realtime";
 const FIREWALL: &str = "xvip writes no firewall rules";
 const BUFFERS: &str = "xvip sizes its sockets itself";
 const SNMP: &str = "xvip has no SNMP and no D-Bus: ask `xvip status --json`";
@@ -93,6 +95,7 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         "router_id" => {
             Known::Nothing("it names the machine in keepalived's mails; xvip has node.name")
         }
+        "vrrp_rt_priority" | "vrrp_no_swap" | "vrrp_rlimit_rttime" => Known::Nothing(REALTIME),
         "process_names"
         | "process_name"
         | "vrrp_process_name"
@@ -104,16 +107,13 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         | "vrrp_priority"
         | "checker_priority"
         | "bfd_priority"
-        | "vrrp_no_swap"
         | "checker_no_swap"
         | "bfd_no_swap"
         | "vrrp_cpu_affinity"
         | "checker_cpu_affinity"
         | "bfd_cpu_affinity"
-        | "vrrp_rt_priority"
         | "checker_rt_priority"
         | "bfd_rt_priority"
-        | "vrrp_rlimit_rttime"
         | "checker_rlimit_rttime"
         | "bfd_rlimit_rttime"
         | "vrrp_rlimit_rtime"

@@ -180,6 +180,7 @@ fn apply(link: &mut Link, at: usize, event: Event) {
             };
             node.input(Input::Vrrp {
                 instance: 0,
+                at: node.now,
                 meta,
                 message,
             });

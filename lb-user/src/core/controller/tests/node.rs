@@ -345,6 +345,7 @@ impl Node {
             let meta = RxMeta { src, dst, ttl: 255 };
             self.inputs.push_back(Input::Vrrp {
                 instance,
+                at: now,
                 meta,
                 message,
             });
@@ -940,6 +941,7 @@ fn words(event: &Event) -> String {
         Event::Fitness { name, fitness, .. } if fitness.fault => format!("{name} fault"),
         Event::Fitness { name, fitness, .. } => format!("{name} fit for {}", fitness.priority),
         Event::Operator { backend, what, .. } => format!("operator {backend}: {what}"),
+        Event::Late { name, late, .. } => format!("{name} late: {}", late.timers),
         Event::BadAdvert { name, what, .. } => format!("{name} hears: {what}"),
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),

@@ -266,6 +266,7 @@ fn a_lapsed_owner_renews_nothing() {
         [
             "lease 1 ends",
             "remove 10.0.2.100/24 from 2",
+            "report v4 late: 1",
             "report v4 Active -> Backup"
         ]
     );

@@ -275,13 +275,13 @@ fn of_equal_priorities_the_higher_address_wins() {
 fn an_unknown_own_address_loses_ties() {
     let now = Timestamp::from_nanos(0);
     let mut instance = Instance::new(&config(100), now);
-    instance.handle_timeout(now + ms(5_000));
+    instance.handle_timeout(now + ms(3_610));
     let Some(VrrpAction::SendAdvert { advert, .. }) = instance.poll_action() else {
         panic!("no advert");
     };
     let lowest = "0.0.0.1".parse().unwrap();
     instance
-        .handle_advert(now + ms(5_001), lowest, &advert)
+        .handle_advert(now + ms(5_001), now + ms(5_001), lowest, &advert)
         .unwrap();
     assert_eq!(instance.state(), State::Backup);
 }
@@ -453,7 +453,12 @@ fn v2_discards_another_interval() {
     let mut advert = v2_advert();
     advert.interval = interval(2_000);
     assert_eq!(
-        instance.handle_advert(Timestamp::from_nanos(1), PEER, &advert),
+        instance.handle_advert(
+            Timestamp::from_nanos(1),
+            Timestamp::from_nanos(1),
+            PEER,
+            &advert
+        ),
         Err(Discard::Interval(interval(2_000)))
     );
     let discarded: Vec<_> = instance.counters().discarded().collect();
@@ -511,7 +516,7 @@ fn discards_what_is_not_for_this_instance() {
     for (config, advert, expected) in table {
         let mut instance = Instance::new(config, now);
         let due = instance.poll_timeout();
-        let result = instance.handle_advert(now + ms(500), PEER, advert);
+        let result = instance.handle_advert(now + ms(500), now + ms(500), PEER, advert);
         assert_eq!(result, Err(expected));
         assert_eq!(instance.poll_timeout(), due);
         assert_eq!(instance.peer(), None);
@@ -521,7 +526,7 @@ fn discards_what_is_not_for_this_instance() {
     let mut stopped = Instance::new(&plain, now);
     stopped.stop(now);
     assert_eq!(
-        stopped.handle_advert(now, PEER, &v2_advert()),
+        stopped.handle_advert(now, now, PEER, &v2_advert()),
         Err(Discard::Stopped)
     );
 }
@@ -539,7 +544,7 @@ fn the_address_owner_discards_and_announces() {
             priority,
             ..v2_advert()
         };
-        let heard = owner.handle_advert(now + ms(10), PEER, &advert);
+        let heard = owner.handle_advert(now + ms(10), now + ms(10), PEER, &advert);
         assert_eq!(heard, Err(Discard::AddressOwner));
         assert_eq!(owner.poll_action(), Some(VrrpAction::Announce));
         assert_eq!(owner.state(), State::Active);
@@ -560,7 +565,7 @@ fn another_group_with_the_same_vrid_is_an_alarm() {
             ..v2_advert()
         };
         let due = instance.poll_timeout();
-        let heard = instance.handle_advert(now + ms(500), PEER, &advert);
+        let heard = instance.handle_advert(now + ms(500), now + ms(500), PEER, &advert);
         assert_eq!(heard, Err(Discard::Addresses));
         assert_eq!(instance.poll_timeout(), due);
         let alarms: Vec<_> = instance.alarms(now + ms(60_000)).collect();
@@ -595,7 +600,7 @@ fn other_addresses_are_accepted_where_the_rfcs_say_so() {
     let v2 = with(config(100), |c| c.version = VrrpVersion::V2);
     for (config, advert) in [(v2, owner), (config(100), third)] {
         let mut instance = Instance::new(&config, now);
-        let heard = instance.handle_advert(now, PEER, &advert).unwrap();
+        let heard = instance.handle_advert(now, now, PEER, &advert).unwrap();
         assert!(heard.other_addresses);
         assert_eq!(instance.counters().address_mismatches, 1);
     }

@@ -176,13 +176,13 @@ fn a_lapsed_owner_answers_no_advert() {
     let now = Timestamp::from_nanos(0);
     let mut instance = owner(now);
     let mut peer = Instance::new(&config(100), now);
-    peer.handle_timeout(now + ms(5_000));
+    peer.handle_timeout(now + ms(3_610));
     let Some(VrrpAction::SendAdvert { advert, .. }) = peer.poll_action() else {
         panic!("no advert");
     };
     let from = "10.0.2.11".parse().unwrap();
     instance
-        .handle_advert(now + ms(60_000), from, &advert)
+        .handle_advert(now + ms(60_000), now + ms(60_000), from, &advert)
         .unwrap();
     let actions = drain(&mut instance);
     assert!(

@@ -4,3 +4,4 @@ mod election;
 mod lease;
 mod net;
 mod schedules;
+mod speed;

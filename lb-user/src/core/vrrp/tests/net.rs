@@ -273,7 +273,7 @@ impl Net {
             };
             let advert = packet::parse(&bytes, &meta, packet::TTL).unwrap();
             self.input(node, |instance, now| {
-                let _ = instance.handle_advert(now, src, &advert);
+                let _ = instance.handle_advert(now, now, src, &advert);
             });
         }
     }
