@@ -2,6 +2,7 @@
 //! interleaved, so that the ratios hold on a noisy machine. Needs root; touches nothing outside
 //! of network namespaces that it makes. Start it with `cargo xtask bench`.
 
+mod adverts;
 mod bulk;
 mod packets;
 mod summary;
@@ -28,6 +29,8 @@ enum What {
     /// Nanoseconds per packet of the ingress program, beside an empty program, one that parses
     /// and one that looks a flow up.
     Packets(packets::Options),
+    /// Takeovers that nobody wanted: fast adverts while all CPUs are busy.
+    Adverts(adverts::Options),
     /// Bulk transfers by nat in tc mode, beside haproxy in TCP mode.
     Bulk(bulk::Options),
 }
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.what {
         What::Packets(options) => write(cli.json, &packets::run(&options)?),
+        What::Adverts(options) => write(cli.json, &adverts::run(&options)?),
         What::Bulk(options) => write(cli.json, &bulk::run(&options)?),
     }
 }
