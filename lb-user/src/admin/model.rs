@@ -438,13 +438,16 @@ pub struct BackendStatus {
     /// `backend.backup`.
     #[serde(default)]
     pub backup: bool,
-    /// Weight with the operator's word and a slow start, in the unit of `weight`; it counts while
+    /// Weight with the operator's word, the agent's and a slow start, in the unit of `weight`; it counts while
     /// the backend takes new connections.
     #[serde(default)]
     pub effective_weight: f64,
     /// Percent of its weight that a slow start has reached; absent: none is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start_percent: Option<u8>,
+    /// Percent of its weight that its agent wants; absent: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_percent: Option<u16>,
     /// What the operator has said; absent: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<OperatorStatus>,
@@ -695,6 +698,7 @@ pub(crate) mod tests {
         BackendStatus {
             effective_weight: 0.25,
             slow_start_percent: Some(50),
+            agent_percent: Some(75),
             operator: Some(OperatorStatus {
                 mode: OperatorMode::Draining,
                 deadline_ms: Some(250_000),
@@ -722,6 +726,7 @@ pub(crate) mod tests {
             backup: false,
             effective_weight: 1.0,
             slow_start_percent: None,
+            agent_percent: None,
             operator: None,
             since_ms: 64_000,
             reason: reason.into(),
@@ -752,6 +757,7 @@ pub(crate) mod tests {
         let mut drained = backend("master02", "10.0.2.11:6443", "dsr", "draining", "500");
         drained["effective_weight"] = json!(0.25);
         drained["slow_start_percent"] = json!(50);
+        drained["agent_percent"] = json!(75);
         drained["operator"] = json!({
             "mode": "draining", "deadline_ms": 250_000, "weight": "50%", "since_ms": 50_000,
         });

@@ -597,7 +597,7 @@ service apiserver, 10.0.2.100:1644/tcp: 1200 connections, 48000 packets, 9.0 MiB
 packets by reason: local 16000
 BACKEND   ADDRESS         METHOD            STATE     SINCE       WEIGHT  SHARE  CONNECTIONS  ACTIVE  PACKETS    BYTES  RESETS  REFUSED  DROPPED  REASON
 master01  10.0.2.10:6443  local             up        1m04s            1  50.0%          400       7    16000  3.0 MiB       3        2        1  200 OK
-master02  10.0.2.11:6443  dsr               draining  1m04s  0.25 (of 1)  50.0%          400       7    16000  3.0 MiB       3        2        1  drained, in maintenance in 4m10s, weight 50% (ordered 50.0s ago), slow start at 50%; checks say draining: 500
+master02  10.0.2.11:6443  dsr               draining  1m04s  0.25 (of 1)  50.0%          400       7    16000  3.0 MiB       3        2        1  drained, in maintenance in 4m10s, weight 50% (ordered 50.0s ago), agent wants 75%, slow start at 50%; checks say draining: 500
 master03  10.0.2.12:6443  nat (unresolved)  down      1m04s            1   0.0%          400       -    16000  3.0 MiB       3        2        1  refused; unresolved: there is no route to it
 
 ATTACHED TO     MODE     NOTE

@@ -354,9 +354,13 @@ impl ServiceConfig {
     /// Where the agent of the backend at this position is asked.
     pub fn agent_target(&self, backend: usize) -> Option<SocketAddr> {
         let agent = self.health.agent.as_ref()?;
-        let address = agent.address;
-        let address = address.unwrap_or(self.backends.get(backend)?.address.ip());
-        Some(SocketAddr::new(address, agent.port.get()))
+        let backend = self.backends.get(backend)?;
+        let address = backend.agent.address.or(agent.address);
+        let port = backend.agent.port.unwrap_or(agent.port);
+        Some(SocketAddr::new(
+            address.unwrap_or(backend.address.ip()),
+            port.get(),
+        ))
     }
 }
 
@@ -473,6 +477,8 @@ pub struct BackendConfig {
     pub forwarding: Forwarding,
     /// Where it is checked instead of where its service's checks go.
     pub check: CheckTarget,
+    /// Where its agent is asked instead of where `service.health.agent` says.
+    pub agent: CheckTarget,
 }
 
 /// `forwarding`

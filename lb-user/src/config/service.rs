@@ -232,7 +232,8 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
     });
     let backup = table.get_or("backup", false, Value::boolean);
     let forwarding = table.get_or("forwarding", inherited, forwarding);
-    let check = read_check_target(&mut table);
+    let check = read_other_target(&mut table, "check_address", "check_port");
+    let agent = read_other_target(&mut table, "agent_address", "agent_port");
     let mark = table.mark().clone();
     table.finish();
     let config = || {
@@ -243,6 +244,7 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
             backup: backup?,
             forwarding: forwarding?,
             check: check.ok()?,
+            agent: agent.ok()?,
         })
     };
     BackendDraft {
@@ -253,10 +255,14 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
     }
 }
 
-/// `check_address` and `check_port`: where this backend is checked instead.
-fn read_check_target(table: &mut Table<'_>) -> Result<CheckTarget, Refused> {
-    let address = health::read_address(table, "check_address");
-    let port = health::read_port(table, "check_port");
+/// Where this backend, or its agent, is asked instead.
+fn read_other_target(
+    table: &mut Table<'_>,
+    address: &'static str,
+    port: &'static str,
+) -> Result<CheckTarget, Refused> {
+    let address = health::read_address(table, address);
+    let port = health::read_port(table, port);
     Ok(CheckTarget {
         address: address?,
         port: port?,

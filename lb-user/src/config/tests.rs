@@ -259,6 +259,7 @@ fn reads_the_example() {
                 backup: false,
                 forwarding: Forwarding::Auto,
                 check: CheckTarget::default(),
+                agent: CheckTarget::default(),
             }],
         }],
     };
@@ -773,6 +774,17 @@ fn reads_agents() {
     let full = "agent = { port = 1, address = \"10.0.2.9\", send = \"x\\n\", interval = \"9s\", timeout = \"2s\" }";
     let full = service(full);
     assert_eq!(full.agent_target(1), Some("10.0.2.9:1".parse().unwrap()));
+    // A backend's own come first.
+    let text = edited(&[
+        ("interval = \"2s\"", "agent = { port = 9777 }"),
+        (
+            "weight = 1",
+            "agent_address = \"10.0.2.8\"\nagent_port = 9778",
+        ),
+    ]);
+    let own = read(&text).unwrap().services.remove(0);
+    let targets = [0, 1].map(|backend| own.agent_target(backend).unwrap().to_string());
+    assert_eq!(targets, ["10.0.2.8:9778", "10.0.2.11:9777"]);
     let agent = full.health.agent.unwrap();
     assert_eq!(
         (agent.send.as_str(), agent.timeout),

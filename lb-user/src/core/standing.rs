@@ -1,5 +1,6 @@
 //! Which backends of a service take new flows, and in what shares: what follows from the checks'
-//! word (healthy), the operator's (enabled) and the configuration's (backup, quorum).
+//! word (healthy), the operator's (enabled), the agent's (its weight) and the configuration's
+//! (backup, quorum).
 //!
 //! | pool                                        | when                                                |
 //! |---------------------------------------------|-----------------------------------------------------|
@@ -58,7 +59,9 @@ pub struct Influence {
     pub mode: Mode,
     /// The operator's weight.
     pub weight: Weight,
-    /// Percent of it that a slow start has reached.
+    /// Percent of it that its agent wants. 0 is a state (DRAINING) and no weight: it counts as 100.
+    pub agent: u16,
+    /// Percent of that which a slow start has reached.
     pub ramp: u8,
 }
 
@@ -67,20 +70,24 @@ impl Influence {
     pub const NONE: Self = Self {
         mode: Mode::Enabled,
         weight: Weight::Configured,
+        agent: 100,
         ramp: 100,
     };
 
-    /// The weight in force in units of [`WEIGHT_UNIT`].
+    /// The weight in force in units of [`WEIGHT_UNIT`], which is the product of three hundreds: no
+    /// percentage is rounded, and 1 % of 1 % of 1 % of the smallest weight is not 0.
     fn weight(self, backend: &BackendConfig) -> u32 {
-        let configured = backend.weight.get();
+        let configured = u64::from(backend.weight.get());
         let hundredths = match self.weight {
-            Weight::Configured => configured.saturating_mul(100),
-            Weight::Absolute(weight) => u32::from(weight).saturating_mul(100),
-            Weight::Percent(percent) => configured.saturating_mul(percent.into()),
+            Weight::Configured => configured * 100,
+            Weight::Absolute(weight) => u64::from(weight) * 100,
+            Weight::Percent(percent) => configured * u64::from(percent),
         };
-        let hundredths = hundredths.min(u32::from(MAX_WEIGHT) * 100);
+        let most = u64::from(MAX_WEIGHT) * 100;
+        let agent = if self.agent == 0 { 100 } else { self.agent };
+        let parts = (hundredths.min(most) * u64::from(agent)).min(most * 100);
         // Up to 1,000 x 100 x 100 x 100, which fits.
-        hundredths.saturating_mul(self.ramp.into()) * (WEIGHT_UNIT / 10_000)
+        u32::try_from(parts * u64::from(self.ramp)).unwrap_or(u32::MAX)
     }
 }
 
@@ -213,6 +220,7 @@ fn pool(service: &ServiceConfig, known: &[Known]) -> (Vec<bool>, u32) {
 #[cfg(test)]
 mod tests {
     use BackendState::{Down, Draining, Up};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::core::fixture::{self, APISERVER};
@@ -275,17 +283,24 @@ mod tests {
     #[test]
     fn weights_are_scaled() {
         let service = service("", "weight = 10");
-        for (weight, ramp, expected) in [
-            (Weight::Configured, 100, 10_000_000),
-            (Weight::Percent(50), 100, 5_000_000),
-            (Weight::Percent(1), 10, 10_000),
-            (Weight::Percent(60_000), 100, 1_000_000_000),
-            (Weight::Absolute(1_000), 100, 1_000_000_000),
-            (Weight::Absolute(3), 20, 600_000),
-            (Weight::Absolute(0), 100, 0),
+        for (weight, agent, ramp, expected) in [
+            (Weight::Configured, 100, 100, 10_000_000),
+            (Weight::Configured, 75, 100, 7_500_000),
+            (Weight::Configured, 0, 100, 10_000_000),
+            (Weight::Percent(50), 100, 100, 5_000_000),
+            (Weight::Percent(50), 30, 50, 750_000),
+            (Weight::Percent(1), 100, 10, 10_000),
+            (Weight::Percent(1), 1, 1, 10),
+            (Weight::Percent(60_000), 100, 100, 1_000_000_000),
+            (Weight::Percent(60_000), 60_000, 50, 500_000_000),
+            (Weight::Absolute(1_000), 100, 100, 1_000_000_000),
+            (Weight::Absolute(1_000), 200, 100, 1_000_000_000),
+            (Weight::Absolute(3), 100, 20, 600_000),
+            (Weight::Absolute(0), 50, 100, 0),
         ] {
             let word = Influence {
                 weight,
+                agent,
                 ramp,
                 mode: Mode::Enabled,
             };
@@ -295,6 +310,37 @@ mod tests {
             assert_eq!(own.weight, expected, "{weight:?}");
             let state = if expected > 0 { Up } else { Draining };
             assert_eq!(own.state, state, "{weight:?}");
+        }
+    }
+
+    proptest! {
+        /// Weights are exactly the product of what has a say, up to the largest one: shares are kept, and
+        /// no weight becomes 0 that is not.
+        #[test]
+        fn weights_are_exact(
+            configured in 1u32..=1_000,
+            percent in 1u16..=1_000,
+            agent in 1u16..=1_000,
+            ramp in 1u8..=100,
+        ) {
+            let service = service("", &format!("weight = {configured}"));
+            let influence = Influence {
+                weight: Weight::Percent(percent),
+                agent,
+                ramp,
+                mode: Mode::Enabled,
+            };
+            let own = u64::from(influence.weight(&service.backends[2]));
+            let wanted = u64::from(configured) * u64::from(percent) * u64::from(agent);
+            let most = u64::from(MAX_WEIGHT) * 10_000;
+            prop_assert!(own > 0);
+            // The operator's weight has a bound of its own before the agent has a say.
+            let by_operator = (u64::from(configured) * u64::from(percent)).min(most / 100);
+            let expected = (by_operator * u64::from(agent)).min(most) * u64::from(ramp);
+            prop_assert_eq!(own, expected);
+            if wanted <= most && by_operator < most / 100 {
+                prop_assert_eq!(own, wanted * u64::from(ramp));
+            }
         }
     }
 

@@ -58,7 +58,7 @@ use crate::{
         server::{AdminRequest, AdminServer, BindError, Limits},
         vrrp_targets,
     },
-    config::model::Config,
+    config::model::{Config, OnQuorumLoss},
     core::{
         attach::{self, Attachment, Mode, Plan},
         controller::{Action, Controller, Event, Input, VIP_LIFETIME},
@@ -988,6 +988,31 @@ fn report(event: Event) {
                     priority, configured, because, "priority changed"
                 );
             }
+        }
+        Event::Quorum {
+            service,
+            healthy,
+            min_healthy,
+            on_loss: None,
+        } => info!(
+            service,
+            healthy, min_healthy, "enough backends are up again"
+        ),
+        Event::Quorum {
+            service,
+            healthy,
+            min_healthy,
+            on_loss: Some(on_loss),
+        } => {
+            let effect = match on_loss {
+                OnQuorumLoss::UseAll => "new connections go to those that are draining, too",
+                OnQuorumLoss::Reset => "new connections are refused",
+                OnQuorumLoss::Drop => "new connections get no answer",
+            };
+            warn!(
+                service,
+                healthy, min_healthy, effect, "too few backends are up"
+            );
         }
         Event::Operator {
             service,

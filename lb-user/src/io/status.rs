@@ -282,6 +282,7 @@ fn backend(
             f64::from(own.own_weight) / f64::from(WEIGHT_UNIT)
         }),
         slow_start_percent: controller.ramp(service_index, index),
+        agent_percent: controller.agent_weight(service_index, index),
         operator: controller
             .word(service_index, index)
             .map(|word| OperatorStatus {

@@ -21,6 +21,7 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
         backup: false,
         forwarding: Forwarding::Auto,
         check: CheckTarget::default(),
+        agent: CheckTarget::default(),
     };
     let first = ["-c", script, "check"];
     let command = CommandConfig {

@@ -64,6 +64,8 @@ pub(super) fn words(backend: &BackendStatus) -> Option<String> {
     let ramp = backend
         .slow_start_percent
         .map(|percent| format!("slow start at {percent}%"));
+    let agent = backend.agent_percent.filter(|percent| *percent != 100);
+    let agent = agent.map(|percent| format!("agent wants {percent}%"));
     let is_idle = backend.backup && backend.operator.is_none() && backend.in_force != backend.state;
     let backup = backend.backup.then(|| {
         let word = if is_idle {
@@ -73,7 +75,7 @@ pub(super) fn words(backend: &BackendStatus) -> Option<String> {
         };
         word.to_owned()
     });
-    let words: Vec<_> = [said, ramp, backup].into_iter().flatten().collect();
+    let words: Vec<_> = [said, agent, ramp, backup].into_iter().flatten().collect();
     (!words.is_empty()).then(|| words.join(", "))
 }
 

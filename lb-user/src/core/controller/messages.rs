@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
-use crate::config::model::TrackSubject;
+use crate::config::model::{OnQuorumLoss, TrackSubject};
 use crate::core::{
     attach::{Attachment, Plan},
     health::{ProbeResult, agent::AgentReport},
@@ -329,6 +329,17 @@ pub enum Event {
         to: BackendState,
         /// Why, in words.
         cause: String,
+    },
+    /// A service has too few backends that are UP, or enough again.
+    Quorum {
+        /// Name of the service.
+        service: String,
+        /// How many are UP, enabled and have a weight.
+        healthy: u32,
+        /// How many it needs.
+        min_healthy: u32,
+        /// What that means for new connections; `None`: there are enough.
+        on_loss: Option<OnQuorumLoss>,
     },
     /// The operator's word on a backend changed.
     Operator {

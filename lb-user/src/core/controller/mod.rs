@@ -13,6 +13,7 @@ mod hearing;
 mod messages;
 mod notify;
 mod operator;
+mod quorum;
 mod reading;
 mod refusals;
 mod reload;
@@ -39,7 +40,7 @@ pub use self::{
 };
 use super::{
     attach::Attachment,
-    desired::{self, Builder, Desired, Facts, Retiring, ServicePlacement},
+    desired::{self, Builder, Desired, Facts, Retiring, ServiceIdentity, ServicePlacement},
     epochs,
     health::{HealthAction, Seen, ServiceHealth, agent::AgentReport},
     network::Network,
@@ -147,6 +148,8 @@ pub struct Controller {
     operator: Operator,
     /// The states of groups that others were told last.
     told_groups: BTreeMap<String, RouterState>,
+    /// Whether services have lost their quorum, as far as that was found out.
+    quorum_lost: BTreeMap<ServiceIdentity, bool>,
     /// How often the configuration was replaced.
     reloads: u32,
     /// Asked for since the last reading of links.
@@ -203,6 +206,7 @@ impl Controller {
             retiring: Vec::new(),
             operator: Operator::default(),
             told_groups: BTreeMap::new(),
+            quorum_lost: BTreeMap::new(),
             reloads: 0,
             resolving: BTreeSet::new(),
             followed: Followed::default(),
@@ -575,6 +579,7 @@ impl Controller {
                     serial,
                     timeout,
                 } => self.ask_agent(service, backend, serial, timeout),
+                HealthAction::AgentWeighs => changed = true,
                 HealthAction::AgentChanged {
                     backend,
                     from,
@@ -717,13 +722,14 @@ impl Controller {
     }
 
     fn reconcile_tables(&mut self) {
+        self.follow_quorums();
         let known = self.links_known && self.attachments.known;
         let services = 0..self.config.services.len();
         let health: Vec<_> = services.map(|service| self.states(service)).collect();
+        let influences = self.influences();
         let Some(observed) = self.tables.as_mut().filter(|_| known) else {
             return;
         };
-        let influences = self.operator.influences();
         let facts = Facts {
             config: &self.config,
             network: &self.network,

@@ -7,9 +7,9 @@ use lb_common::abi::BackendState;
 use super::{Action, Controller, Event};
 use crate::core::{
     desired::identity,
-    health::Class,
+    health::{Class, agent::AgentState},
     operator::{Entry, Order, Word},
-    standing::{self, BackendIdentity, Mode, ServiceStanding, Weight},
+    standing::{self, BackendIdentity, Influence, Influences, Mode, ServiceStanding, Weight},
     time::Timestamp,
 };
 
@@ -126,13 +126,38 @@ impl Controller {
             .ramp(&self.backend_identity(service, backend)?)
     }
 
+    /// Percent of its weight that the agent of a backend wants, if it has one.
+    pub fn agent_weight(&self, service: usize, backend: usize) -> Option<u16> {
+        let agent = self.health.get(service)?.agent(backend);
+        agent.map(AgentState::weight)
+    }
+
     /// What the backends of a service are in the data plane, as soon as it is written.
     pub fn standing(&self, service: usize) -> ServiceStanding {
         let Some(config) = self.config.services.get(service) else {
             return ServiceStanding::default();
         };
-        let influences = self.operator.influences();
-        standing::of_service(config, &self.states(service), &influences)
+        standing::of_service(config, &self.states(service), &self.influences())
+    }
+
+    /// What has a say about backends beside their checks: the operator, slow starts, agents.
+    pub(super) fn influences(&self) -> Influences {
+        self.with_agents(self.operator.influences())
+    }
+
+    /// Adds the weights that agents want.
+    fn with_agents(&self, mut influences: Influences) -> Influences {
+        for (config, health) in self.config.services.iter().zip(&self.health) {
+            let own = identity(config);
+            for (position, backend) in config.backends.iter().enumerate() {
+                let Some(agent) = health.agent(position) else {
+                    break;
+                };
+                let influence = influences.entry((own, backend.address));
+                influence.or_insert(Influence::NONE).agent = agent.weight();
+            }
+        }
+        influences
     }
 
     /// What the checks say of the backends of a service.
@@ -262,8 +287,8 @@ impl Controller {
             return Ok(());
         };
         let states = self.states(service);
-        let after = self.operator.influences_after(backend, order);
-        let before = self.operator.influences();
+        let after = self.with_agents(self.operator.influences_after(backend, order));
+        let before = self.influences();
         let takes_new = |influences| standing::of_service(config, &states, influences).takes_new();
         if takes_new(&before) && !takes_new(&after) {
             let mut backends = config.backends.iter();

@@ -4,12 +4,12 @@
 //!
 //! | word                      | meaning                                                        |
 //! |---------------------------|----------------------------------------------------------------|
-//! | `75%`                     | weight, in percent of the configured one; `0%` drains          |
+//! | `75%`                     | weight, in percent of the one in force; `0%` drains            |
 //! | `ready`                   | ends `drain` and `maint`                                       |
 //! | `drain`                   | no new connections                                             |
 //! | `maint`                   | out of service                                                 |
-//! | `up`                      | ends `down`, `failed` and `stopped`                            |
-//! | `down`, `failed`, `stopped` | out of service; what follows a `#` says why                  |
+//! | `up`                      | ends `down`, `fail` and `stopped`                              |
+//! | `down`, `fail`, `stopped` | out of service; what follows a `#` says why                  |
 //! | `maxconn:30`              | nothing here: connections are not counted                      |
 //!
 //! What is not mentioned stays as it was, and so does everything while the agent does not answer.
@@ -113,7 +113,7 @@ impl AgentState {
         self.health = report.health.unwrap_or(std::mem::take(&mut self.health));
     }
 
-    /// Percent of the configured weight.
+    /// Percent of the weight that the backend has otherwise.
     pub const fn weight(&self) -> u16 {
         self.weight
     }

@@ -51,8 +51,8 @@
 //!
 //! # Agents
 //!
-//! A backend's agent ([`agent`]) can make its state worse than the checks say, never better. It is
-//! asked on its own, at its own interval; while it does not answer, what it said last holds.
+//! A backend's agent ([`agent`]) can make its state worse than the checks say, never better, and wants a
+//! weight. It is asked on its own, at its own interval; while it does not answer, what it said last holds.
 //!
 //! # Schedule
 //!
@@ -142,6 +142,8 @@ pub enum HealthAction {
         /// Time that the answer may take.
         timeout: Duration,
     },
+    /// The agent of a backend that stays in its state wants another weight.
+    AgentWeighs,
     /// A backend's state changed because of what its agent said.
     AgentChanged {
         /// Position of the backend in its service.
@@ -455,10 +457,14 @@ impl ServiceHealth {
         report: Option<AgentReport>,
     ) {
         let from = self.state(backend);
+        let weight = self.agents.state(backend).map(AgentState::weight);
         if !self.agents.answer((backend, serial), now, report) {
             return;
         }
         let to = self.state(backend);
+        if from == to && weight != self.agents.state(backend).map(AgentState::weight) {
+            self.actions.push_back(HealthAction::AgentWeighs);
+        }
         let said = self.agents.state(backend).filter(|_| from != to);
         if let Some(said) = said.cloned() {
             self.actions.push_back(HealthAction::AgentChanged {

@@ -204,6 +204,7 @@ impl Trace {
                     self.health
                         .handle_agent(self.now, (backend, serial), report);
                 }
+                HealthAction::AgentWeighs => {}
                 HealthAction::AgentChanged {
                     backend, to, said, ..
                 } => self.agent_changes.push((backend, to, said.to_string())),

@@ -463,7 +463,7 @@ impl Node {
         let services = 0..self.config.services.len();
         let health: Vec<_> = services.map(|service| self.states(service)).collect();
         let uplinks = fixture::uplinks(&self.config, controller.network());
-        let influences = controller.operator.influences();
+        let influences = controller.influences();
         let facts = Facts {
             config: &self.config,
             network: controller.network(),
@@ -940,6 +940,12 @@ fn words(event: &Event) -> String {
         } => format!("{backend} {from:?} -> {to:?}"),
         Event::Fitness { name, fitness, .. } if fitness.fault => format!("{name} fault"),
         Event::Fitness { name, fitness, .. } => format!("{name} fit for {}", fitness.priority),
+        Event::Quorum {
+            service, on_loss, ..
+        } => match on_loss {
+            Some(policy) => format!("{service} lost its quorum: {policy:?}"),
+            None => format!("{service} has its quorum"),
+        },
         Event::Operator { backend, what, .. } => format!("operator {backend}: {what}"),
         Event::Late { name, late, .. } => format!("{name} late: {}", late.timers),
         Event::BadAdvert { name, what, .. } => format!("{name} hears: {what}"),

@@ -103,6 +103,71 @@ fn maintenance_outlives_the_controller() {
     assert_eq!(shares(&node), [40, 40, 20]);
 }
 
+/// A lost quorum is reported once, with what becomes of new connections, and so is its end; at the
+/// start nothing is lost before it was looked for.
+#[test]
+fn a_lost_quorum_is_reported() {
+    let text = APISERVER.replace("port = 1644", "port = 1644\nmin_healthy = 2");
+    let mut node = Node::start(10, &text);
+    node.run(ms(12_000));
+    assert_eq!(node.trace_of(&["quorum"]), [""; 0]);
+    node.order("master11", FOREVER).unwrap();
+    assert_eq!(node.trace_of(&["quorum"]), [""; 0]);
+    node.order("master12", Order::Disable).unwrap();
+    node.run(ms(30_000));
+    assert_eq!(
+        node.trace_of(&["quorum"]),
+        ["report apiserver lost its quorum: UseAll"]
+    );
+    node.order("master12", Order::Enable).unwrap();
+    assert_eq!(
+        node.trace_of(&["quorum"]),
+        ["report apiserver has its quorum"]
+    );
+    // Found so at a start.
+    let mut node = Node::start(10, &text);
+    node.moods.insert("master11", Mood::Refuses);
+    node.moods.insert("master12", Mood::Refuses);
+    node.run(ms(12_000));
+    assert_eq!(
+        node.trace_of(&["quorum"]),
+        ["report apiserver lost its quorum: UseAll"]
+    );
+}
+
+/// What an agent wants multiplies the weight that is configured or ordered, and its end is seen at
+/// once; 0% drains.
+#[test]
+fn agents_have_a_say_in_weights() {
+    let text = APISERVER.replace(
+        "[service.health]",
+        "[service.health]\nagent = { port = 9777 }",
+    );
+    let mut node = node(&text);
+    let agent = "10.0.2.11:9777".parse().unwrap();
+    for (said, expected) in [
+        ("50%", vec![40, 20, 40]),
+        ("up", vec![40, 20, 40]),
+        ("0%", vec![50, 0, 50]),
+        ("200%", vec![25, 50, 25]),
+        ("100%", vec![33, 33, 33]),
+    ] {
+        node.agents.insert(agent, said);
+        node.run(ms(5_000));
+        node.assert_converged();
+        assert_eq!(shares(&node), expected, "{said}");
+        let state = if said == "0%" { Draining } else { Up };
+        assert_eq!(node.backends(), [Up, state, Up]);
+    }
+    assert_eq!(node.controller().agent_weight(0, 1), Some(100));
+    let half = Order::Weight(Weight::Percent(50));
+    node.order("master11", half).unwrap();
+    node.agents.insert(agent, "50%");
+    node.run(ms(5_000));
+    assert_eq!(shares(&node), [44, 11, 44]);
+    assert_eq!(node.trace_of(&["flows"]), [""; 0]);
+}
+
 /// The group rule neither counts a backend in maintenance among the dead nor among all: with it
 /// gone, one silent backend of two is not most of them.
 #[test]
