@@ -6,6 +6,7 @@
 mod attach;
 mod backends;
 mod bound;
+mod checks;
 mod closing;
 mod clsact;
 mod explain;
