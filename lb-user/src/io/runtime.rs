@@ -993,27 +993,8 @@ fn report(event: Event) {
             service,
             healthy,
             min_healthy,
-            on_loss: None,
-        } => info!(
-            service,
-            healthy, min_healthy, "enough backends are up again"
-        ),
-        Event::Quorum {
-            service,
-            healthy,
-            min_healthy,
-            on_loss: Some(on_loss),
-        } => {
-            let effect = match on_loss {
-                OnQuorumLoss::UseAll => "new connections go to those that are draining, too",
-                OnQuorumLoss::Reset => "new connections are refused",
-                OnQuorumLoss::Drop => "new connections get no answer",
-            };
-            warn!(
-                service,
-                healthy, min_healthy, effect, "too few backends are up"
-            );
-        }
+            on_loss,
+        } => report_quorum(&service, (healthy, min_healthy), on_loss),
         Event::Operator {
             service,
             backend,
@@ -1032,6 +1013,25 @@ fn report(event: Event) {
             warn!("somebody else changed {what}; repaired");
         }
     }
+}
+
+fn report_quorum(service: &str, (healthy, min_healthy): (u32, u32), on_loss: Option<OnQuorumLoss>) {
+    let effect = match on_loss {
+        None => {
+            info!(
+                service,
+                healthy, min_healthy, "enough backends are up again"
+            );
+            return;
+        }
+        Some(OnQuorumLoss::UseAll) => "new connections go to those that are draining, too",
+        Some(OnQuorumLoss::Reset) => "new connections are refused",
+        Some(OnQuorumLoss::Drop) => "new connections get no answer",
+    };
+    warn!(
+        service,
+        healthy, min_healthy, effect, "too few backends are up"
+    );
 }
 
 fn warn_of<E: std::fmt::Display>(what: &str, result: Result<(), E>) {
