@@ -132,6 +132,13 @@ pub fn halves(addr: &[u8; 16]) -> [u64; 2] {
     }
 }
 
+/// The virtual MAC of a VRRP group (RFC 9568 section 7.3): 00-00-5e-00-01-VRID for IPv4, -02- for IPv6.
+#[inline(always)]
+#[must_use]
+pub const fn virtual_mac(vrid: u8, is_ipv6: bool) -> Mac {
+    [0, 0, 0x5e, 0, 1 + is_ipv6 as u8, vrid]
+}
+
 /// Equality of MACs by words, for the same reason as [`Address::same`].
 #[inline(always)]
 #[must_use]
@@ -947,8 +954,29 @@ impl Vip {
     #[must_use]
     #[inline(always)]
     pub const fn traced(mut self, traced: bool) -> Self {
-        self.flags = if traced { Self::TRACED } else { 0 };
+        self.flags &= !Self::TRACED;
+        if traced {
+            self.flags |= Self::TRACED;
+        }
         self
+    }
+
+    /// Bits of the flags before the VRID of a virtual MAC.
+    const VRID_SHIFT: u32 = 24;
+
+    /// The same VIP, claimed by the virtual MAC of the group `vrid`; 0: by the uplink's own.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_virtual_mac(mut self, vrid: u8) -> Self {
+        self.flags &= (1 << Self::VRID_SHIFT) - 1;
+        self.flags |= (vrid as u32) << Self::VRID_SHIFT;
+        self
+    }
+
+    /// VRID of the group whose virtual MAC claims it; 0: none.
+    #[inline(always)]
+    pub const fn vrid(&self) -> u8 {
+        (self.flags >> Self::VRID_SHIFT) as u8
     }
 
     /// Whether somebody traces packets to it.

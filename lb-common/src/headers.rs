@@ -56,6 +56,10 @@ pub struct EthHeader {
 impl EthHeader {
     /// Length in bytes.
     pub const LEN: usize = 14;
+    /// Offset of `dst`.
+    pub const DST: usize = 0;
+    /// Offset of `src`.
+    pub const SRC: usize = 6;
 
     /// Type of what follows, host order.
     #[inline(always)]
@@ -388,6 +392,8 @@ impl ArpPacket {
     pub const REQUEST: [u8; 2] = [0, 1];
     /// `operation` of a reply.
     pub const REPLY: [u8; 2] = [0, 2];
+    /// Offset of `sender_mac`.
+    pub const SENDER_MAC: usize = 8;
 
     /// Whether it is about IPv4 over Ethernet (compared by words, for BPF).
     #[inline(always)]
@@ -464,6 +470,12 @@ impl NdPacket {
     pub const SOLICITATION: u8 = 135;
     /// `kind` of a neighbour advertisement.
     pub const ADVERTISEMENT: u8 = 136;
+    /// Offset of `checksum`.
+    pub const CHECKSUM: usize = 2;
+    /// Type of the option with the sender's MAC (RFC 4861 section 4.6.1), first in a solicitation.
+    pub const SOURCE_MAC: u8 = 1;
+    /// Type of the option with the target's MAC, first in an advertisement.
+    pub const TARGET_MAC: u8 = 2;
 }
 
 /// ICMP (RFC 792) and `ICMPv6` (RFC 4443): what all messages begin with.

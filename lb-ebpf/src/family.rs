@@ -79,6 +79,9 @@ pub(crate) trait Family: 'static {
     /// Offset of source and destination address in the IP header.
     const ADDRESSES: usize;
 
+    /// IPv6, not IPv4.
+    const IS_IPV6: bool;
+
     /// See [`crate::select::stage`].
     fn select(node: u32, backend: u32) -> u64;
     /// See [`crate::select::usable`].
@@ -330,6 +333,7 @@ impl Family for V4 {
     }
 
     const ADDRESS_BITS: u32 = 32;
+    const IS_IPV6: bool = false;
 
     #[inline(always)]
     fn pseudo_sum(src: &[u8; 4], dst: &[u8; 4], length: u32) -> u64 {
@@ -557,6 +561,7 @@ impl Family for V6 {
     }
 
     const ADDRESS_BITS: u32 = 128;
+    const IS_IPV6: bool = true;
 
     #[inline(always)]
     fn pseudo_sum(src: &[u8; 16], dst: &[u8; 16], length: u32) -> u64 {

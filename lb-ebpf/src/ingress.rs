@@ -1,7 +1,7 @@
 //! The ingress pipeline: parse, fence, service, conntrack, select, forward.
 
 use lb_common::{
-    abi::{Address as _, same_mac},
+    abi::{Address as _, Vip, same_mac},
     headers::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
     reason::Reason,
 };
@@ -15,6 +15,7 @@ use crate::{
     packet,
     parse::{self, Ethernet, Transport},
     stages::Stages,
+    vmac,
 };
 
 /// What becomes of a frame of `length` bytes that came in.
@@ -28,7 +29,7 @@ pub(crate) fn ingress<C: Stages<V4> + Stages<V6>>(ctx: &C, length: u64) -> Decis
         ETHERTYPE_IPV4 => ip::<C, V4>(ctx, ethernet, length),
         ETHERTYPE_IPV6 if fence::nd_ingress(ctx, ethernet.l3) => Reason::FencedNd.into(),
         ETHERTYPE_IPV6 => ip::<C, V6>(ctx, ethernet, length),
-        ETHERTYPE_ARP => fence::arp_ingress(ctx, ethernet.l3).into(),
+        ETHERTYPE_ARP => fence::arp_ingress(ctx, ethernet).into(),
         _ => Reason::NotIp.into(),
     }
 }
@@ -49,7 +50,8 @@ fn ip<C: Stages<F>, F: Family>(ctx: &C, ethernet: Ethernet, length: u64) -> Deci
         return Reason::NotVip.into();
     };
     scratch.set_traced(vip.is_traced() || maps::dry_run());
-    let decision = match to_vip::<C, F>(ctx, (l3, length), tags, scratch) {
+    let vip = *vip;
+    let decision = match to_vip::<C, F>(ctx, (l3, length), tags, vip, scratch) {
         Ok(decision) => decision,
         Err(reason) => reason.into(),
     };
@@ -66,6 +68,7 @@ fn to_vip<C: Stages<F>, F: Family>(
     ctx: &C,
     (l3, length): (usize, u64),
     tags: u32,
+    vip: Vip,
     scratch: &mut Scratch<F::Addr>,
 ) -> Result<Decision, Reason> {
     if scratch.is_traced() || log::LOGS {
@@ -78,7 +81,8 @@ fn to_vip<C: Stages<F>, F: Family>(
             Reason::NotOurVlan
         });
     };
-    if !same_mac(&own, &parse::macs(ctx)?.dst) {
+    let to = parse::macs(ctx)?.dst;
+    if !same_mac(&own, &to) && !vmac::take::<C, F>(ctx, vip, &to, own) {
         return Err(Reason::NotOurMac);
     }
     let mut ip = F::locate(ctx, l3)?;

@@ -31,6 +31,7 @@ mod select;
 mod send;
 mod stages;
 mod trace;
+mod vmac;
 
 use aya_ebpf::{
     bindings::{sk_action, tcx_action_base, xdp_action},

@@ -13,9 +13,9 @@ use aya_ebpf::{
     programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::{
-    abi::{Address, FlowKey},
+    abi::{Address, FlowKey, Mac},
     checksum::Delta,
-    headers::Wire,
+    headers::{EthHeader, Wire},
 };
 
 /// A program's view of the frame, implemented by XDP and tc contexts.
@@ -32,6 +32,9 @@ pub(crate) trait Context {
     fn length(&self) -> usize;
     /// VLAN id of a tag that is not in the frame any more; 0: none.
     fn taken_tag(&self) -> u16;
+    /// Have the kernel take the frame for one to `mac`, the interface's own; false if it has no Ethernet
+    /// header.
+    fn address_to(&self, mac: Mac) -> bool;
     /// Cut the frame to `length` bytes; false if that is not possible.
     fn trim(&self, length: usize) -> bool;
     /// Make the first `length` bytes (all, if there are fewer) directly accessible; false if that is
@@ -47,6 +50,9 @@ pub(crate) trait Context {
     /// the pseudo-header, and the device adds the rest.
     fn checksum_is_partial(&self, at: usize, old: [u8; 2]) -> bool;
 }
+
+/// `PACKET_HOST` of `linux/if_packet.h`: a socket buffer's frame is for this node.
+const PACKET_HOST: u32 = 0;
 
 /// Bytes that [`Context::copy`] copies at most: what `bpf_csum_diff` takes on all kernels.
 pub(crate) const CHUNK: usize = 512;
@@ -82,6 +88,12 @@ impl Context for XdpContext {
     #[inline(always)]
     fn taken_tag(&self) -> u16 {
         0
+    }
+
+    /// The kernel looks at the MAC after the program.
+    #[inline(always)]
+    fn address_to(&self, mac: Mac) -> bool {
+        store(self, EthHeader::DST, mac)
     }
 
     #[inline(always)]
@@ -156,6 +168,12 @@ impl Context for TcContext {
         // SAFETY: as in `ifindex`.
         let (present, tci) = unsafe { ((*self.skb.skb).vlan_present, (*self.skb.skb).vlan_tci) };
         if present == 0 { 0 } else { tci as u16 & 0xfff }
+    }
+
+    /// The kernel has looked at the MAC before the program.
+    #[inline(always)]
+    fn address_to(&self, mac: Mac) -> bool {
+        store(self, EthHeader::DST, mac) && self.change_type(PACKET_HOST).is_ok()
     }
 
     #[inline(always)]

@@ -134,6 +134,7 @@ fn config(vip: &str) -> VrrpConfig {
         password: None,
         track: vec![],
         track_defaults: true,
+        use_vmac: false,
         sync_group: None,
         notify: NotifyConfig::default(),
     }

@@ -281,6 +281,9 @@ pub struct VrrpStatus {
     pub name: String,
     /// Interface that the adverts are sent on.
     pub interface: String,
+    /// MAC that the addresses are claimed by, if it is not the interface's.
+    #[serde(default)]
+    pub virtual_mac: Option<String>,
     /// Virtual router id, 1..=255.
     pub vrid: u8,
     /// Protocol version, 2 or 3.
@@ -568,6 +571,39 @@ pub(crate) mod tests {
         }
     }
 
+    fn vrrp() -> VrrpStatus {
+        VrrpStatus {
+            name: "control-plane".into(),
+            interface: "enp0s3".into(),
+            virtual_mac: Some("00:00:5e:00:01:33".into()),
+            vrid: 51,
+            version: 3,
+            state: VrrpState::Active,
+            priority: 200,
+            effective_priority: 180,
+            tracking: vec![TrackStatus {
+                name: "disk".into(),
+                condition: TrackCondition::Number,
+                adds: -20,
+                fault: false,
+                seen: "/run/disk holds -20".into(),
+            }],
+            addresses: vec!["10.0.2.100/24".parse().unwrap()],
+            owner: Some("10.0.2.10".parse().unwrap()),
+            since_ms: 64_000,
+            cause: "no advert for 3.218 s".into(),
+            transitions: 2,
+            lease_remaining_ms: Some(2_750),
+            adverts_sent: 64,
+            adverts_received: 12,
+            adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
+            conflicts: 4,
+            late_timers: 3,
+            late_max_ms: 21,
+            alarms: vec![alarm()],
+        }
+    }
+
     /// A document with a value in every field: three backends, one method and state each.
     pub(crate) fn sample() -> Status {
         Status {
@@ -594,35 +630,7 @@ pub(crate) mod tests {
                 cgroup: Some("/sys/fs/cgroup".into()),
                 warnings: vec!["the apiserver listens on one address".into()],
             },
-            vrrp: vec![VrrpStatus {
-                name: "control-plane".into(),
-                interface: "enp0s3".into(),
-                vrid: 51,
-                version: 3,
-                state: VrrpState::Active,
-                priority: 200,
-                effective_priority: 180,
-                tracking: vec![TrackStatus {
-                    name: "disk".into(),
-                    condition: TrackCondition::Number,
-                    adds: -20,
-                    fault: false,
-                    seen: "/run/disk holds -20".into(),
-                }],
-                addresses: vec!["10.0.2.100/24".parse().unwrap()],
-                owner: Some("10.0.2.10".parse().unwrap()),
-                since_ms: 64_000,
-                cause: "no advert for 3.218 s".into(),
-                transitions: 2,
-                lease_remaining_ms: Some(2_750),
-                adverts_sent: 64,
-                adverts_received: 12,
-                adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
-                conflicts: 4,
-                late_timers: 3,
-                late_max_ms: 21,
-                alarms: vec![alarm()],
-            }],
+            vrrp: vec![vrrp()],
             services: vec![ServiceStatus {
                 name: "apiserver".into(),
                 address: "10.0.2.100".parse().unwrap(),

@@ -145,7 +145,7 @@ fn vrrp(instances: &[VrrpStatus], colour: Colour) -> String {
     for instance in instances {
         table.row([
             Cell::new(&instance.name),
-            Cell::new(&instance.interface),
+            Cell::new(interface(instance)),
             Cell::new(instance.vrid),
             Cell::new(instance.version),
             Cell::new(priority(instance)),
@@ -165,6 +165,14 @@ fn vrrp(instances: &[VrrpStatus], colour: Colour) -> String {
         ]);
     }
     table.render(colour)
+}
+
+/// The interface, and the virtual MAC on it.
+fn interface(vrrp: &VrrpStatus) -> String {
+    match &vrrp.virtual_mac {
+        Some(mac) => format!("{} ({mac})", vrrp.interface),
+        None => vrrp.interface.clone(),
+    }
 }
 
 /// What changes priorities; nothing if nothing does.

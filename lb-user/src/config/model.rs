@@ -18,7 +18,10 @@ pub use self::health::{
 };
 pub use self::notify::{GroupConfig, NotifyConfig};
 use ipnet::IpNet;
-use lb_common::headers::{IPPROTO_TCP, IPPROTO_UDP};
+use lb_common::{
+    abi::{Mac, virtual_mac},
+    headers::{IPPROTO_TCP, IPPROTO_UDP},
+};
 
 /// Everything that one xvip needs to know. Immutable: a reload makes a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +152,8 @@ pub struct VrrpConfig {
     pub track: Vec<Tracked>,
     /// Whether the interface, the data plane on it and the services' backends are tracked.
     pub track_defaults: bool,
+    /// Whether the addresses are claimed by the group's virtual MAC, not by the interface's.
+    pub use_vmac: bool,
     /// Instances with the same group belong together: see [`crate::core::controller`].
     pub sync_group: Option<String>,
     /// Who is told of changes of its state.
@@ -159,6 +164,12 @@ impl VrrpConfig {
     /// Whether the other one is of the same group, or is this one.
     pub fn moves_with(&self, other: &Self) -> bool {
         self.name == other.name || self.sync_group.is_some() && self.sync_group == other.sync_group
+    }
+
+    /// MAC that the addresses are claimed by, if it is not the interface's.
+    pub fn virtual_mac(&self) -> Option<Mac> {
+        self.use_vmac
+            .then(|| virtual_mac(self.vrid.get(), self.is_ipv6()))
     }
 
     /// Whether the addresses are IPv6.

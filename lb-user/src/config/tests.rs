@@ -233,6 +233,7 @@ fn reads_the_example() {
             password: Some(Password(*b"pass1122")),
             track: vec![],
             track_defaults: true,
+            use_vmac: false,
             sync_group: None,
             notify: NotifyConfig::default(),
         }],

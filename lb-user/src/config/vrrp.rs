@@ -87,6 +87,7 @@ pub(super) fn read(
     let references = track::read_references(&mut table);
     let tracked = track::resolve(table.report(), &references, tracks);
     let track_defaults = table.get_or("track_defaults", true, Value::boolean);
+    let use_vmac = table.get_or("use_vmac", false, Value::boolean);
     let sync_group = table
         .get("sync_group")
         .and_then(|value| value.text("control-plane", value::name));
@@ -115,6 +116,7 @@ pub(super) fn read(
             track_defaults: track_defaults?,
             sync_group: sync_group.clone(),
             notify: notify.clone()?,
+            use_vmac: use_vmac?,
         })
     };
     VrrpDraft {

@@ -137,14 +137,14 @@ pub fn plans(config: &Config, network: &Network) -> Vec<Plan> {
     }
     for plan in &mut plans {
         let carrier = network.at(plan.carrier);
-        (plan.modes, plan.passed_over) = modes(config.node.attach, plan, carrier);
+        (plan.modes, plan.passed_over) = modes(config, plan, carrier);
     }
     plans
 }
 
 /// The modes to be tried, and why others are not.
-fn modes(wanted: AttachMode, plan: &Plan, carrier: Option<&Interface>) -> (Vec<Mode>, Vec<String>) {
-    let name = &plan.name;
+fn modes(config: &Config, plan: &Plan, carrier: Option<&Interface>) -> (Vec<Mode>, Vec<String>) {
+    let (name, wanted) = (&plan.name, config.node.attach);
     if let Some(interface) = blind(plan, carrier) {
         let why = format!(
             "{name} takes VLAN tags out of the frames in hardware, so XDP cannot tell those of \
@@ -170,7 +170,10 @@ fn modes(wanted: AttachMode, plan: &Plan, carrier: Option<&Interface>) -> (Vec<M
             Some(why) => (vec![Mode::Tc, Mode::Generic], vec![why]),
             None => (vec![Mode::Native, Mode::Tc, Mode::Generic], vec![]),
         },
-        AttachMode::Native => (vec![Mode::Native], vec![]),
+        AttachMode::Native => match undeliverable(config, plan, carrier) {
+            Some(why) => (vec![], vec![why]),
+            None => (vec![Mode::Native], vec![]),
+        },
         AttachMode::Tc => (vec![Mode::Tc], vec![]),
         AttachMode::Generic => (vec![Mode::Generic], vec![]),
     }
@@ -185,6 +188,24 @@ fn unsuited(name: &str, carrier: Option<&Interface>) -> Option<String> {
         )),
         LinkKind::Other | LinkKind::Vlan(_) => None,
     }
+}
+
+/// Why frames for a virtual MAC would not reach the kernel's stack: a veth pair looks at the MAC of a
+/// frame before its native XDP program, and at the new one only to find more to refuse
+/// (`veth_xdp_rcv_skb` of Linux 6.18).
+fn undeliverable(config: &Config, plan: &Plan, carrier: Option<&Interface>) -> Option<String> {
+    let vmac = |name: &str| {
+        let mut instances = config.vrrp.iter();
+        instances.any(|vrrp| vrrp.use_vmac && vrrp.interface == name)
+    };
+    let used = plan.places.iter().any(|place| vmac(&place.interface));
+    (used && carrier?.kind == LinkKind::Veth).then(|| {
+        let name = &plan.name;
+        format!(
+            "{name} is one end of a veth pair, which drops frames for a virtual MAC (vrrp.use_vmac) \
+             behind native XDP"
+        )
+    })
 }
 
 /// The plans where carriers work together: native XDP cannot send a packet out of an interface
@@ -319,6 +340,20 @@ mod tests {
             plans[0].note(Mode::Tc, &refused).unwrap(),
             "native XDP was refused (Operation not supported), so tc is used"
         );
+    }
+
+    /// Native XDP on a veth pair cannot hand on what is sent to a virtual MAC; a card's can.
+    #[test]
+    fn virtual_macs_need_another_mode_on_veth() {
+        let native = |kind, use_vmac| {
+            let mut config = config(&["eth0"], AttachMode::Native);
+            config.vrrp[0].use_vmac = use_vmac;
+            let plans = plans(&config, &network(&[link(ETH0, "eth0", kind)]));
+            plans[0].modes.clone()
+        };
+        assert_eq!(native(LinkKind::Veth, false), [Mode::Native]);
+        assert_eq!(native(LinkKind::Veth, true), []);
+        assert_eq!(native(LinkKind::Other, true), [Mode::Native]);
     }
 
     /// What is asked for is what is tried, and needs no excuse.

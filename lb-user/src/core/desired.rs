@@ -633,19 +633,24 @@ fn peers(facts: &Facts<'_>, tables: &mut Tables) {
 
 /// Every address of every VRRP instance with its lease, and services' addresses without one.
 fn vips(facts: &Facts<'_>, tables: &mut Tables) {
-    let mut insert = |address: IpAddr, lease: u32| {
+    let mut insert = |address: IpAddr, vip: Vip| {
         match address {
-            IpAddr::V4(ip) => tables.v4.vips.entry(ip.octets()).or_insert(Vip::new(lease)),
-            IpAddr::V6(ip) => tables.v6.vips.entry(ip.octets()).or_insert(Vip::new(lease)),
+            IpAddr::V4(ip) => tables.v4.vips.entry(ip.octets()).or_insert(vip),
+            IpAddr::V6(ip) => tables.v6.vips.entry(ip.octets()).or_insert(vip),
         };
     };
     for (instance, lease) in facts.config.vrrp.iter().zip(&facts.leases) {
+        let vrid = if instance.use_vmac {
+            instance.vrid.get()
+        } else {
+            0
+        };
         for net in &instance.addresses {
-            insert(net.addr(), *lease);
+            insert(net.addr(), Vip::new(*lease).with_virtual_mac(vrid));
         }
     }
     for service in &facts.config.services {
-        insert(service.address, 0);
+        insert(service.address, Vip::new(0));
     }
 }
 

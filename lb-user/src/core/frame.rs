@@ -1,4 +1,5 @@
-//! A packet of a client as a frame, for a question about what would become of it.
+//! Frames that are made in user space: a packet of a client, for a question about what would become of
+//! it, and a VRRP advert that leaves from a virtual MAC.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,6 +11,8 @@ use lb_common::{
         Ipv4Header, TcpHeader,
     },
 };
+
+use super::vrrp::packet;
 
 /// TTL and hop limit, as most stacks begin with.
 const TTL: u8 = 64;
@@ -63,23 +66,24 @@ pub fn packet(
 ) -> Option<Vec<u8>> {
     let mut frame = [link.to, link.from].concat();
     push_tags(&mut frame, link.tags);
+    let class = Class {
+        traffic: 0,
+        ttl: TTL,
+        protocol: transport.protocol(),
+    };
     match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let (from, to) = (from.octets(), to.octets());
             let message = message(source, destination, (&from, &to), transport);
             frame.extend(ETHERTYPE_IPV4.to_be_bytes());
-            frame.extend(ipv4(from, to, transport.protocol(), message.len()));
+            frame.extend(ipv4(from, to, class, message.len()));
             frame.extend(message);
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let (from, to) = (from.octets(), to.octets());
             let message = message(source, destination, (&from, &to), transport);
             frame.extend(ETHERTYPE_IPV6.to_be_bytes());
-            frame.extend([0x60, 0, 0, 0]);
-            frame.extend(length(message.len()));
-            frame.extend([transport.protocol(), TTL]);
-            frame.extend(from);
-            frame.extend(to);
+            frame.extend(ipv6(from, to, class, message.len()));
             frame.extend(message);
         }
         _ => return None,
@@ -106,16 +110,67 @@ fn length(bytes: usize) -> [u8; 2] {
     u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
 }
 
-fn ipv4(from: [u8; 4], to: [u8; 4], protocol: u8, data: usize) -> Vec<u8> {
-    let mut header = vec![0x45, 0];
+/// What IP headers have beside addresses and lengths.
+#[derive(Clone, Copy)]
+struct Class {
+    /// Type of service or traffic class.
+    traffic: u8,
+    /// TTL or hop limit.
+    ttl: u8,
+    /// IP protocol number.
+    protocol: u8,
+}
+
+fn ipv4(from: [u8; 4], to: [u8; 4], class: Class, data: usize) -> Vec<u8> {
+    let mut header = vec![0x45, class.traffic];
     header.extend(length(Ipv4Header::LEN + data));
     // No fragment, and never to become one.
-    header.extend([0, 0, 0x40, 0, TTL, protocol, 0, 0]);
+    header.extend([0, 0, 0x40, 0, class.ttl, class.protocol, 0, 0]);
     header.extend(from);
     header.extend(to);
     let sum = checksum::checksum(&header);
     set(&mut header, Ipv4Header::CHECKSUM, sum);
     header
+}
+
+fn ipv6(from: [u8; 16], to: [u8; 16], class: Class, data: usize) -> Vec<u8> {
+    let mut header = vec![0x60 | class.traffic >> 4, class.traffic << 4, 0, 0];
+    header.extend(length(data));
+    header.extend([class.protocol, class.ttl]);
+    header.extend(from);
+    header.extend(to);
+    header
+}
+
+/// The frame of a VRRP message (its checksum included) from `source` to the group `group` (RFC 9568
+/// section 5.1), from the MAC `from`; `None` if the two are of different families. Traffic class CS6:
+/// it must get through where other traffic queues.
+pub fn advert(from: Mac, source: IpAddr, group: IpAddr, message: &[u8]) -> Option<Vec<u8>> {
+    let class = Class {
+        traffic: 0xc0,
+        ttl: packet::TTL,
+        protocol: packet::PROTOCOL,
+    };
+    let mut frame = Vec::new();
+    match (source, group) {
+        (IpAddr::V4(source), IpAddr::V4(group)) => {
+            // RFC 1112 section 6.4.
+            let [_, b, c, d] = group.octets();
+            frame.extend([[0x01, 0x00, 0x5e, b & 0x7f, c, d], from].concat());
+            frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+            frame.extend(ipv4(source.octets(), group.octets(), class, message.len()));
+        }
+        (IpAddr::V6(source), IpAddr::V6(group)) => {
+            // RFC 2464 section 7.
+            let [.., a, b, c, d] = group.octets();
+            frame.extend([[0x33, 0x33, a, b, c, d], from].concat());
+            frame.extend(ETHERTYPE_IPV6.to_be_bytes());
+            frame.extend(ipv6(source.octets(), group.octets(), class, message.len()));
+        }
+        _ => return None,
+    }
+    frame.extend(message);
+    Some(frame)
 }
 
 /// Transport header with its checksum.
@@ -235,6 +290,36 @@ mod tests {
         assert_eq!(frame(7)[12..18], [0x81, 0, 0, 7, 8, 0]);
         let two = frame(7 | 9 << 16);
         assert_eq!(two[12..22], [0x88, 0xa8, 0, 7, 0x81, 0, 0, 9, 8, 0]);
+    }
+
+    /// Adverts as RFC 9568 section 5.1 wants them: group, TTL, virtual MAC.
+    #[test]
+    fn adverts_from_a_virtual_mac() {
+        let mac = [0, 0, 0x5e, 0, 1, 51];
+        let [v4, v6] = [
+            ("10.0.2.10", IpAddr::V4(packet::GROUP_V4)),
+            ("fe80::1", IpAddr::V6(packet::GROUP_V6)),
+        ]
+        .map(|(source, group)| {
+            advert(mac, source.parse().unwrap(), group, &[0x31, 51, 100, 0]).unwrap()
+        });
+        let head = [1, 0, 0x5e, 0, 0, 18, 0, 0, 0x5e, 0, 1, 51, 8, 0];
+        assert_eq!(v4[..14], head);
+        assert_eq!(v4[14..24], [0x45, 0xc0, 0, 24, 0, 0, 0x40, 0, 255, 112]);
+        assert_eq!(checksum::checksum(&v4[14..34]), 0);
+        assert_eq!(v4[26..], [10, 0, 2, 10, 224, 0, 0, 18, 0x31, 51, 100, 0]);
+        let head = [0x33, 0x33, 0, 0, 0, 18, 0, 0, 0x5e, 0, 1, 51, 0x86, 0xdd];
+        assert_eq!(v6[..14], head);
+        assert_eq!(v6[14..22], [0x6c, 0, 0, 0, 0, 4, 112, 255]);
+        assert_eq!(v6[38..54], packet::GROUP_V6.octets());
+        assert_eq!(v6[54..], [0x31, 51, 100, 0]);
+        let mixed = advert(
+            mac,
+            IpAddr::V4([10, 0, 2, 10].into()),
+            IpAddr::V6(packet::GROUP_V6),
+            &[],
+        );
+        assert_eq!(mixed, None);
     }
 
     /// A packet has one family.

@@ -33,4 +33,5 @@ pub mod status;
 pub mod sysctl;
 pub mod undo;
 pub mod users;
+mod virtual_macs;
 pub mod vrrp_socket;

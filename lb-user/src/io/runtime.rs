@@ -49,6 +49,7 @@ use super::{
     sysctl::SysctlError,
     undo::{self, Undo},
     users::{self, UserError},
+    virtual_macs::VirtualMacs,
     vrrp_socket::{Received, VrrpSocket, VrrpSocketError},
 };
 use crate::{
@@ -58,7 +59,7 @@ use crate::{
         server::{AdminRequest, AdminServer, BindError, Limits},
         vrrp_targets,
     },
-    config::model::{Config, OnQuorumLoss},
+    config::model::{Config, OnQuorumLoss, VrrpConfig},
     core::{
         attach::{self, Attachment, Mode, Plan},
         controller::{Action, Controller, Event, Input, VIP_LIFETIME},
@@ -212,6 +213,7 @@ struct Engine {
     operator_file: OperatorFile,
     notifier: Notifier,
     realtime: Realtime,
+    virtual_macs: VirtualMacs,
 }
 
 impl Engine {
@@ -300,6 +302,7 @@ impl Engine {
             operator_file,
             notifier,
             realtime: Realtime::of_this_thread(probe_runtime)?,
+            virtual_macs: VirtualMacs::default(),
         };
         engine.take_outcome(outcome);
         // Loading programs took its time: from here on no call takes long.
@@ -319,6 +322,8 @@ impl Engine {
             if self.controller.is_stopping() {
                 // Nobody waits for this node any more.
                 self.notifier.finish().await;
+                let result = self.virtual_macs.clear(&mut self.netlink);
+                warn_of("cannot give up a virtual MAC", result);
                 info!("xvip stops; the data plane goes on (xvip detach removes it)");
                 return Ok(());
             }
@@ -561,6 +566,10 @@ impl Engine {
         }
         // Bound to an interface that may be gone.
         self.announcers.clear();
+        let config = self.controller.vrrp_config(instance);
+        let place = ifindex.zip(config.and_then(VrrpConfig::virtual_mac));
+        let result = self.virtual_macs.place(&mut self.netlink, instance, place);
+        warn_of("cannot have a virtual MAC received", result);
         if ifindex.is_none() {
             return;
         }
@@ -1066,6 +1075,15 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
         if managed.contains(&address) || own.ours && vips.contains(&address) {
             netlink.remove_address(own.ifindex, own.net)?;
             removed.push(format!("address {}", own.net));
+        }
+    }
+    for link in netlink.links()? {
+        let here = config
+            .vrrp
+            .iter()
+            .filter(|vrrp| vrrp.interface == link.name);
+        for mac in here.filter_map(VrrpConfig::virtual_mac) {
+            netlink.ignore_mac(link.ifindex, mac)?;
         }
     }
     for neighbour in netlink

@@ -136,6 +136,7 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
     Some(VrrpStatus {
         name: config.name.clone(),
         interface: config.interface.clone(),
+        virtual_mac: config.virtual_mac().map(format_mac),
         vrid: config.vrid.get(),
         version: match config.version {
             VrrpVersion::V2 => 2,

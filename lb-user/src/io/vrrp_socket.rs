@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::Mac;
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -29,11 +30,15 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Typ
 use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::packet_socket::{PacketError, PacketSocket};
 use crate::{
     config::model::{V3Checksum, VrrpConfig},
-    core::vrrp::{
-        Advert, RxMeta,
-        packet::{self, GROUP_V4, GROUP_V6, TTL},
+    core::{
+        frame,
+        vrrp::{
+            Advert, RxMeta,
+            packet::{self, GROUP_V4, GROUP_V6, TTL},
+        },
     },
 };
 
@@ -70,6 +75,9 @@ pub enum VrrpSocketError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// No packets can be sent from the virtual MAC.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
     /// Receiving failed.
     #[error("receive adverts: {0}")]
     Receive(#[source] io::Error),
@@ -104,6 +112,8 @@ pub struct VrrpSocket {
     /// The group, or the unicast peers.
     destinations: Vec<IpAddr>,
     checksum: V3Checksum,
+    /// Adverts to the group leave from the virtual MAC, which an IP socket cannot do.
+    from_vmac: Option<(Mac, PacketSocket)>,
 }
 
 impl VrrpSocket {
@@ -141,7 +151,13 @@ impl VrrpSocket {
             config.unicast_peers.clone()
         };
         let fd = register(socket).map_err(step("register with the runtime"))?;
+        let multicast = config.unicast_peers.is_empty();
+        let from_vmac = match config.virtual_mac().filter(|_| multicast) {
+            Some(mac) => Some((mac, PacketSocket::open(ifindex.get())?)),
+            None => None,
+        };
         Ok(Self {
+            from_vmac,
             fd,
             ifindex,
             source,
@@ -191,13 +207,13 @@ impl VrrpSocket {
             let message = packet::emit(advert, self.source, destination, self.checksum);
             match self.send_to(&message, destination) {
                 Ok(()) => sent += 1,
-                Err(errno) => failure = Some((destination, errno)),
+                Err(error) => failure = Some((destination, error)),
             }
         }
         match failure {
-            Some((destination, errno)) if sent == 0 => Err(VrrpSocketError::Send {
+            Some((destination, source)) if sent == 0 => Err(VrrpSocketError::Send {
                 destination,
-                source: errno.into(),
+                source,
             }),
             _ => Ok(Sent {
                 sent,
@@ -206,7 +222,12 @@ impl VrrpSocket {
         }
     }
 
-    fn send_to(&self, message: &[u8], destination: IpAddr) -> Result<(), Errno> {
+    fn send_to(&self, message: &[u8], destination: IpAddr) -> Result<(), io::Error> {
+        if let Some((mac, socket)) = &self.from_vmac {
+            let frame = frame::advert(*mac, self.source, destination, message);
+            let frame = frame.ok_or(Errno::EAFNOSUPPORT)?;
+            return socket.send(&frame).map_err(io::Error::other);
+        }
         match (self.source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let info = libc::in_pktinfo {
@@ -230,7 +251,7 @@ impl VrrpSocket {
                 let to = SockaddrIn6::from(SocketAddrV6::new(destination, 0, 0, scope));
                 self.send_message(message, &ControlMessage::Ipv6PacketInfo(&info), &to)
             }
-            _ => Err(Errno::EAFNOSUPPORT),
+            _ => Err(Errno::EAFNOSUPPORT.into()),
         }
     }
 
@@ -239,11 +260,12 @@ impl VrrpSocket {
         message: &[u8],
         info: &ControlMessage,
         to: &impl SockaddrLike,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), io::Error> {
         let fd = self.fd.get_ref().as_raw_fd();
         let parts = [IoSlice::new(message)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg(fd, &parts, std::slice::from_ref(info), flags, Some(to)).map(|_| ())
+        sendmsg(fd, &parts, std::slice::from_ref(info), flags, Some(to))?;
+        Ok(())
     }
 }
 

@@ -39,4 +39,5 @@ mod sources;
 mod udp;
 mod verifier;
 mod vlan;
+mod vmac;
 mod world;

@@ -269,7 +269,12 @@ impl<F: Family> World<F> {
 
     /// `addr` is a VIP fenced by lease `lease` (0: unmanaged).
     pub(crate) fn vip(&mut self, addr: F::Addr, lease: u32) {
-        self.insert(&Self::map("vips"), addr, Vip::new(lease));
+        self.write_vip(addr, Vip::new(lease));
+    }
+
+    /// `addr` is a VIP.
+    pub(crate) fn write_vip(&mut self, addr: F::Addr, vip: Vip) {
+        self.insert(&Self::map("vips"), addr, vip);
     }
 
     /// Write a lease.

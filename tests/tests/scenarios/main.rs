@@ -36,4 +36,5 @@ mod tracking;
 mod turns;
 mod udp;
 mod uplinks;
+mod vmac;
 mod vrrp;

@@ -3,12 +3,16 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use lb_common::abi::Mac;
 
 use super::{Action, Controller, Event, VIP_RENEWAL};
-use crate::core::{
-    desired,
-    network::{Interface, InterfaceAddress, Network},
-    time::Timestamp,
+use crate::{
+    config::model::VrrpConfig,
+    core::{
+        desired,
+        network::{Interface, InterfaceAddress, Network},
+        time::Timestamp,
+    },
 };
 
 /// What this node's addresses shall be.
@@ -48,6 +52,12 @@ fn as_added(net: &IpNet) -> IpNet {
         IpNet::V4(_) => *net,
         IpNet::V6(net) => IpNet::from(IpAddr::from(net.addr())),
     }
+}
+
+/// Where the neighbours are told to find an instance's addresses: index of the interface, and MAC.
+fn place(network: &Network, config: &VrrpConfig) -> Option<(u32, Mac)> {
+    let (ifindex, own) = network.place(&config.interface)?;
+    Some((ifindex, config.virtual_mac().unwrap_or(own)))
 }
 
 impl Controller {
@@ -160,7 +170,7 @@ impl Controller {
         else {
             return;
         };
-        role.announced = self.network.place(&config.interface);
+        role.announced = place(&self.network, config);
         if let Some((ifindex, mac)) = role.announced {
             self.actions.push_back(Action::Announce {
                 ifindex,
@@ -176,7 +186,7 @@ impl Controller {
             let role = self.roles.get(*position);
             let config = self.config.vrrp.get(*position);
             role.zip(config).is_some_and(|(role, config)| {
-                role.owns_at(now) && role.announced != self.network.place(&config.interface)
+                role.owns_at(now) && role.announced != place(&self.network, config)
             })
         };
         let moved: Vec<_> = (0..self.roles.len()).filter(moved).collect();

@@ -174,7 +174,7 @@ pub enum Action {
     Announce {
         /// Interface index.
         ifindex: u32,
-        /// The interface's MAC.
+        /// The interface's MAC, or the group's virtual one.
         mac: Mac,
         /// What is announced.
         addresses: Vec<IpAddr>,

@@ -238,7 +238,14 @@ fn same_router(a: &VrrpConfig, b: &VrrpConfig) -> bool {
 
 /// Whether the socket of one is none for the other.
 fn needs_socket(old: &VrrpConfig, new: &VrrpConfig) -> bool {
-    let of = |config: &VrrpConfig| (config.version, config.unicast_source, config.v3_checksum);
+    let of = |config: &VrrpConfig| {
+        (
+            config.version,
+            config.unicast_source,
+            config.v3_checksum,
+            config.use_vmac,
+        )
+    };
     of(old) != of(new) || old.unicast_peers != new.unicast_peers
 }
 

@@ -537,6 +537,18 @@ fn vips_have_their_leases() {
     assert!(desired.tables.v6.vips.values().eq([&Vip::new(2)]));
 }
 
+/// The VIPs of an instance with a virtual MAC have its VRID, those of another one have none.
+#[test]
+fn vips_have_their_virtual_macs() {
+    let mut world = World::master10(&format!("{APISERVER}{APISERVER6}"));
+    world.config.vrrp[0].use_vmac = true;
+    let vrid = world.config.vrrp[0].vrid.get();
+    let desired = world.converge();
+    let v4 = desired.tables.v4.vips.values();
+    assert!(v4.eq([&Vip::new(1).with_virtual_mac(vrid)]));
+    assert!(desired.tables.v6.vips.values().eq([&Vip::new(2)]));
+}
+
 /// A node carries the VIPs of the services that have a backend on it.
 #[test]
 fn loopback_vips_are_those_with_a_backend_here() {

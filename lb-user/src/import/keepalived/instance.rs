@@ -175,12 +175,30 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
         "garp_master_delay" | "garp_master_refresh" | "garp_master_refresh_repeat" => {
             lines.garp.extend(globals::announcement(statement, ledger));
         }
+        "use_vmac" => virtual_mac(statement, ledger, lines),
         "virtual_ipaddress" => addresses(statement, ledger, lines, false),
         "virtual_ipaddress_excluded" => addresses(statement, ledger, lines, true),
         keyword => {
             if let Some(known) = words::instance(keyword) {
                 claim_all(statement, &known, ledger);
             }
+        }
+    }
+}
+
+/// `use_vmac [NAME] [MAC]`.
+fn virtual_mac(statement: &Statement, ledger: &Ledger, lines: &mut Lines) {
+    let key = Key::new("use_vmac", "true", &statement.first(1));
+    if lines.keys.iter().any(|known| known.name() == key.name()) {
+        return ledger.none(&statement.ids(), "it stands there already");
+    }
+    lines.keys.push(key);
+    for (at, id) in statement.ids().into_iter().enumerate().skip(1) {
+        if statement.word(at).contains(':') {
+            let what = "xvip's virtual MAC is that of RFC 9568: 00:00:5e:00:01:VRID, or 00:00:5e:00:02:VRID";
+            ledger.by_hand(&[id], what);
+        } else {
+            ledger.none(&[id], "xvip needs no interface for a virtual MAC");
         }
     }
 }
@@ -519,7 +537,7 @@ fn address(
                 "xvip adds every VIP alike: with a lifetime, and never as source of the node's own traffic",
             ),
             "no_track" => ledger.none(&ids, "xvip repairs what others remove"),
-            "use_vmac" => ledger.none(&ids, "xvip has no virtual MAC"),
+            "use_vmac" => ledger.by_hand(&ids, "write vrrp.use_vmac for all addresses of the instance"),
             "peer" | "track_group" => ledger.by_hand(&ids, "xvip has no point-to-point addresses"),
             _ => {}
         }

@@ -45,8 +45,8 @@ const PRIORITY_CHANGES: &str =
     "xvip tells of changes of state only: the log has those of priorities";
 const ROUTES: &str = "xvip moves addresses only, no routes and no rules: add them to the system's \
                       network configuration";
-const VMAC: &str = "xvip has no virtual MAC: the VIP uses the interface's, and neighbours learn of a \
-                    move by gratuitous ARP and unsolicited NA";
+const VMAC: &str = "xvip makes no interface for a virtual MAC: adverts to the group leave from it, and all \
+                    else from vrrp.interface's own";
 const LVS: &str = "xvip does not use IPVS";
 
 /// Words of a section's beginning.
@@ -235,7 +235,8 @@ fn global_more(keyword: &str) -> Option<Known> {
 /// Words of `vrrp_instance` and `vrrp_sync_group`.
 pub(super) fn instance(keyword: &str) -> Option<Known> {
     Some(match keyword {
-        "use_vmac" | "use_vmac_addr" | "vmac_xmit_base" | "use_ipvlan" => Known::Nothing(VMAC),
+        "use_vmac_addr" | "vmac_xmit_base" => Known::Nothing(VMAC),
+        "use_ipvlan" => Known::Nothing("xvip adds the addresses to vrrp.interface itself"),
         "native_ipv6" => Known::Nothing("the addresses tell the family"),
         "dont_track_primary" => Known::Nothing(
             "an owner whose interface is down is heard by nobody, and others take over",

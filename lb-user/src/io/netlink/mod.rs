@@ -22,7 +22,7 @@ use netlink_packet_route::{
         AddressScope, CacheInfo,
     },
     link::LinkMessage,
-    neighbour::{NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage},
+    neighbour::{self, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage},
     route::{RouteAttribute, RouteMessage},
 };
 use nix::errno::Errno;
@@ -112,6 +112,28 @@ impl Netlink {
     pub fn remove_address(&mut self, ifindex: u32, net: IpNet) -> Result<(), NetlinkError> {
         let request = format!("remove address {net} from link {ifindex}");
         let message = RouteNetlinkMessage::DelAddress(address_message(ifindex, net));
+        match self.socket.request(message, 0, &request) {
+            Err(error) if is_absent(&error) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Has a link's hardware receive frames for one more MAC (`bridge fdb add MAC dev LINK self`). That it
+    /// does already is success.
+    pub fn receive_mac(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), NetlinkError> {
+        let request = format!("have link {ifindex} receive frames for another MAC");
+        let message = RouteNetlinkMessage::NewNeighbour(mac_message(ifindex, mac));
+        match self.socket.request(message, NLM_F_CREATE, &request) {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Undoes [`receive_mac`](Self::receive_mac). That it was not done, or that the link is gone, is
+    /// success.
+    pub fn ignore_mac(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), NetlinkError> {
+        let request = format!("no longer have link {ifindex} receive frames for another MAC");
+        let message = RouteNetlinkMessage::DelNeighbour(mac_message(ifindex, mac));
         match self.socket.request(message, 0, &request) {
             Err(error) if is_absent(&error) => Ok(()),
             result => result.map(drop),
@@ -288,6 +310,19 @@ fn neighbour_message(ifindex: u32, addr: IpAddr) -> NeighbourMessage {
     message
         .attributes
         .push(NeighbourAttribute::Destination(addr.into()));
+    message
+}
+
+fn mac_message(ifindex: u32, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = ifindex;
+    // Of the link itself, not of the bridge that it may be a port of.
+    message.header.flags = NeighbourFlags::Own;
+    message.header.state = neighbour::NeighbourState::Permanent;
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
     message
 }
 

@@ -49,6 +49,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         password: None,
         track: vec![],
         track_defaults: true,
+        use_vmac: false,
         sync_group: None,
         notify: NotifyConfig::default(),
     }
