@@ -125,6 +125,7 @@ fn config(vip: &str) -> VrrpConfig {
         advert_interval: AdvertInterval::from_centis(10).unwrap(),
         preempt: true,
         preempt_delay: Duration::ZERO,
+        startup_delay: Duration::ZERO,
         addresses: vec![vip.parse().unwrap()],
         unicast_source: None,
         unicast_peers: vec![],

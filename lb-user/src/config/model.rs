@@ -132,6 +132,8 @@ pub struct VrrpConfig {
     pub preempt: bool,
     /// How long a higher-priority Backup hears a lower-priority Active before it takes over.
     pub preempt_delay: Duration,
+    /// How long it is Backup after its start, whatever it hears.
+    pub startup_delay: Duration,
     /// Virtual addresses with prefix length, all of one family; at least one.
     pub addresses: Vec<IpNet>,
     /// Source address of adverts; default: the interface's first address of the family
@@ -262,12 +264,22 @@ pub enum TrackSubject {
         /// How many there must be.
         at_least: NonZeroU32,
     },
+    /// A program ends with status 0.
+    Command {
+        /// What is run.
+        command: CommandConfig,
+        /// Time that a run may take.
+        timeout: Duration,
+    },
 }
 
 impl TrackSubject {
     /// Whether somebody has to look at it again and again.
     pub const fn is_polled(&self) -> bool {
-        matches!(self, Self::File(_) | Self::Process { .. })
+        matches!(
+            self,
+            Self::File(_) | Self::Process { .. } | Self::Command { .. }
+        )
     }
 }
 

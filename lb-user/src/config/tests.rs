@@ -224,6 +224,7 @@ fn reads_the_example() {
             advert_interval: AdvertInterval::from_centis(100).unwrap(),
             preempt: true,
             preempt_delay: Duration::ZERO,
+            startup_delay: Duration::ZERO,
             addresses: vec!["10.0.2.100/24".parse().unwrap()],
             unicast_source: Some(ip("10.0.2.10")),
             unicast_peers: vec![ip("10.0.2.11")],
@@ -553,7 +554,7 @@ fn refuses_wrong_tracking() {
     let found = errors(&text);
     for expected in [
         "track[0].service: no [[service]] is named \"etcd\"; name the service whose backends count",
-        "track[0].interval: is not used by this type; remove it or write type = \"file\" or \"process\"",
+        "track[0].interval: is not used by this type; remove it or write type = \"file\", \"process\" or \"command\"",
         "track[1].weight: 255 is out of range; write -254..254",
         "track[1].at_least: is not used by this type; remove it or write type = \"process\"",
         "track[2].file: is not used by this type; remove it or write type = \"file\"",
@@ -561,7 +562,7 @@ fn refuses_wrong_tracking() {
          path, such as \"kube-apiserver\"",
         "track[2].name: \"disk\" is already the name of track[1]; choose another",
         "track[3].type: \"script\" is not known; write \"local_backend\", \"any_backend\", \"interface\", \
-         \"file\" or \"process\"",
+         \"file\", \"process\" or \"command\"",
         "vrrp[0].track[1]: \"own\" is there already; write it once",
         "vrrp[0].track[2]: no [[track]] is named \"lost\"; add one, or write another name",
         "vrrp[0].track[3].weight: -254 is out of range; write -253..253",
@@ -1129,4 +1130,61 @@ fn check_errors(text: &str) {
         assert!(error.column >= 1 && !error.problem.is_empty());
         assert_ne!(error.problem, "refused without a reason");
     }
+}
+
+/// Programs that are told of changes, and the one that is asked: each with its user and its time.
+#[test]
+fn reads_programs() {
+    let sections = "\n\
+        [[sync_group]]\nname = \"both\"\nnotify = { any = [\"/etc/check\", \"x\"], user = \"root\" }\n\
+        [[track]]\nname = \"asked\"\ntype = \"command\"\ncommand = [\"/etc/check\"]\ninterval = \"5s\"\n";
+    let keys = "vrid = 51\nsync_group = \"both\"\nstartup_delay = \"10s\"\n\
+        notify = { active = [\"/etc/check\"], timeout = \"5s\" }";
+    let config = read(&edited(&[("#end", sections), ("vrid = 51", keys)])).unwrap();
+    let command = |arguments: &[&str], user: &str| CommandConfig {
+        program: PathBuf::from("/etc/check"),
+        arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+        user: user.to_owned(),
+    };
+    let own = &config.vrrp[0].notify;
+    assert_eq!(own.active, Some(command(&[], "nobody")));
+    assert_eq!((&own.any, own.timeout), (&None, Duration::from_secs(5)));
+    assert_eq!(config.vrrp[0].startup_delay, Duration::from_secs(10));
+    let group = &config.groups[0];
+    assert_eq!(group.notify.any, Some(command(&["x"], "root")));
+    assert_eq!(group.notify.timeout, Duration::from_secs(30));
+    let asked = TrackSubject::Command {
+        command: command(&[], "nobody"),
+        timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.tracks[0].subject, asked);
+}
+
+/// What is wrong with programs is said where it stands.
+#[test]
+fn refuses_wrong_programs() {
+    let sections = "\n\
+        [[sync_group]]\nname = \"nobody\"\n\
+        [[track]]\nname = \"asked\"\ntype = \"command\"\n\
+        [[track]]\nname = \"disk\"\ntype = \"file\"\nfile = \"/run/disk\"\ntimeout = \"1s\"\n";
+    let keys = "vrid = 51\nnotify = { active = [], backup = [\"check\"], up = 1 }";
+    let found = errors(&edited(&[("#end", sections), ("vrid = 51", keys)]));
+    for expected in [
+        "sync_group[0].name: no [[vrrp]] has sync_group = \"nobody\"; write it into those that belong \
+         together",
+        "track[0].command: is missing; write command = \"...\": this type needs it",
+        "track[1].timeout: is not used by this type; remove it or write type = \"command\"",
+        "vrrp[0].notify.active: is empty; write the program and its arguments, such as \
+         [\"/usr/local/bin/on-active\"]",
+        "vrrp[0].notify.backup[0]: \"check\" is not an absolute path; write a path that starts with '/'",
+    ] {
+        assert!(
+            found.iter().any(|error| error.contains(expected)),
+            "{expected}\n{found:#?}"
+        );
+    }
+    let unknown = found
+        .iter()
+        .any(|error| error.contains("vrrp[0].notify.up: unknown key"));
+    assert!(unknown, "{found:#?}");
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use super::{
-    Context,
-    model::{MAX_TRACK_WEIGHT, TrackConfig, TrackSubject, Tracked},
+    Context, command,
+    model::{CommandConfig, MAX_TRACK_WEIGHT, TrackConfig, TrackSubject, Tracked},
     raw::{Mark, Marked, Report, Table, Value},
     value::{self, CHECK_TIME, Fault},
 };
@@ -34,20 +34,22 @@ enum Kind {
     Interface,
     File,
     Process,
+    Command,
 }
 
 impl Kind {
-    const NAMES: [(&'static str, Self); 5] = [
+    const NAMES: [(&'static str, Self); 6] = [
         ("local_backend", Self::LocalBackend),
         ("any_backend", Self::AnyBackend),
         ("interface", Self::Interface),
         ("file", Self::File),
         ("process", Self::Process),
+        ("command", Self::Command),
     ];
 
     /// Whether it has to be asked again and again.
     const fn is_polled(self) -> bool {
-        matches!(self, Self::File | Self::Process)
+        matches!(self, Self::File | Self::Process | Self::Command)
     }
 }
 
@@ -89,6 +91,12 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> TrackDraft {
         None => Some(NonZeroU32::MIN),
     };
     let polling = read_polling(&mut table, kind);
+    let command = read_command(
+        &mut table,
+        kind,
+        context,
+        polling.map(|(interval, ..)| interval),
+    );
     let weight = match table.get("weight") {
         Some(value) => read_weight(&value, kind == Some(Kind::File)).map(|weight| weight.value),
         None => Some(0),
@@ -99,7 +107,7 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> TrackDraft {
         let (interval, rise, fall) = polling?;
         Some(TrackConfig {
             name: name.as_ref()?.value.clone(),
-            subject: subject.of(kind?, at_least)?,
+            subject: subject.of(kind?, at_least, command.as_ref())?,
             interval,
             rise,
             fall,
@@ -123,7 +131,12 @@ struct Subject {
 }
 
 impl Subject {
-    fn of(&self, kind: Kind, at_least: Option<NonZeroU32>) -> Option<TrackSubject> {
+    fn of(
+        &self,
+        kind: Kind,
+        at_least: Option<NonZeroU32>,
+        command: Option<&(CommandConfig, Duration)>,
+    ) -> Option<TrackSubject> {
         let service = || Some(self.service.as_ref()?.value.clone());
         Some(match kind {
             Kind::LocalBackend => TrackSubject::LocalBackend(service()?),
@@ -134,6 +147,13 @@ impl Subject {
                 name: self.process.as_ref()?.value.clone(),
                 at_least: at_least?,
             },
+            Kind::Command => {
+                let (command, timeout) = command?;
+                TrackSubject::Command {
+                    command: command.clone(),
+                    timeout: *timeout,
+                }
+            }
         })
     }
 }
@@ -169,6 +189,36 @@ fn refuse_unused(value: &Value<'_>, users: &str) {
     ));
 }
 
+/// `command`, `user` and `timeout`, by default `interval`: what is run, by whom and for how long.
+fn read_command(
+    table: &mut Table<'_>,
+    kind: Option<Kind>,
+    context: &Context<'_>,
+    interval: Option<Duration>,
+) -> Option<(CommandConfig, Duration)> {
+    let program = of_kinds(table, "command", kind, &[Kind::Command]);
+    if kind != Some(Kind::Command) {
+        for key in ["user", "timeout"] {
+            if let Some(value) = table.get(key).filter(|_| kind.is_some()) {
+                refuse_unused(&value, "command");
+            }
+        }
+        return None;
+    }
+    let user = command::user(table);
+    let timeout = table.get_or("timeout", interval, |value| {
+        value.text("1s", |text| value::duration(text, &CHECK_TIME))
+    });
+    let hint = "write the program and its arguments, such as command = [\"/usr/local/bin/check\"]";
+    let program = command::program(&program?, context, hint)?;
+    let command = CommandConfig {
+        program: program.path,
+        arguments: program.arguments,
+        user: user?,
+    };
+    Some((command, timeout?))
+}
+
 /// `interval`, `rise` and `fall` of what has to be asked.
 fn read_polling(
     table: &mut Table<'_>,
@@ -177,7 +227,7 @@ fn read_polling(
     if kind.is_some_and(|kind| !kind.is_polled()) {
         for key in ["interval", "rise", "fall"] {
             if let Some(value) = table.get(key) {
-                refuse_unused(&value, "file\" or \"process");
+                refuse_unused(&value, "file\", \"process\" or \"command");
             }
         }
         return Some((DEFAULT_INTERVAL, NonZeroU32::MIN, NonZeroU32::MIN));

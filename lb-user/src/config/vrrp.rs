@@ -70,6 +70,9 @@ pub(super) fn read(
     );
     let preempt = table.get_or("preempt", true, Value::boolean);
     let preempt_delay = read_preempt_delay(&mut table, preempt);
+    let startup_delay = table.get_or("startup_delay", Duration::ZERO, |value| {
+        value.text("10s", |text| value::duration(text, &PREEMPT_DELAY))
+    });
     let addresses = read_addresses(&mut table);
     let unicast_source = table
         .get("unicast_source")
@@ -105,6 +108,7 @@ pub(super) fn read(
             advert_interval: advert_interval?,
             preempt: preempt?,
             preempt_delay: preempt_delay?,
+            startup_delay: startup_delay?,
             addresses: addresses.iter().map(|address| address.value).collect(),
             unicast_source: unicast_source.as_ref().map(|source| source.value),
             unicast_peers: unicast_peers.iter().map(|peer| peer.value).collect(),

@@ -187,10 +187,13 @@ pub(super) fn read(input: &Input, ledger: &Ledger) -> Result<Option<LocalCheck>,
             let why = "there is no proxy to watch: the kernel forwards, also while xvip restarts";
             ledger.none(&[word.id], why);
         } else if is_shell(text) {
-            ledger.none(&[word.id], "part of the script; xvip runs none");
+            ledger.none(
+                &[word.id],
+                "part of the script, in whose place a check is built in",
+            );
         } else {
-            let what =
-                "xvip runs no scripts: what this line does must be done elsewhere, if it is needed";
+            let what = "the check that is built in does not do this: if it is needed, track the script as \
+                 [[track]] with type = \"command\"";
             ledger.by_hand(&[word.id], what);
         }
     }

@@ -1,10 +1,21 @@
-//! Looks at what VRRP instances track and that does not tell by itself: files and processes.
+//! Looks at what VRRP instances track and that does not tell by itself: files, processes, and programs
+//! that say.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
+use tokio::{
+    runtime,
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::command::{Ended, RunError, Runner, Status};
 use crate::{
-    config::model::TrackSubject,
-    core::tracking::{Condition, Observation},
+    config::model::{CommandConfig, TrackSubject},
+    core::{
+        controller::Input,
+        tracking::{Condition, Observation},
+    },
 };
 
 /// Numbers that a file may hold, as in keepalived.
@@ -12,8 +23,124 @@ const NUMBERS: std::ops::RangeInclusive<i16> = -254..=254;
 /// Longest file that can hold such a number and white space around it, in bytes.
 const MAX_LENGTH: u64 = 64;
 
+/// Pause before a program is tried again whose run before has not ended.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A program that is run again and again, at different times.
+struct Known {
+    command: CommandConfig,
+    runner: Arc<Runner>,
+}
+
+/// Looks on other threads than its caller's.
+pub(super) struct Looker {
+    runtime: runtime::Handle,
+    looked: mpsc::UnboundedSender<Input>,
+    known: Vec<Known>,
+}
+
+impl Looker {
+    /// Looks on the threads of `runtime` and tells `looked` what it sees.
+    pub(super) const fn new(
+        runtime: runtime::Handle,
+        looked: mpsc::UnboundedSender<Input>,
+    ) -> Self {
+        Self {
+            runtime,
+            looked,
+            known: Vec::new(),
+        }
+    }
+
+    /// Looks at `subject`; the answer, [`Input::Looked`], has the same `track` and `serial`.
+    pub(super) fn look(&mut self, track: usize, serial: u64, subject: TrackSubject) {
+        let looked = self.looked.clone();
+        let tell = move |observation| {
+            // Nobody listens any more when the controller ends.
+            let _ = looked.send(Input::Looked {
+                track,
+                serial,
+                observation,
+            });
+        };
+        if let TrackSubject::Command { command, timeout } = subject {
+            match self.runner(&command) {
+                Ok(runner) => drop(self.runtime.spawn(async move {
+                    let ended = run(&runner, timeout).await;
+                    tell(observed(&command, ended));
+                })),
+                Err(error) => tell(observed(&command, Err(error))),
+            }
+        } else {
+            self.runtime.spawn_blocking(move || tell(look(&subject)));
+        }
+    }
+
+    /// What runs `command`: always the same, so that it does not run twice at once, not even when the
+    /// configuration has changed meanwhile.
+    fn runner(&mut self, command: &CommandConfig) -> Result<Arc<Runner>, RunError> {
+        let known = self.known.iter().find(|known| known.command == *command);
+        if let Some(known) = known {
+            return Ok(Arc::clone(&known.runner));
+        }
+        // Those that nobody runs any more are few; they go when others come.
+        self.known
+            .retain(|known| Arc::strong_count(&known.runner) > 1);
+        let CommandConfig {
+            program,
+            arguments,
+            user,
+        } = command.clone();
+        let runner = Runner::new(program, arguments, Vec::new(), &user);
+        let runner = Arc::new(runner.map_err(io::Error::other)?);
+        self.known.push(Known {
+            command: command.clone(),
+            runner: Arc::clone(&runner),
+        });
+        Ok(runner)
+    }
+}
+
+/// Runs a program within `limit`. One that another look has started is waited for that long.
+async fn run(runner: &Runner, limit: Duration) -> Result<Ended, RunError> {
+    let patience = Instant::now() + limit;
+    loop {
+        match runner.run(limit).await {
+            Err(RunError::Busy) if Instant::now() < patience => sleep(RETRY).await,
+            result => return result,
+        }
+    }
+}
+
+/// A program that ends with status 0 says that all is as it should be.
+fn observed(command: &CommandConfig, ended: Result<Ended, RunError>) -> Observation {
+    let program = command.program.display();
+    let (status, line) = match ended {
+        Ok(ended) => (Ok(ended.status), ended.line),
+        Err(error) => (Err(error.to_string()), String::new()),
+    };
+    let how = match &status {
+        Ok(Status::Exit(code)) => format!("exit status {code}"),
+        Ok(Status::Signal(signal)) => format!("signal {signal}"),
+        Err(error) => error.clone(),
+    };
+    let condition = match status {
+        Ok(Status::Exit(0)) => Condition::Met,
+        _ => Condition::Failed,
+    };
+    let said = if line.is_empty() {
+        String::new()
+    } else {
+        format!(": {line}")
+    };
+    Observation {
+        condition,
+        seen: format!("{program}: {how}{said}"),
+    }
+}
+
 /// What is to be seen of `subject` now. Reads files of the kernel and of tmpfs mostly, but may block.
-pub(super) fn look(subject: &TrackSubject) -> Observation {
+fn look(subject: &TrackSubject) -> Observation {
     match subject {
         TrackSubject::File(path) => file(path),
         TrackSubject::Process { name, at_least } => {
@@ -21,9 +148,10 @@ pub(super) fn look(subject: &TrackSubject) -> Observation {
         }
         TrackSubject::LocalBackend(_)
         | TrackSubject::AnyBackend(_)
-        | TrackSubject::Interface(_) => Observation {
+        | TrackSubject::Interface(_)
+        | TrackSubject::Command { .. } => Observation {
             condition: Condition::Unknown,
-            seen: "the controller knows by itself".to_owned(),
+            seen: "this is known in another way".to_owned(),
         },
     }
 }
@@ -131,6 +259,77 @@ fn comm_and_state(stat: &[u8]) -> Option<(&[u8], u8)> {
 mod tests {
     use super::*;
     use crate::admin::testing::TempDir;
+
+    fn shell(script: &str, timeout: Duration) -> TrackSubject {
+        TrackSubject::Command {
+            command: CommandConfig {
+                program: "/bin/sh".into(),
+                arguments: vec!["-c".to_owned(), script.to_owned()],
+                user: "root".to_owned(),
+            },
+            timeout,
+        }
+    }
+
+    /// The status of a program decides, what it says is seen, and one whose time is over has failed.
+    #[tokio::test]
+    async fn programs_say() {
+        let (looked, mut seen) = mpsc::unbounded_channel();
+        let mut looker = Looker::new(runtime::Handle::current(), looked);
+        let (long, short) = (Duration::from_mins(1), Duration::from_millis(50));
+        for (script, timeout, condition, words) in [
+            (
+                "echo fine",
+                long,
+                Condition::Met,
+                "/bin/sh: exit status 0: fine",
+            ),
+            ("exit 3", long, Condition::Failed, "/bin/sh: exit status 3"),
+            ("kill -9 $$", long, Condition::Failed, "/bin/sh: signal 9"),
+            (
+                "sleep 1000",
+                short,
+                Condition::Failed,
+                "/bin/sh: time is over",
+            ),
+        ] {
+            looker.look(4, 7, shell(script, timeout));
+            let Some(Input::Looked {
+                track: 4,
+                serial: 7,
+                observation,
+            }) = seen.recv().await
+            else {
+                panic!("another answer");
+            };
+            let seen = words.to_owned();
+            assert_eq!(observation, Observation { condition, seen });
+        }
+    }
+
+    /// A look at the same program waits for the one before, so that a reload makes nothing fail.
+    #[tokio::test]
+    async fn a_second_look_waits() {
+        let directory = TempDir::new();
+        let file = directory.path().join("turn");
+        let script = format!("mkdir {0} || exit 1; sleep 0.2; rmdir {0}", file.display());
+        let (looked, mut seen) = mpsc::unbounded_channel();
+        let mut looker = Looker::new(runtime::Handle::current(), looked);
+        let subject = shell(&script, Duration::from_mins(1));
+        looker.look(0, 1, subject.clone());
+        looker.look(0, 2, subject);
+        for _ in 0..2 {
+            let Some(Input::Looked { observation, .. }) = seen.recv().await else {
+                panic!("another answer");
+            };
+            assert_eq!(
+                observation.condition,
+                Condition::Met,
+                "{}",
+                observation.seen
+            );
+        }
+    }
 
     /// A file's number counts with white space around it; everything else fails and says why.
     #[test]

@@ -29,7 +29,8 @@ use super::{
     clock,
     collect::Collector,
     listeners::ListenerWatch,
-    look, mounts,
+    look::Looker,
+    mounts,
     mounts::{Bpffs, MountError},
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
@@ -214,6 +215,7 @@ struct Engine {
     notifier: Notifier,
     realtime: Realtime,
     virtual_macs: VirtualMacs,
+    looker: Looker,
 }
 
 impl Engine {
@@ -284,6 +286,7 @@ impl Engine {
             announcers: BTreeMap::new(),
             probers,
             probe_runtime: probe_runtime.clone(),
+            looker: Looker::new(probe_runtime.clone(), probed.clone()),
             probed,
             results,
             counting,
@@ -485,18 +488,7 @@ impl Engine {
                 track,
                 serial,
                 subject,
-            } => {
-                let looked = self.probed.clone();
-                self.probe_runtime.spawn_blocking(move || {
-                    let observation = look::look(&subject);
-                    // Nobody listens any more when the controller ends.
-                    let _ = looked.send(Input::Looked {
-                        track,
-                        serial,
-                        observation,
-                    });
-                });
-            }
+            } => self.looker.look(track, serial, subject),
             Action::WriteTables(ops) => {
                 let written = ops.iter().try_for_each(|op| self.data_plane.maps.write(op));
                 if let Err(error) = written {

@@ -4,7 +4,7 @@
 use nix::unistd::User;
 
 use super::command::NoUser;
-use crate::config::model::{CommandConfig, Config};
+use crate::config::model::{CommandConfig, Config, TrackSubject};
 
 /// A program would run as a user that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +28,11 @@ pub fn check(config: &Config) -> Result<(), UserError> {
         let place = || format!("sync_group {:?}: notify", group.name);
         let mut commands = group.notify.commands();
         commands.try_for_each(|one| exists(one, place))?;
+    }
+    for track in &config.tracks {
+        if let TrackSubject::Command { command, .. } = &track.subject {
+            exists(command, || format!("track {:?}", track.name))?;
+        }
     }
     Ok(())
 }

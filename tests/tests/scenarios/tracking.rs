@@ -3,7 +3,7 @@
 use std::fs;
 
 use lb_tests::{
-    cluster::Cluster,
+    cluster::{Cluster, PATIENCE},
     control_plane::{BOTH, VIP4},
     process::Process,
     skip_unless_root,
@@ -138,22 +138,28 @@ fn a_group_moves_together() {
     }
 }
 
-/// A file's number and a process, changed while all runs.
+/// A file's number, a process and what a program says, changed while all runs.
 #[test]
 fn files_and_processes_move_the_vip() {
     skip_unless_root!();
     let tracks = "\n[[track]]\nname = \"disk\"\ntype = \"file\"\nfile = \"{dir}/disk\"\ninterval = \"100ms\"\n\
-                  \n[[track]]\nname = \"helper\"\ntype = \"process\"\nprocess = \"{process}\"\ninterval = \"100ms\"\n";
+                  \n[[track]]\nname = \"helper\"\ntype = \"process\"\nprocess = \"{process}\"\ninterval = \"100ms\"\n\
+                  \n[[track]]\nname = \"asked\"\ntype = \"command\"\nuser = \"root\"\ninterval = \"200ms\"\ntimeout = \"30s\"\n\
+                  command = [\"/bin/sh\", \"-c\", \"test -e {dir}/well || { echo $(id -un) is unwell; exit 1; }\"]\n";
     // Every process of the machine is seen from every node: the name is this test's own.
     let name = format!("xv-{}", std::process::id());
     let tracks = tracks.replace("{process}", &format!("{name}-{{node}}"));
-    let references = "track = [{ name = \"disk\", weight = 1 }, \"helper\"]";
+    let references =
+        "track = [{ name = \"disk\", weight = 1 }, \"helper\", { name = \"asked\", weight = -30 }]";
     let mut cluster = cluster(&tracks, references);
     let write = |cluster: &Cluster, number: &str| {
         let file = cluster.node("m1").directory().join("disk");
         fs::write(file, number).unwrap();
     };
     write(&cluster, "0");
+    for node in cluster.masters() {
+        fs::write(cluster.node(&node).directory().join("well"), "").unwrap();
+    }
     fs::write(cluster.node("m2").directory().join("disk"), "0").unwrap();
     let helper = |cluster: &Cluster, node: &str| -> Process {
         let node_of = cluster.node(node);
@@ -171,6 +177,14 @@ fn files_and_processes_move_the_vip() {
     write(&cluster, "5");
     moves_to(&cluster, "m1", "m2");
     assert_eq!(cluster.vrrp("m1").unwrap().effective_priority, 205);
+    let well = cluster.node("m1").directory().join("well");
+    fs::remove_file(&well).unwrap();
+    moves_to(&cluster, "m2", "m1");
+    assert_eq!(cluster.vrrp("m1").unwrap().effective_priority, 175);
+    let said = "asked -30: /bin/sh: exit status 1: root is unwell";
+    cluster.xvip("m1").wait_for_output(said, PATIENCE).unwrap();
+    fs::write(&well, "").unwrap();
+    moves_to(&cluster, "m1", "m2");
     first.kill().unwrap();
     cluster.wait_state("m1", VrrpState::Fault).unwrap();
     moves_to(&cluster, "m2", "m1");

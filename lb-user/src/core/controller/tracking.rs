@@ -224,7 +224,10 @@ impl Controller {
                 self.backends_condition(self.named(service), Place::Anywhere, works)
             }
             Some(TrackSubject::Interface(name)) => self.interface_condition(name),
-            Some(TrackSubject::File(_) | TrackSubject::Process { .. }) | None => Condition::Unknown,
+            Some(
+                TrackSubject::File(_) | TrackSubject::Process { .. } | TrackSubject::Command { .. },
+            )
+            | None => Condition::Unknown,
         }
     }
 

@@ -156,6 +156,8 @@ pub struct Instance {
     settings: Settings,
     priority: u8,
     source: Option<IpAddr>,
+    /// It is not Active before: end of the delay after its start.
+    not_before: Timestamp,
     held: bool,
     /// Tracking has stopped the instance.
     faulty: bool,
@@ -175,12 +177,14 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// An instance that starts `now`: as Backup, or as Active with priority 255.
+    /// An instance that starts `now`: as Backup, or as Active with priority 255 and without a
+    /// delay.
     pub fn new(config: &VrrpConfig, now: Timestamp) -> Self {
         let settings = Settings::from_config(config);
         let mut instance = Self {
             priority: settings.priority,
             source: config.unicast_source,
+            not_before: now + config.startup_delay,
             held: false,
             faulty: false,
             phase: Phase::Initialize,
@@ -213,7 +217,7 @@ impl Instance {
             return;
         }
         self.active_interval = self.settings.interval;
-        if self.priority == PRIORITY_OWNER && !self.held {
+        if self.priority == PRIORITY_OWNER && !self.held && self.not_before <= now {
             self.take_over(now, Cause::AddressOwner);
         } else {
             self.enter_backup(now, Cause::Startup);
@@ -439,6 +443,7 @@ impl Instance {
         self.lapse_if_due(now);
         match &mut self.phase {
             Phase::Initialize => {}
+            Phase::Backup(_) if now < self.not_before => {}
             Phase::Backup(backup) => {
                 let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
                 // RFC 9568 section 6.4.2: the Active_Down_Timer fires.
@@ -493,7 +498,10 @@ impl Instance {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Initialize => None,
-            Phase::Backup(backup) => backup.down_at.into_iter().chain(backup.preempt_at).min(),
+            Phase::Backup(backup) => {
+                let first = backup.down_at.into_iter().chain(backup.preempt_at).min();
+                first.map(|at| at.max(self.not_before))
+            }
             Phase::Active(active) => {
                 let owned = active.owned.as_ref();
                 let announce = owned.and_then(|owned| owned.announcements.poll_timeout());
@@ -816,10 +824,11 @@ impl Instance {
         self.transition(now, backup, cause);
     }
 
-    /// Backup that has just heard the Active router, or assumes to have.
+    /// Backup that has just heard the Active router, or assumes to have. While a start is delayed the
+    /// link may be deaf: silence counts from the end of the delay.
     fn fresh_backup(&self, now: Timestamp) -> Phase {
         Phase::Backup(Backup {
-            down_at: (!self.held).then(|| now + self.down_interval()),
+            down_at: (!self.held).then(|| now.max(self.not_before) + self.down_interval()),
             takeover_cause: Cause::NoAdvert,
             preempt_at: None,
             listens_on: false,

@@ -18,8 +18,11 @@ use super::{
 /// Why a check of haproxy becomes no key.
 const NO_PROXY: &str = "there is no proxy to watch: the kernel forwards, also while xvip restarts";
 /// What becomes of other scripts.
-const OTHER: &str = "xvip runs no scripts: let something write what it finds into a file, and track that \
-                     ([[track]] with type = \"file\")";
+const OTHER: &str = "track it by hand, as [[track]] with type = \"command\" and command = [PROGRAM, ARGUMENTS]; \
+                     there is no shell";
+/// What becomes of scripts in files.
+const FILE: &str = "name the file with --check-script: the import may know what it asks; if not, track it as \
+                    [[track]] with type = \"command\"";
 /// What becomes of lines around a script.
 const OF_SCRIPT: &str = "it belongs to the script above";
 
@@ -72,9 +75,7 @@ fn read_script(
             claim_all(block, &Known::Nothing(NO_PROXY), ledger);
             return;
         }
-        Command::File => {
-            Known::ByHand("name the file with --check-script: the import may know what it asks")
-        }
+        Command::File => Known::ByHand(FILE),
         Command::Other => Known::ByHand(OTHER),
     };
     trackers.other(

@@ -31,7 +31,7 @@ const REALTIME: &str = "xvip takes real-time scheduling and keeps its memory whe
 const FIREWALL: &str = "xvip writes no firewall rules";
 const BUFFERS: &str = "xvip sizes its sockets itself";
 const SNMP: &str = "xvip has no SNMP and no D-Bus: ask `xvip status --json`";
-const SCRIPTS: &str = "xvip runs no scripts";
+const SCRIPTS: &str = "xvip runs programs without a shell, as nobody unless user says otherwise";
 const CHECKS_OF_ADVERTS: &str = "xvip checks every advert completely";
 const ANNOUNCE: &str = "xvip announces addresses at once, again as vrrp.garp_repeat says, and after another router \
                         claimed them; more at once would be ignored by neighbours";
@@ -211,9 +211,7 @@ fn global_more(keyword: &str) -> Option<Known> {
         | "fifo_write_vrrp_states_on_reload" => Known::ByHand(FIFO),
         "vrrp_notify_priority_changes" => Known::ByHand(PRIORITY_CHANGES),
         "dynamic_interfaces" => Known::Nothing("xvip waits for its interfaces"),
-        "vrrp_startup_delay" => Known::Nothing(
-            "an xvip that starts listens for three adverts before it takes an address",
-        ),
+        "vrrp_startup_delay" => Known::ByHand("write it as startup_delay into each [[vrrp]]"),
         "vmac_prefix" | "vmac_addr_prefix" => Known::Nothing(VMAC),
         "linkbeat_use_polling" => {
             Known::Nothing("xvip takes the kernel's word for the state of an interface")

@@ -32,6 +32,26 @@ fn the_highest_priority_becomes_active_after_its_down_interval() {
     );
 }
 
+/// A delayed start is deaf for its time: silence counts from its end, an owner of the addresses waits,
+/// too, and whoever is heard meanwhile stays.
+#[test]
+fn a_delayed_start_takes_over_later() {
+    let delayed = |config: &mut VrrpConfig| config.startup_delay = ms(10_000);
+    let mut net = Net::new([with(config(200), delayed)]);
+    net.run(ms(20_000));
+    assert_eq!(net.moves(), [(13_218_750, 0, "active")]);
+    let mut net = Net::new([with(config(255), delayed)]);
+    net.run(ms(9_900));
+    assert_eq!(net.owners(), [0; 0]);
+    net.run(ms(5_000));
+    assert_eq!(net.owners(), [0]);
+    let mut net = Net::new([with(config(200), delayed), config(100)]);
+    net.run(ms(9_900));
+    assert_eq!(net.owners(), [1]);
+    net.run(ms(5_000));
+    assert_eq!(net.owners(), [0]);
+}
+
 /// A takeover's actions come in the order in which they must be done, and the other routers
 /// hear of it before the neighbours do.
 #[test]

@@ -40,6 +40,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         advert_interval: interval(1_000),
         preempt: true,
         preempt_delay: Duration::ZERO,
+        startup_delay: Duration::ZERO,
         addresses: vec!["10.0.2.100/24".parse().unwrap()],
         unicast_source: None,
         unicast_peers: vec![],
