@@ -792,7 +792,7 @@ pub(crate) mod tests {
                 "warnings": ["the apiserver listens on one address"],
             },
             "vrrp": [{
-                "name": "control-plane", "interface": "enp0s3", "vrid": 51, "version": 3,
+                "name": "control-plane", "interface": "enp0s3", "virtual_mac": "00:00:5e:00:01:33", "vrid": 51, "version": 3,
                 "state": "active", "priority": 200, "effective_priority": 180,
                 "tracking": [{
                     "name": "disk", "condition": "number", "adds": -20, "fault": false,

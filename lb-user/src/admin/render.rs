@@ -592,8 +592,8 @@ warning: the apiserver listens on one address
 warning: notify: 2 programs failed, 3 changes were given up, 1 lines were not read
 alarm: control-plane: 10.0.2.11 is Active as well (0.7s ago)
 
-VRRP           INTERFACE  VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
-control-plane  enp0s3       51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
+VRRP           INTERFACE                   VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
+control-plane  enp0s3 (00:00:5e:00:01:33)    51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
 
 VRRP           TRACKS  EFFECT  SEEN
 control-plane  disk    -20     /run/disk holds -20
