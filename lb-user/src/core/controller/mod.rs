@@ -365,8 +365,13 @@ impl Controller {
             .roles
             .iter()
             .filter_map(|role| role.instance.poll_timeout());
+        let late = self
+            .roles
+            .iter()
+            .filter_map(|role| role.instance.lateness().poll_timeout());
         let health = self.health.iter().filter_map(ServiceHealth::poll_timeout);
-        vrrp.chain(health)
+        vrrp.chain(late)
+            .chain(health)
             .chain(self.reading_tables.poll_timeout())
             .chain(self.reading_links.poll_timeout())
             .chain(self.owns().then_some(self.renew_at))

@@ -455,7 +455,9 @@ impl Instance {
                         // have waited, too: the socket is empty, and yet the Active sends. Its
                         // next advert is at most an interval away.
                         backup.listens_on = true;
-                        backup.down_at = Some(now + interval);
+                        let until = now + interval;
+                        backup.down_at = Some(until);
+                        backup.preempt_at = backup.preempt_at.map(|at| at.max(until));
                         return;
                     }
                     let cause = backup.takeover_cause;

@@ -54,6 +54,12 @@ impl Lateness {
         self.news.worst = self.news.worst.max(by);
     }
 
+    /// When there is something to report.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let gap = |at| at + REPORT_GAP;
+        (self.news.timers > 0).then(|| self.reported.map_or(Timestamp::from_nanos(0), gap))
+    }
+
     /// What is to be reported `now`: the first time at once, then what a minute brings.
     pub(super) fn take_news(&mut self, now: Timestamp) -> Option<Late> {
         let soon = self.reported.is_some_and(|at| now < at + REPORT_GAP);
