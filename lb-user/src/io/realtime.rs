@@ -38,7 +38,7 @@ use crate::{
     core::speed::{SAFE_ORDINARY, wants_realtime, warnings},
 };
 
-/// CPU time that the thread may take without sleeping. Nothing that it does takes a tenth of that.
+/// CPU time that the thread may take without sleeping.
 const MAX_SPIN: Duration = Duration::from_millis(500);
 /// How long it is then scheduled as all others.
 const PENANCE: Duration = Duration::from_secs(10);

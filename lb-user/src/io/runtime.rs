@@ -308,7 +308,7 @@ impl Engine {
             virtual_macs: VirtualMacs::default(),
         };
         engine.take_outcome(outcome);
-        // Loading programs took its time: from here on no call takes long.
+        // Loading programs took its time, which an ordinary thread may take.
         engine.realtime.follow(engine.controller.config());
         Ok(engine)
     }
