@@ -41,7 +41,7 @@ fn read(file: &Path) -> Vec<Record> {
         .unwrap_or_default()
 }
 
-/// Write down what was changed, in a file named by [`file`]. What an earlier run changed stays written down: its `before` is
+/// Write down what was changed, in a file named by [`file()`]. What an earlier run changed stays written down: its `before` is
 /// the older one.
 pub fn remember(file: &Path, changes: &[Changed]) -> Result<(), io::Error> {
     if changes.is_empty() {

@@ -61,7 +61,7 @@
 //! `fast_interval` instead while the last result contradicts the state, `down_interval` while the
 //! backend is DOWN and nothing contradicts that. Missed probes are not
 //! made up for. With `keep_alive` probes of a settled backend go over the connection of the one
-//! before ([`reuse`]); the group rule and DOWN rest on fresh connections. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
+//! before (`reuse`); the group rule and DOWN rest on fresh connections. No backend's checks depend on when another's start or end. A backend that refused a client's connection is probed out of turn, as soon as no
 //! probe is under way, 100 ms after the last one's start at the earliest.
 
 pub mod agent;

@@ -4,7 +4,7 @@
 //!
 //! # Kept connections
 //!
-//! With `keep_alive` the connection of an HTTP probe that passed is kept ([`kept`]), and a
+//! With `keep_alive` the connection of an HTTP probe that passed is kept (`kept`), and a
 //! later one that may reuse it asks there first. What comes of that counts only if it is an answer. If
 //! the connection is over (closed, reset, no HTTP any more), the probe is made on a fresh one at once.
 //! If nothing has come after a quarter of the time limit, a fresh one is opened beside it, and the
