@@ -4,9 +4,14 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::{
-    operator::Order,
-    standing::{MAX_WEIGHT, Weight},
+use super::added::NewBackend;
+use crate::{
+    config::model::BackendConfig,
+    core::{
+        controller::REMOVAL_DRAIN,
+        operator::Order,
+        standing::{MAX_WEIGHT, Weight},
+    },
 };
 
 /// The longest time that a drain may have: 30 days.
@@ -21,15 +26,20 @@ pub struct BackendQuery {
     pub action: BackendAction,
     /// `backend.name`.
     pub name: String,
-    /// `service.name`; if absent, the backends of this name in all services.
+    /// `service.name`; if absent, the backends of this name in all services. To [`BackendAction::Add`] it may
+    /// be absent if there is one service, to [`BackendAction::Remove`] if one has such a backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// To [`BackendAction::Drain`]: milliseconds until maintenance.
+    /// To [`BackendAction::Drain`]: milliseconds until maintenance; to [`BackendAction::Remove`]: until it is
+    /// removed, 30,000 if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     /// To [`BackendAction::Weight`]: `"20"`, or `"50%"` of the configured weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<WeightText>,
+    /// To [`BackendAction::Add`]: what is added; absent: a backend of the configuration that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<NewBackend>,
     /// Also if nobody is left for new connections.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
@@ -47,37 +57,70 @@ pub enum BackendAction {
     Enable,
     /// Another weight.
     Weight,
+    /// One more backend.
+    Add,
+    /// One backend less, after it was drained.
+    Remove,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// An order about backends that are there.
+    Order(Order),
+    /// One more; `None`: one that was removed.
+    Add(Option<BackendConfig>),
+    /// One less.
+    Remove {
+        /// Time to drain in.
+        drain: Duration,
+    },
 }
 
 /// Why a request makes no sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// A weight without a weight.
     #[error("weight is missing: write one such as \"20\" or \"50%\"")]
     NoWeight,
     /// A deadline or a weight for something else.
-    #[error("deadline_ms belongs to drain, and weight to weight")]
+    #[error("deadline_ms belongs to drain and remove, weight to weight, and new to add")]
     Misplaced,
+    /// What no backend can be.
+    #[error("{0}")]
+    New(String),
     /// A time that is too long.
     #[error("a deadline is at most 30 days")]
     TooLong,
 }
 
 impl BackendQuery {
-    /// What is ordered.
-    pub fn order(&self) -> Result<Order, QueryError> {
+    /// What is asked for.
+    pub fn request(&self) -> Result<Request, QueryError> {
         let deadline = self.deadline_ms.map(Duration::from_millis);
         if deadline.is_some_and(|time| time > MAX_DEADLINE) {
             return Err(QueryError::TooLong);
         }
-        match (self.action, self.weight, deadline) {
-            (BackendAction::Drain, None, deadline) => Ok(Order::Drain { deadline }),
-            (BackendAction::Disable, None, None) => Ok(Order::Disable),
-            (BackendAction::Enable, None, None) => Ok(Order::Enable),
-            (BackendAction::Weight, Some(weight), None) => Ok(Order::Weight(weight.0)),
-            (BackendAction::Weight, None, None) => Err(QueryError::NoWeight),
-            _ => Err(QueryError::Misplaced),
+        if self.new.is_some() && self.action != BackendAction::Add {
+            return Err(QueryError::Misplaced);
         }
+        let order = match (self.action, self.weight, deadline) {
+            (BackendAction::Drain, None, deadline) => Order::Drain { deadline },
+            (BackendAction::Disable, None, None) => Order::Disable,
+            (BackendAction::Enable, None, None) => Order::Enable,
+            (BackendAction::Weight, Some(weight), None) => Order::Weight(weight.0),
+            (BackendAction::Weight, None, None) => return Err(QueryError::NoWeight),
+            (BackendAction::Add, None, None) => {
+                let new = self.new.as_ref().map(|new| new.config(&self.name));
+                return new.transpose().map(Request::Add).map_err(QueryError::New);
+            }
+            (BackendAction::Remove, None, deadline) => {
+                let drain = deadline.unwrap_or(REMOVAL_DRAIN);
+                return Ok(Request::Remove { drain });
+            }
+            _ => return Err(QueryError::Misplaced),
+        };
+        Ok(Request::Order(order))
     }
 }
 
@@ -154,9 +197,12 @@ pub struct BackendWord {
 pub struct OperatorStatus {
     /// What it is to be.
     pub mode: OperatorMode,
-    /// Milliseconds until a drain becomes maintenance; absent: never.
+    /// Milliseconds until a drain becomes maintenance, or a removal; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// Whether the backend is removed then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaves: bool,
     /// Weight in place of the configured one: `"20"`, `"50%"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<WeightText>,
@@ -221,7 +267,7 @@ mod tests {
             let Command::Backend(query) = command else {
                 panic!("{text}");
             };
-            assert_eq!(query.order(), order, "{text}");
+            assert_eq!(query.request(), order.map(Request::Order), "{text}");
         }
         for text in [
             r#"{"command":"backend","action":"drain"}"#,

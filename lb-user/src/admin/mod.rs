@@ -5,6 +5,7 @@
 //! that there is one controller per instance. Answers of many lines are [`stream`]s: [`flows`],
 //! [`trace`] and [`explain`] say what is in them.
 
+pub mod added;
 pub mod backends;
 pub mod client;
 pub mod explain;

@@ -417,8 +417,11 @@ pub struct ServiceStatus {
     /// Whether there are fewer: `on_quorum_loss` is in force.
     #[serde(default)]
     pub quorum_lost: bool,
-    /// Backends in configuration order.
+    /// Backends in configuration order, then those that were added while xvip runs.
     pub backends: Vec<BackendStatus>,
+    /// Backends of the configuration that the operator has removed, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
 }
 
 /// A backend of one service as this node sees it.
@@ -438,6 +441,9 @@ pub struct BackendStatus {
     /// not needed is `draining`).
     #[serde(default = "unknown_state")]
     pub in_force: BackendState,
+    /// Whether it was added while xvip runs, and is in no file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub added: bool,
     /// `backend.backup`.
     #[serde(default)]
     pub backup: bool,
@@ -639,14 +645,11 @@ pub(crate) mod tests {
                 packets: 48_000,
                 bytes: 9_437_184,
                 connections: 1_200,
-                reasons: vec![ReasonStatus {
-                    reason: "local".into(),
-                    packets: 16_000,
-                    bytes: 3_145_728,
-                }],
+                reasons: vec![local()],
                 healthy: 1,
                 min_healthy: 1,
                 quorum_lost: false,
+                removed: vec![],
                 backends: vec![
                     backend("master01", 10, Method::Local, BackendState::Up, "200 OK"),
                     drained(),
@@ -665,11 +668,7 @@ pub(crate) mod tests {
                 mac: Some("02:00:00:00:00:11".into()),
                 resolved: true,
             }],
-            reasons: vec![ReasonStatus {
-                reason: "local".into(),
-                packets: 16_000,
-                bytes: 3_145_728,
-            }],
+            reasons: vec![local()],
             notify: told(),
             scheduling: SchedulingStatus {
                 realtime: true,
@@ -702,6 +701,14 @@ pub(crate) mod tests {
         }
     }
 
+    fn local() -> ReasonStatus {
+        ReasonStatus {
+            reason: "local".into(),
+            packets: 16_000,
+            bytes: 3_145_728,
+        }
+    }
+
     fn drained() -> BackendStatus {
         BackendStatus {
             effective_weight: 0.25,
@@ -710,6 +717,7 @@ pub(crate) mod tests {
             operator: Some(OperatorStatus {
                 mode: OperatorMode::Draining,
                 deadline_ms: Some(250_000),
+                leaves: false,
                 weight: Some("50%".parse().unwrap()),
                 since_ms: 50_000,
             }),
@@ -731,6 +739,7 @@ pub(crate) mod tests {
             method,
             state,
             in_force: state,
+            added: false,
             backup: false,
             effective_weight: 1.0,
             slow_start_percent: None,

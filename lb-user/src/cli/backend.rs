@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{Target, observe::time};
-use crate::admin::backends::{BackendAction, BackendQuery, MAX_DEADLINE, WeightText};
+use crate::admin::{
+    added::NewBackend,
+    backends::{BackendAction, BackendQuery, MAX_DEADLINE, WeightText},
+};
 
 pub(super) const BACKEND_EXAMPLES: &str = "\
 Examples:
@@ -14,6 +17,9 @@ Examples:
   xvip backend disable master02               Maintenance at once: its connections are reset
   xvip backend weight master02 50%            Half of its configured weight
   xvip backend enable master02                Back to what the checks say
+  xvip backend add master04 10.0.2.13:6443    One more backend, as if the configuration had it
+  xvip backend remove master02                No new connections; after 30 seconds it is gone
+  xvip backend add master02                   A backend of the configuration that was removed is back
 
 Nodes act alone: give the same order on every node. An order outlives a restart of xvip and a reload, but
 not a reboot (it is kept in node.state_dir).";
@@ -66,6 +72,38 @@ pub enum BackendCommand {
         /// 0 (no new connections) to 1000, or a percentage of the configured weight (100%: as configured)
         weight: WeightText,
     },
+    /// Add a backend to a running service, or put one of the configuration back that was removed
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Add(AddArgs),
+    /// Drain a backend, then remove it from its service
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Remove {
+        /// Time to drain in: what is left then is reset (default: 30s)
+        #[arg(long, value_name = "TIME", value_parser = deadline)]
+        deadline: Option<Duration>,
+        /// Do not drain: its connections are reset at once
+        #[arg(long, conflicts_with = "deadline")]
+        now: bool,
+        /// Which backend.
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// What `add` takes.
+#[derive(Clone, Debug, Args)]
+pub struct AddArgs {
+    /// Name of the backend, new in its service
+    pub name: String,
+    /// What it is.
+    #[command(flatten)]
+    pub new: Option<NewBackend>,
+    /// The service that gets it (`service.name`), if there are several
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
 }
 
 /// Which backends an order is for.
@@ -87,30 +125,72 @@ pub struct Which {
 impl BackendCommand {
     /// What is ordered, and from whom.
     pub fn query(&self) -> (BackendQuery, &Target) {
-        let (action, which) = match self {
-            Self::Drain { which, .. } => (BackendAction::Drain, which),
-            Self::Disable { which } => (BackendAction::Disable, which),
-            Self::Enable { which } => (BackendAction::Enable, which),
-            Self::Weight { which, .. } => (BackendAction::Weight, which),
-        };
-        let deadline = match self {
-            Self::Drain { deadline, .. } => *deadline,
-            _ => None,
-        };
-        let weight = match self {
-            Self::Weight { weight, .. } => Some(*weight),
-            _ => None,
-        };
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let query = BackendQuery {
-            action,
-            name: which.name.clone(),
-            service: which.service.clone(),
-            deadline_ms: deadline.map(millis),
-            weight,
-            force: which.force,
-        };
-        (query, &which.target)
+        match self {
+            Self::Drain { deadline, which } => {
+                let (query, target) = which.query(BackendAction::Drain);
+                let deadline_ms = deadline.map(millis);
+                let query = BackendQuery {
+                    deadline_ms,
+                    ..query
+                };
+                (query, target)
+            }
+            Self::Disable { which } => which.query(BackendAction::Disable),
+            Self::Enable { which } => which.query(BackendAction::Enable),
+            Self::Weight { which, weight } => {
+                let (query, target) = which.query(BackendAction::Weight);
+                let weight = Some(*weight);
+                (BackendQuery { weight, ..query }, target)
+            }
+            Self::Add(args) => {
+                let query = plain(BackendAction::Add, &args.name, args.service.as_ref());
+                let new = args.new.clone();
+                (BackendQuery { new, ..query }, &args.target)
+            }
+            Self::Remove {
+                deadline,
+                now,
+                which,
+            } => {
+                let (query, target) = which.query(BackendAction::Remove);
+                let deadline = if *now {
+                    Some(Duration::ZERO)
+                } else {
+                    *deadline
+                };
+                let deadline_ms = deadline.map(millis);
+                let query = BackendQuery {
+                    deadline_ms,
+                    ..query
+                };
+                (query, target)
+            }
+        }
+    }
+}
+
+impl Which {
+    fn query(&self, action: BackendAction) -> (BackendQuery, &Target) {
+        let query = plain(action, &self.name, self.service.as_ref());
+        let force = self.force;
+        (BackendQuery { force, ..query }, &self.target)
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A query without anything that only some actions take.
+fn plain(action: BackendAction, name: &str, service: Option<&String>) -> BackendQuery {
+    BackendQuery {
+        action,
+        name: name.to_owned(),
+        service: service.cloned(),
+        deadline_ms: None,
+        weight: None,
+        new: None,
+        force: false,
     }
 }
 

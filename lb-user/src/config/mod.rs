@@ -8,6 +8,7 @@
 //! to each other) -> [`model`]. Every step records what it refuses and goes on, so that one run
 //! shows every error.
 
+pub mod addition;
 mod check;
 mod command;
 mod error;

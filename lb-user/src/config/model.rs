@@ -504,6 +504,21 @@ pub struct BackendConfig {
     pub agent: CheckTarget,
 }
 
+impl BackendConfig {
+    /// One with the defaults of everything but its name and address.
+    pub fn plain(name: &str, address: SocketAddr) -> Self {
+        Self {
+            name: name.to_owned(),
+            address,
+            weight: NonZeroU32::MIN,
+            backup: false,
+            forwarding: Forwarding::Auto,
+            check: CheckTarget::default(),
+            agent: CheckTarget::default(),
+        }
+    }
+}
+
 /// `forwarding`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Forwarding {

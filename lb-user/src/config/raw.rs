@@ -30,6 +30,11 @@ impl Mark {
         self.key.rsplit_once('.').map_or("", |(parent, _)| parent)
     }
 
+    /// Something that stands in no text.
+    pub(super) const fn named(key: String) -> Self {
+        Self { at: 0, key }
+    }
+
     /// The key `key` of the table that this marks, at the table's place.
     fn child(&self, key: &str) -> Self {
         let key = match self.key.as_str() {
@@ -101,6 +106,14 @@ impl Report {
             fault,
             is_absence,
         });
+    }
+
+    /// What is wrong, without its place.
+    pub(super) fn into_faults(self) -> impl Iterator<Item = Fault> {
+        self.findings
+            .into_inner()
+            .into_iter()
+            .map(|finding| finding.fault)
     }
 
     /// `config`, or everything that is wrong with `text`.

@@ -32,7 +32,7 @@ pub(super) struct ServiceDraft {
 
 /// `[[service.backend]]` and what is compared with other sections.
 pub(super) struct BackendDraft {
-    config: Option<BackendConfig>,
+    pub(super) config: Option<BackendConfig>,
     pub(super) mark: Mark,
     pub(super) name: Option<Marked<String>>,
     pub(super) address: Option<Marked<SocketAddr>>,

@@ -18,6 +18,15 @@ pub(super) struct SourcesDraft {
 }
 
 impl SourcesDraft {
+    /// No rules.
+    pub(super) const fn none() -> Self {
+        Self {
+            allow: Vec::new(),
+            deny: Vec::new(),
+            limit: Ok(None),
+        }
+    }
+
     /// The rules, `None` if something is wrong with them.
     pub(super) fn config(&self) -> Option<SourcesConfig> {
         let values = |prefixes: &[Marked<IpNet>]| prefixes.iter().map(|p| p.value).collect();

@@ -4,7 +4,10 @@
 //! not there. But a table full of the past evicts by age what is silent and alive, and says
 //! nothing true about the present.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     abi::{Address, Flow, FlowKey, NatReturn},
@@ -18,6 +21,8 @@ pub struct BackendFacts {
     pub service: u32,
     /// Its epoch: flows of another one are being reset.
     pub epoch: u16,
+    /// Where it is.
+    pub address: SocketAddr,
 }
 
 /// Backends by id. Ids are unique over both families.
@@ -99,8 +104,22 @@ pub fn owner<A: Address>(key: &FlowKey<A>, entry: &NatReturn<A>) -> FlowKey<A> {
 }
 
 /// Whether `flow`, found at [`owner`], uses the return entry.
-pub fn uses<A: Address>(flow: &Flow, key: &FlowKey<A>, entry: &NatReturn<A>) -> bool {
-    flow.nat_port() == key.dport() && flow.backend() == entry.backend()
+///
+/// A client that comes back on the same port takes over the entry that is there, with the id that the
+/// backend had then. It may have another one now: it was taken out and put back. So its address counts. One
+/// that is not among `backends` is younger than they are.
+pub fn uses<A: Address + Into<IpAddr>>(
+    flow: &Flow,
+    key: &FlowKey<A>,
+    entry: &NatReturn<A>,
+    backends: &Backends,
+) -> bool {
+    let place = SocketAddr::new(key.src().into(), key.sport());
+    let is_there = || {
+        let backend = backends.get(&flow.backend());
+        backend.is_none_or(|backend| backend.address == place)
+    };
+    flow.nat_port() == key.dport() && (flow.backend() == entry.backend() || is_there())
 }
 
 /// Return entries that no flow used when they were last looked at.
@@ -167,6 +186,7 @@ mod tests {
         let facts = BackendFacts {
             service: 1,
             epoch: EPOCH,
+            address: SocketAddr::from(([10, 0, 0, 9], 6443)),
         };
         BTreeMap::from([(7, facts)])
     }
@@ -215,7 +235,11 @@ mod tests {
             (EPOCH + 1, 7, Some(Cause::Reset)),
             (EPOCH, 8, Some(Cause::NoBackend)),
         ] {
-            let backends = BTreeMap::from([(id, BackendFacts { service: 1, epoch })]);
+            let facts = BackendFacts {
+                epoch,
+                ..backends()[&7]
+            };
+            let backends = BTreeMap::from([(id, facts)]);
             assert_eq!(over(&open, &backends, 1059), None);
             assert_eq!(over(&open, &backends, 1060), cause);
         }
@@ -237,9 +261,18 @@ mod tests {
         let wanted = FlowKey::new([192, 0, 2, 1], 4000, [10, 0, 0, 100], 1644, IPPROTO_TCP);
         assert_eq!(owner, wanted);
         let flow = |backend, port| Flow::new(backend, port, 0, FlowState::Syn, 1);
-        assert!(uses(&flow(7, 5000), &key, &entry));
-        assert!(!uses(&flow(7, 5001), &key, &entry));
-        assert!(!uses(&flow(8, 5000), &key, &entry));
+        let facts = |host| BackendFacts {
+            service: 1,
+            epoch: EPOCH,
+            address: SocketAddr::from(([10, 0, 0, host], 6443)),
+        };
+        let backends = BTreeMap::from([(7, facts(9)), (8, facts(8)), (17, facts(9))]);
+        let uses = |flow| uses(&flow, &key, &entry, &backends);
+        assert!(uses(flow(7, 5000)));
+        assert!(!uses(flow(7, 5001)));
+        assert!(!uses(flow(8, 5000)));
+        assert!(uses(flow(17, 5000)), "the same backend by another id");
+        assert!(uses(flow(18, 5000)), "perhaps a new one");
     }
 
     /// Only who is ownerless in two scans in a row, for the same client, is an orphan.

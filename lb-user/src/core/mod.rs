@@ -18,6 +18,7 @@ pub mod network;
 pub mod notify;
 pub mod operator;
 pub mod resets;
+pub mod roster;
 pub mod segment;
 pub mod settings;
 pub mod speed;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    roster::Roster,
     standing::{BackendIdentity, Influence, Influences, Mode, Weight},
     time::Timestamp,
 };
@@ -24,6 +25,11 @@ pub enum Order {
     Drain {
         /// `None`: for ever.
         deadline: Option<Duration>,
+    },
+    /// No new flows; after the time, the backend is removed.
+    Leave {
+        /// How long.
+        drain: Duration,
     },
     /// Maintenance.
     Disable,
@@ -40,6 +46,8 @@ pub struct Word {
     pub mode: Mode,
     /// While it is draining: when it enters maintenance.
     pub deadline: Option<Timestamp>,
+    /// While it is draining: it is removed then instead.
+    pub leaves: bool,
     /// Its weight.
     pub weight: Weight,
     /// When he said so last.
@@ -52,6 +60,7 @@ impl Word {
         Self {
             mode: Mode::Enabled,
             deadline: None,
+            leaves: false,
             weight: Weight::Configured,
             since: now,
         }
@@ -63,11 +72,16 @@ impl Word {
         let mode = |mode, deadline| Self {
             mode,
             deadline,
+            leaves: false,
             since: now,
             ..self
         };
         match order {
             Order::Drain { deadline } => mode(Mode::Draining, deadline.map(|time| now + time)),
+            Order::Leave { drain } => Self {
+                leaves: true,
+                ..mode(Mode::Draining, Some(now + drain))
+            },
             Order::Disable => mode(Mode::Maintenance, None),
             Order::Enable => mode(Mode::Enabled, None),
             Order::Weight(weight) => Self {
@@ -91,6 +105,15 @@ pub struct Entry {
     pub backend: BackendIdentity,
     /// What.
     pub word: Word,
+}
+
+/// What outlives the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Words on backends.
+    pub words: Vec<Entry>,
+    /// Backends that were added and removed.
+    pub roster: Roster,
 }
 
 /// What the operator has said, and the slow starts under way.
@@ -157,6 +180,22 @@ impl Operator {
             self.words.insert(backend, word);
         }
         word
+    }
+
+    /// Forgets a backend.
+    pub fn forget(&mut self, backend: &BackendIdentity) {
+        self.words.remove(backend);
+        self.cold.remove(backend);
+        self.starts.remove(backend);
+    }
+
+    /// Those whose time to drain before their removal is over; there is no word on them any more.
+    pub fn take_leaving(&mut self, now: Timestamp) -> Vec<BackendIdentity> {
+        let is_due = |word: &Word| word.leaves && word.deadline.is_some_and(|at| at <= now);
+        let due = self.words.iter().filter(|(_, word)| is_due(word));
+        let due: Vec<_> = due.map(|(&backend, _)| backend).collect();
+        self.words.retain(|_, word| !is_due(word));
+        due
     }
 
     /// Forgets whoever is not among `known`; returns those on whom there was a word.

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -206,7 +207,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn family<A: Address + Ord + Pod>(
+    fn family<A: Address + Ord + Pod + Into<IpAddr>>(
         &mut self,
         maps: &mut FamilyConntrack<A>,
         orphans: &mut Orphans<A>,
@@ -250,7 +251,7 @@ impl Scan<'_> {
     }
 
     /// Delete the return entries that no flow has used for two scans.
-    fn returns<A: Address + Ord + Pod>(
+    fn returns<A: Address + Ord + Pod + Into<IpAddr>>(
         &mut self,
         table: &mut Table<FlowKey<A>, NatReturn<A>>,
         owners: [&Table<FlowKey<A>, Flow>; 2],
@@ -262,7 +263,7 @@ impl Scan<'_> {
     {
         for piece in table.pieces()? {
             for (key, entry) in piece? {
-                if !is_used(owners, &key, &entry)? && orphans.note(&key, &entry) {
+                if !is_used(owners, (&key, &entry), &self.backends)? && orphans.note(&key, &entry) {
                     table.remove(&key)?;
                     self.counts.deleted(Cause::Orphan);
                 } else {
@@ -276,10 +277,10 @@ impl Scan<'_> {
 }
 
 /// Whether a flow uses the return entry.
-fn is_used<A: Address + Pod>(
+fn is_used<A: Address + Pod + Into<IpAddr>>(
     owners: [&Table<FlowKey<A>, Flow>; 2],
-    key: &FlowKey<A>,
-    entry: &NatReturn<A>,
+    (key, entry): (&FlowKey<A>, &NatReturn<A>),
+    backends: &Backends,
 ) -> Result<bool, BpfError>
 where
     FlowKey<A>: Pod,
@@ -288,7 +289,7 @@ where
     let owner = conntrack::owner(key, entry);
     for table in owners {
         if let Some(flow) = table.get(&owner)?
-            && conntrack::uses(&flow, key, entry)
+            && conntrack::uses(&flow, key, entry, backends)
         {
             return Ok(true);
         }

@@ -1,4 +1,4 @@
-//! What the operator has said of backends, in a file of the state directory: it outlives the
+//! What the operator has said of backends, and which he has added and removed, in a file of the state directory: it outlives the
 //! controller, and where the directory is on a file system in memory (`/run`) no reboot.
 //!
 //! The file is replaced as a whole: it is written beside, synchronised and renamed. That happens on
@@ -21,12 +21,15 @@ use tracing::{info, warn};
 use super::clock;
 use crate::{
     admin::{
+        added::NewBackend,
         backends::{BackendReply, OperatorMode, WeightText},
         model::{CommandError, Reply},
     },
     config::model::Config,
     core::{
-        operator::{Entry, Word},
+        desired::ServiceIdentity,
+        operator::{Entry, Saved, Word},
+        roster::{Added, Removed, Roster},
         standing::{Mode, Weight},
         time::Timestamp,
     },
@@ -39,6 +42,33 @@ const VERSION: u32 = 1;
 struct Document {
     version: u32,
     backends: Vec<Record>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    added: Vec<AddedRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<RemovedRecord>,
+}
+
+/// A service.
+#[derive(Serialize, Deserialize)]
+struct ServiceRecord {
+    vip: IpAddr,
+    port: u16,
+    protocol: u8,
+}
+
+/// A backend that was added.
+#[derive(Serialize, Deserialize)]
+struct AddedRecord {
+    service: ServiceRecord,
+    name: String,
+    backend: NewBackend,
+}
+
+/// A backend of the configuration that was removed.
+#[derive(Serialize, Deserialize)]
+struct RemovedRecord {
+    service: ServiceRecord,
+    name: String,
 }
 
 /// An [`Entry`]. Times are those of the wall clock in milliseconds: a file may outlive a boot.
@@ -51,6 +81,8 @@ struct Record {
     mode: OperatorMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     deadline_unix_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leaves: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weight: Option<WeightText>,
     since_unix_ms: u64,
@@ -98,6 +130,7 @@ fn record(entry: &Entry, clocks: Clocks) -> Record {
         address,
         mode: operator_mode(word.mode),
         deadline_unix_ms: word.deadline.map(|deadline| clocks.to_unix(deadline)),
+        leaves: word.leaves,
         weight: weight_text(word.weight),
         since_unix_ms: clocks.to_unix(word.since),
     }
@@ -114,9 +147,52 @@ fn entry(record: &Record, clocks: Clocks) -> Entry {
                 OperatorMode::Maintenance => Mode::Maintenance,
             },
             deadline: record.deadline_unix_ms.map(|at| clocks.to_boot(at)),
+            leaves: record.leaves,
             weight: record.weight.map_or(Weight::Configured, |text| text.0),
             since: clocks.to_boot(record.since_unix_ms),
         },
+    }
+}
+
+const fn service_record((vip, port, protocol): ServiceIdentity) -> ServiceRecord {
+    ServiceRecord {
+        vip,
+        port,
+        protocol,
+    }
+}
+
+const fn service_identity(record: &ServiceRecord) -> ServiceIdentity {
+    (record.vip, record.port, record.protocol)
+}
+
+fn added_record(added: &Added) -> AddedRecord {
+    AddedRecord {
+        service: service_record(added.service),
+        name: added.backend.name.clone(),
+        backend: NewBackend::from(&added.backend),
+    }
+}
+
+fn added(record: &AddedRecord) -> Result<Added, io::Error> {
+    let backend = record.backend.config(&record.name);
+    Ok(Added {
+        service: service_identity(&record.service),
+        backend: backend.map_err(io::Error::other)?,
+    })
+}
+
+fn removed_record(removed: &Removed) -> RemovedRecord {
+    RemovedRecord {
+        service: service_record(removed.service),
+        name: removed.name.clone(),
+    }
+}
+
+fn removed(record: &RemovedRecord) -> Removed {
+    Removed {
+        service: service_identity(&record.service),
+        name: record.name.clone(),
     }
 }
 
@@ -141,14 +217,17 @@ fn path(config: &Config) -> PathBuf {
 }
 
 /// What was saved. A file that is not understood is put aside, aloud, and nothing was saved.
-pub fn load(config: &Config) -> Vec<Entry> {
+pub fn load(config: &Config) -> Saved {
     let path = path(config);
     match read(&path) {
-        Ok(entries) => {
-            if !entries.is_empty() {
-                info!(file = %path.display(), backends = entries.len(), "orders about backends are in force again");
+        Ok(saved) => {
+            if saved != Saved::default() {
+                info!(
+                    file = %path.display(), backends = saved.words.len(), added = saved.roster.added.len(),
+                    removed = saved.roster.removed.len(), "orders about backends are in force again"
+                );
             }
-            entries
+            saved
         }
         Err(error) => {
             let aside = path.with_extension("json.bad");
@@ -156,15 +235,22 @@ pub fn load(config: &Config) -> Vec<Entry> {
             let kept =
                 kept.map_or_else(|error| error.to_string(), |()| aside.display().to_string());
             warn!(file = %path.display(), %error, kept, "cannot read the saved orders about backends: \
-                 every backend is enabled, with its configured weight");
-            Vec::new()
+                 the backends are those of the configuration, enabled, with their weights");
+            Saved::default()
         }
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Entry>, io::Error> {
+/// Addresses of the backends that were added, for whoever takes away what an earlier xvip left.
+pub fn added_addresses(config: &Config) -> Vec<IpAddr> {
+    let saved = read(&path(config)).unwrap_or_default();
+    let added = saved.roster.added.iter();
+    added.map(|one| one.backend.address.ip()).collect()
+}
+
+fn read(path: &Path) -> Result<Saved, io::Error> {
     let text = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
         text => text?,
     };
     let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
@@ -174,15 +260,25 @@ fn read(path: &Path) -> Result<Vec<Entry>, io::Error> {
     }
     let clocks = Clocks::now();
     let records = document.backends.iter();
-    Ok(records.map(|record| entry(record, clocks)).collect())
+    Ok(Saved {
+        words: records.map(|record| entry(record, clocks)).collect(),
+        roster: Roster {
+            added: document.added.iter().map(added).collect::<Result<_, _>>()?,
+            removed: document.removed.iter().map(removed).collect(),
+        },
+    })
 }
 
 /// Replaces the file in one step.
-fn write(path: &Path, entries: &[Entry]) -> Result<(), io::Error> {
+fn write(path: &Path, saved: &Saved) -> Result<(), io::Error> {
     let clocks = Clocks::now();
     let document = Document {
         version: VERSION,
-        backends: entries.iter().map(|entry| record(entry, clocks)).collect(),
+        backends: (saved.words.iter())
+            .map(|entry| record(entry, clocks))
+            .collect(),
+        added: saved.roster.added.iter().map(added_record).collect(),
+        removed: saved.roster.removed.iter().map(removed_record).collect(),
     };
     let mut text = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
     text.push(b'\n');
@@ -201,7 +297,7 @@ fn write(path: &Path, entries: &[Entry]) -> Result<(), io::Error> {
 type Asker = oneshot::Sender<Result<Reply, CommandError>>;
 
 enum Job {
-    Save(Vec<Entry>),
+    Save(Saved),
     Answer(Asker, Result<BackendReply, CommandError>),
 }
 
@@ -219,7 +315,7 @@ impl OperatorFile {
             let mut failure = None;
             for job in todo {
                 match job {
-                    Job::Save(entries) => failure = save(&path, &entries),
+                    Job::Save(saved) => failure = save(&path, &saved),
                     Job::Answer(asker, reply) => answer(asker, reply, failure.as_deref()),
                 }
             }
@@ -231,9 +327,9 @@ impl OperatorFile {
     }
 
     /// Saves this in place of what was saved before.
-    pub fn save(&self, entries: Vec<Entry>) {
+    pub fn save(&self, saved: Saved) {
         // The thread lives as long as this end.
-        let _ = self.jobs.send(Job::Save(entries));
+        let _ = self.jobs.send(Job::Save(saved));
     }
 
     /// Answers as soon as everything is saved that was to be saved until now.
@@ -243,8 +339,8 @@ impl OperatorFile {
 }
 
 /// Returns why it failed, if it did.
-fn save(path: &Path, entries: &[Entry]) -> Option<String> {
-    let error = write(path, entries).err()?;
+fn save(path: &Path, saved: &Saved) -> Option<String> {
+    let error = write(path, saved).err()?;
     warn!(file = %path.display(), %error, "cannot save the orders about backends: a restart forgets them");
     Some(format!(
         "not saved in {}: {error}; a restart forgets it",
@@ -263,19 +359,20 @@ fn answer(asker: Asker, mut reply: Result<BackendReply, CommandError>, failure: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::testing::TempDir;
+    use crate::admin::{added::ForwardingWord, testing::TempDir};
 
-    fn entries() -> Vec<Entry> {
+    fn saved() -> Saved {
         let vip = "10.0.2.100".parse().unwrap();
         let now = clock::now();
         let word = |mode, deadline, weight| Word {
             mode,
             deadline,
+            leaves: deadline.is_some(),
             weight,
             since: now,
         };
         let deadline = Some(now + Duration::from_mins(5));
-        [
+        let words = [
             word(Mode::Draining, deadline, Weight::Configured),
             word(Mode::Maintenance, None, Weight::Percent(50)),
             word(Mode::Enabled, None, Weight::Absolute(0)),
@@ -288,8 +385,25 @@ mod tests {
                 backend: ((vip, 1644, 6), backend),
                 word,
             }
-        })
-        .collect()
+        });
+        let service = (vip, 1644, 6);
+        let new = NewBackend {
+            address: "10.0.2.20:6443".to_owned(),
+            weight: 7.try_into().unwrap(),
+            backup: true,
+            forwarding: ForwardingWord::Nat,
+            check_address: Some(vip),
+            check_port: 80.try_into().ok(),
+        };
+        let backend = new.config("spare").unwrap();
+        let name = "master12".to_owned();
+        Saved {
+            words: words.collect(),
+            roster: Roster {
+                added: vec![Added { service, backend }],
+                removed: vec![Removed { service, name }],
+            },
+        }
     }
 
     /// What is read is what was written, with its deadlines: to a second, since clocks are read
@@ -298,14 +412,18 @@ mod tests {
     fn entries_survive() {
         let dir = TempDir::new();
         let path = dir.path().join("x.backends.json");
-        assert!(read(&path).unwrap().is_empty());
+        assert_eq!(read(&path).unwrap(), Saved::default());
         for _ in 0..2 {
-            write(&path, &entries()).unwrap();
+            write(&path, &saved()).unwrap();
         }
-        let (written, read) = (entries(), read(&path).unwrap());
-        assert_eq!(written.len(), read.len());
-        for (written, read) in written.iter().zip(&read) {
-            let plain = |entry: &Entry| (entry.backend, entry.word.mode, entry.word.weight);
+        let (written, read) = (saved(), read(&path).unwrap());
+        assert_eq!(written.roster, read.roster);
+        assert_eq!(written.words.len(), read.words.len());
+        for (written, read) in written.words.iter().zip(&read.words) {
+            let plain = |entry: &Entry| {
+                let word = &entry.word;
+                (entry.backend, word.mode, word.leaves, word.weight)
+            };
             assert_eq!(plain(written), plain(read));
             let deadlines = (written.word.deadline, read.word.deadline);
             if let (Some(a), Some(b)) = deadlines {
@@ -344,7 +462,7 @@ mod tests {
             notes: vec![],
         };
         let (asker, answered) = oneshot::channel();
-        answer(asker, Ok(reply()), save(&path, &entries()).as_deref());
+        answer(asker, Ok(reply()), save(&path, &saved()).as_deref());
         let Ok(Reply::Backend(reply)) = answered.await.unwrap() else {
             panic!("another answer");
         };

@@ -2,11 +2,11 @@
 
 use crate::{
     admin::{
-        backends::{BackendQuery, BackendReply, BackendWord},
+        backends::{BackendQuery, BackendReply, BackendWord, Request},
         model::CommandError,
     },
     core::{
-        controller::{Controller, Ordered, said},
+        controller::{Changed, Controller, Ordered, said},
         time::Timestamp,
     },
 };
@@ -17,8 +17,21 @@ pub fn carry_out(
     now: Timestamp,
     query: &BackendQuery,
 ) -> Result<BackendReply, CommandError> {
-    let order = query.order()?;
     let target = (query.name.as_str(), query.service.as_deref());
+    let order = match query.request()? {
+        Request::Order(order) => order,
+        Request::Add(new) => {
+            let note = new.as_ref().map(|_| {
+                "it is in no configuration: write it there, too, and reload (its order is then void)"
+            });
+            let added = controller.add_backend(now, target, new)?;
+            return Ok(changed(controller, added, note));
+        }
+        Request::Remove { drain } => {
+            let removed = controller.remove_backend(now, target, drain, query.force)?;
+            return Ok(changed(controller, removed, None));
+        }
+    };
     let ordered = controller.order(now, target, order, query.force)?;
     let backends = ordered.iter().map(|ordered| {
         let Ordered {
@@ -36,6 +49,24 @@ pub fn carry_out(
         backends: backends.collect(),
         notes: others(controller).into_iter().collect(),
     })
+}
+
+/// The answer to an addition or a removal.
+fn changed(controller: &Controller, changed: Changed, note: Option<&str>) -> BackendReply {
+    let Changed {
+        service,
+        backend,
+        now,
+    } = changed;
+    let notes = note.map(str::to_owned).into_iter();
+    BackendReply {
+        backends: vec![BackendWord {
+            service,
+            backend,
+            now,
+        }],
+        notes: notes.chain(others(controller)).collect(),
+    }
 }
 
 /// That the other nodes have to be told, if there are any.

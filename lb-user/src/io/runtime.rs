@@ -398,10 +398,13 @@ impl Engine {
         let Some(prober) = self.probers.get(service).map(Arc::clone) else {
             return;
         };
+        let config = self.controller.config().services.get(service);
+        let config = config.and_then(|config| config.backends.get(backend));
+        let name = config.map_or_else(String::new, |config| config.name.clone());
         let probed = self.probed.clone();
         self.probe_runtime.spawn(async move {
             let started = clock::now();
-            let outcome = prober.probe(backend, target, limit, reuse).await;
+            let outcome = prober.probe(&name, target, limit, reuse).await;
             let finished = clock::now();
             let result = ProbeResult {
                 backend,
@@ -508,7 +511,7 @@ impl Engine {
                 self.take_outcome(outcome);
             }
             Action::Listen { instance, ifindex } => self.listen(instance, ifindex),
-            Action::SaveOperator(entries) => self.operator_file.save(entries),
+            Action::SaveOperator(saved) => self.operator_file.save(saved),
             Action::Notify(notice) => self.notifier.tell(notice),
             Action::Report(event) => report(event),
         }
@@ -1078,12 +1081,13 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
             netlink.ignore_mac(link.ifindex, mac)?;
         }
     }
+    let added = operator_file::added_addresses(config);
     for neighbour in netlink
         .neighbours()?
         .iter()
         .filter(|neighbour| neighbour.managed)
     {
-        if undo::resolves(config, neighbour.addr) {
+        if undo::resolves(config, neighbour.addr) || added.contains(&neighbour.addr) {
             netlink.forget(neighbour.ifindex, neighbour.addr)?;
         }
     }

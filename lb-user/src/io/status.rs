@@ -231,6 +231,7 @@ fn service(
         healthy: standing.healthy,
         min_healthy: config.quorum.min_healthy.get(),
         quorum_lost: standing.is_quorum_lost,
+        removed: controller.removed(position).map(str::to_owned).collect(),
         backends: (0..config.backends.len())
             .filter_map(|b| {
                 let standing = standing.backends.get(b);
@@ -278,6 +279,7 @@ fn backend(
         method,
         state: state(view.state),
         in_force: state(standing.map_or(view.state, |own| own.state)),
+        added: controller.was_added(service_index, index),
         backup: config.backup,
         effective_weight: standing.map_or(0.0, |own| {
             f64::from(own.own_weight) / f64::from(WEIGHT_UNIT)
@@ -289,6 +291,7 @@ fn backend(
             .map(|word| OperatorStatus {
                 mode: operator_mode(word.mode),
                 deadline_ms: word.deadline.map(|deadline| millis(deadline, now)),
+                leaves: word.leaves,
                 weight: weight_text(word.weight),
                 since_ms: millis(now, word.since),
             }),

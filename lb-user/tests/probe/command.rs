@@ -58,10 +58,10 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
     ServiceProber::new(&service).unwrap()
 }
 
-/// What becomes of the second backend's check. The target is the runner's own business.
+/// What becomes of the second backend's check.
 async fn check(prober: &ServiceProber, timeout: Duration) -> ProbeOutcome {
-    let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
-    prober.probe(1, nowhere, timeout, false).await
+    let target = SocketAddr::from(([10, 0, 2, 11], 8080));
+    prober.probe("two", target, timeout, false).await
 }
 
 /// Proves that a program is told whom it checks, in its arguments and in its environment.
@@ -84,6 +84,17 @@ async fn program_knows_whom_it_checks() {
     let text = outcome.to_string();
     assert!(
         text.ends_with(": api 10.0.2.100 1644 two 10.0.2.11 8080"),
+        "{text}"
+    );
+    // One that was not there when the checks began.
+    let target = SocketAddr::from(([10, 0, 2, 12], 6443));
+    let prober = self::prober(script, &[]);
+    let text = prober
+        .probe("three", target, PLENTY, false)
+        .await
+        .to_string();
+    assert!(
+        text.ends_with(": api 10.0.2.100 1644 three 10.0.2.12 6443"),
         "{text}"
     );
 }

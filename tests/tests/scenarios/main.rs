@@ -29,6 +29,7 @@ mod requests;
 mod resets;
 mod restart;
 mod scheduling;
+mod services;
 mod sources;
 mod takeover;
 mod tc;

@@ -157,3 +157,86 @@ fn backups_come_in_and_recoveries_are_slow() {
     let slow = backend(&cluster, "b1");
     assert!((slow.effective_weight - 0.1).abs() < 0.001, "{slow:?}");
 }
+
+/// Added, a backend is checked and gets its share; removed, it drains, and then its streams are reset
+/// and only those. Both outlive a restart and a reload; a file that has it decides what it is.
+#[test]
+fn backends_are_added_and_removed() {
+    skip_unless_root!();
+    let builder = Cluster::builder().masters(1).plain_backends(2);
+    let prepared = builder.prepare(|plane| "1s".clone_into(&mut plane.advert_interval));
+    let mut cluster = prepared.unwrap();
+    let whole = {
+        let mut whole = String::new();
+        cluster.edit_config("m1", |text| whole.clone_from(text));
+        whole
+    };
+    let address = |node: &str| format!("{}:6443", cluster.node(node).ipv4());
+    let b2 = address("b2");
+    let section = format!("[[service.backend]]\nname = \"b2\"\naddress = \"{b2}\"\n");
+    assert!(whole.contains(&section), "{whole}");
+    cluster.edit_config("m1", |text| *text = text.replace(&section, ""));
+    cluster.start_xvip("m1").unwrap();
+    cluster.wait_settled("m1").unwrap();
+    assert_eq!(answering(&cluster), ["b1", "m1"]);
+
+    let said = order(&cluster, &["add", "b2", &b2, "--weight", "2"]);
+    assert!(said.contains("b2 of apiserver-v4: added\n"), "{said}");
+    cluster.wait_backend("m1", "b2", Up).unwrap();
+    let added = backend(&cluster, "b2");
+    assert!(
+        added.added && (0.49..0.51).contains(&added.share),
+        "{added:?}"
+    );
+    assert_eq!(answering(&cluster), ["b1", "b2", "m1"]);
+    let why = refused(&cluster, &["add", "b2", "10.0.2.77:6443"]);
+    assert!(why.contains("there is a backend of this name"), "{why}");
+    let why = refused(&cluster, &["add", "x", &b2]);
+    assert!(why.contains("is already backend \"b2\".address"), "{why}");
+    let why = refused(&cluster, &["add", "x", "b2"]);
+    assert!(why.contains("is not an IP address and port"), "{why}");
+
+    let load = cluster.load(VIP4);
+    let watches = Watches::open(cluster.client(), &load, 20, PATIENCE).unwrap();
+    let on_b1 = watches.by_node().get("b1").copied();
+    let on_b1 = on_b1.expect("20 streams over 3 backends");
+    let said = order(&cluster, &["remove", "b1", "--deadline", "1h"]);
+    assert!(said.contains(": drains, removed in 3600 s"), "{said}");
+    assert_eq!(answering(&cluster), ["b2", "m1"]);
+    watches.wait_events(2, PATIENCE).unwrap();
+    assert_eq!(watches.ended(), []);
+    order(&cluster, &["remove", "b1", "--now"]);
+    cluster
+        .wait("the streams on b1 to end", || {
+            Ok((watches.ended().len() == on_b1).then_some(()))
+        })
+        .unwrap();
+    assert!(watches.ended().iter().all(|(node, _)| node == "b1"));
+    let listed = order(&cluster, &[]);
+    assert!(listed.contains("added while xvip runs"), "{listed}");
+    assert!(listed.contains("b1 of apiserver-v4 is removed"), "{listed}");
+
+    cluster.stop_xvip("m1").unwrap();
+    cluster.start_xvip("m1").unwrap();
+    cluster.wait_settled("m1").unwrap();
+    cluster.reload("m1").unwrap();
+    let names = |cluster: &Cluster| -> Vec<_> {
+        let backends = cluster.service("m1").unwrap().backends.into_iter();
+        backends
+            .map(|backend| (backend.name, backend.added))
+            .collect()
+    };
+    let own = |name: &str, added| (name.to_owned(), added);
+    assert_eq!(names(&cluster), [own("m1", false), own("b2", true)]);
+    assert_eq!(answering(&cluster), ["b2", "m1"]);
+
+    // With the whole file b2 is the file's, and goes on; b1 stays removed until it is put back.
+    cluster.edit_config("m1", |text| *text = whole);
+    cluster.reload("m1").unwrap();
+    assert_eq!(names(&cluster), [own("m1", false), own("b2", false)]);
+    assert_eq!(backend(&cluster, "b2").state, Up);
+    order(&cluster, &["add", "b1"]);
+    cluster.wait_backend("m1", "b1", Up).unwrap();
+    assert_eq!(answering(&cluster), ["b1", "b2", "m1"]);
+    assert_eq!(watches.ended().len(), on_b1);
+}

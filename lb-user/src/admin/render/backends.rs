@@ -32,7 +32,17 @@ pub fn list(status: &Status, colour: Colour) -> String {
             ]);
         }
     }
-    table.render(colour)
+    let mut text = table.render(colour);
+    for service in &status.services {
+        for name in &service.removed {
+            let line = format!(
+                "{name} of {} is removed (\"xvip backend add {name} --service {}\" puts it back)",
+                service.name, service.name
+            );
+            push_line(&mut text, &printable(&line));
+        }
+    }
+    text
 }
 
 /// One line per backend, and one per note.
@@ -75,7 +85,11 @@ pub(super) fn words(backend: &BackendStatus) -> Option<String> {
         };
         word.to_owned()
     });
-    let words: Vec<_> = [said, agent, ramp, backup].into_iter().flatten().collect();
+    let added = backend.added.then(|| "added while xvip runs".to_owned());
+    let words: Vec<_> = [added, said, agent, ramp, backup]
+        .into_iter()
+        .flatten()
+        .collect();
     (!words.is_empty()).then(|| words.join(", "))
 }
 
@@ -84,6 +98,9 @@ fn operator(said: &OperatorStatus) -> String {
         (OperatorMode::Enabled, _) => "enabled".to_owned(),
         (OperatorMode::Maintenance, _) => "in maintenance".to_owned(),
         (OperatorMode::Draining, None) => "drained".to_owned(),
+        (OperatorMode::Draining, Some(left)) if said.leaves => {
+            format!("drained, removed in {}", Age(left))
+        }
         (OperatorMode::Draining, Some(left)) => {
             format!("drained, in maintenance in {}", Age(left))
         }

@@ -18,7 +18,7 @@ use crate::core::{
     health::{ProbeResult, agent::AgentReport},
     network::{Hop, Interface, InterfaceAddress},
     notify::Notice,
-    operator::Entry,
+    operator::Saved,
     resets::Death,
     tables::{TableOp, Tables},
     time::Timestamp,
@@ -264,8 +264,8 @@ pub enum Action {
         /// Index of the interface; `None`: it is gone.
         ifindex: Option<u32>,
     },
-    /// Save what the operator has said of backends, in place of what was saved before.
-    SaveOperator(Vec<Entry>),
+    /// Save what the operator has said of backends, added and removed, in place of what was saved before.
+    SaveOperator(Saved),
     /// Tell those who want to know of changes of state.
     Notify(Notice),
     /// Tell the operator.

@@ -17,6 +17,7 @@ mod quorum;
 mod reading;
 mod refusals;
 mod reload;
+mod roster;
 #[cfg(test)]
 mod tests;
 mod tracking;
@@ -36,6 +37,7 @@ pub use self::{
     messages::{Action, Event, Input},
     operator::{Ordered, Refusal, said},
     reload::Fixed,
+    roster::{Changed, REMOVAL_DRAIN},
     tracking::TrackView,
 };
 use super::{
@@ -46,6 +48,7 @@ use super::{
     network::Network,
     notify::RouterState,
     operator::Operator,
+    roster::Roster,
     standing::Influences,
     tables::{self, Tables},
     time::Timestamp,
@@ -129,7 +132,11 @@ pub struct BackendView {
 
 /// The controller. See the module's documentation.
 pub struct Controller {
+    /// What comes of the file and of the operator's changes.
     config: Config,
+    /// As it was read.
+    file: Config,
+    roster: Roster,
     netns_cookie: u64,
     roles: Vec<Role>,
     health: Vec<ServiceHealth>,
@@ -191,7 +198,9 @@ impl Controller {
             .collect();
         let views = views(&config, &health, now);
         let mut controller = Self {
+            file: config.clone(),
             config,
+            roster: Roster::default(),
             netns_cookie,
             roles,
             health,
@@ -338,6 +347,8 @@ impl Controller {
         for health in &mut self.health {
             health.handle_timeout(now);
         }
+        // What ends here may change what this node is fit for.
+        self.operator_timeout(now);
         self.look(now);
         self.track(now);
         for role in &mut self.roles {
@@ -349,7 +360,6 @@ impl Controller {
             self.renew_vips(now);
         }
         self.end_retirement(now);
-        self.operator_timeout(now);
         if self.audit_at <= now {
             self.audit_at = now + AUDIT_INTERVAL;
             self.reading_tables.audit(now, AUDIT_INTERVAL);

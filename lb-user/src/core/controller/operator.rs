@@ -8,7 +8,7 @@ use super::{Action, Controller, Event};
 use crate::core::{
     desired::identity,
     health::{Class, agent::AgentState},
-    operator::{Entry, Order, Word},
+    operator::{Entry, Order, Saved, Word},
     standing::{self, BackendIdentity, Influence, Influences, Mode, ServiceStanding, Weight},
     time::Timestamp,
 };
@@ -56,6 +56,32 @@ pub enum Refusal {
         /// The backend.
         backend: String,
     },
+    /// A backend cannot be added.
+    #[error("{backend:?} is not added to service {service:?}: {why}")]
+    Addition {
+        /// The service.
+        service: String,
+        /// The backend.
+        backend: String,
+        /// Why, in words.
+        why: String,
+    },
+    /// A backend cannot be removed.
+    #[error("{backend:?} is not removed from service {service:?}: {why}")]
+    Removal {
+        /// The service.
+        service: String,
+        /// The backend.
+        backend: String,
+        /// Why, in words.
+        why: String,
+    },
+    /// There are several services.
+    #[error("say which service is meant: --service NAME (there are: {})", known.join(", "))]
+    WhichService {
+        /// The names that there are.
+        known: Vec<String>,
+    },
 }
 
 /// `of service "a" `
@@ -64,12 +90,6 @@ fn of_service(service: Option<&str>) -> String {
 }
 
 impl Controller {
-    /// Goes on with what was saved by an earlier controller. To be called before anything else.
-    pub fn restore(&mut self, now: Timestamp, entries: Vec<Entry>) {
-        self.operator.restore(entries);
-        self.keep_words(now);
-    }
-
     /// Takes an order about the backends of this name, of one service or of all. Without `force`
     /// none that takes the last backend of a service away from new flows.
     pub fn order(
@@ -111,6 +131,8 @@ impl Controller {
         }
         self.save_operator();
         self.reconcile_tables();
+        self.track(now);
+        self.collect(now);
         Ok(ordered)
     }
 
@@ -172,6 +194,7 @@ impl Controller {
 
     /// Does what is due: ends of drains, steps of slow starts.
     pub(super) fn operator_timeout(&mut self, now: Timestamp) {
+        self.end_removals(now);
         let (ended, changed) = self.operator.handle_timeout(now);
         for backend in &ended {
             let Some((service, position)) = self.position_by_identity(backend) else {
@@ -254,13 +277,21 @@ impl Controller {
 
     // --- Helpers ------------------------------------------------------------------------------
 
-    fn save_operator(&mut self) {
-        let entries = self.operator.entries();
-        self.actions.push_back(Action::SaveOperator(entries));
+    pub(super) fn save_operator(&mut self) {
+        self.actions.push_back(Action::SaveOperator(Saved {
+            words: self.operator.entries(),
+            roster: self.roster.clone(),
+        }));
     }
 
     /// What a word means to the checks and to a later recovery.
-    fn follow_word(&mut self, service: usize, position: usize, own: BackendIdentity, word: &Word) {
+    pub(super) fn follow_word(
+        &mut self,
+        service: usize,
+        position: usize,
+        own: BackendIdentity,
+        word: &Word,
+    ) {
         let in_maintenance = word.mode == Mode::Maintenance;
         if let Some(health) = self.health.get_mut(service) {
             health.put_aside(position, in_maintenance);
@@ -271,7 +302,7 @@ impl Controller {
     }
 
     /// Refuses an order that leaves nobody for new flows of a service that has somebody now.
-    fn refuse_last(
+    pub(super) fn refuse_last(
         &self,
         service: usize,
         backend: BackendIdentity,
@@ -280,6 +311,7 @@ impl Controller {
         let takes_away = matches!(
             order,
             Order::Drain { .. }
+                | Order::Leave { .. }
                 | Order::Disable
                 | Order::Weight(Weight::Absolute(0) | Weight::Percent(0))
         );
@@ -302,7 +334,7 @@ impl Controller {
     }
 
     /// Service, position and identity of each backend that an order is for.
-    fn targets(
+    pub(super) fn targets(
         &self,
         name: &str,
         service: Option<&str>,
@@ -339,13 +371,22 @@ impl Controller {
         Ok(targets)
     }
 
+    /// Whether the operator has put a backend in maintenance.
+    pub(super) fn is_in_maintenance(&self, backend: BackendIdentity) -> bool {
+        let word = self.operator.word(&backend);
+        word.is_some_and(|word| word.mode == Mode::Maintenance)
+    }
+
     fn backend_identity(&self, service: usize, backend: usize) -> Option<BackendIdentity> {
         let config = self.config.services.get(service)?;
         let address = config.backends.get(backend)?.address;
         Some((identity(config), address))
     }
 
-    fn position_by_identity(&self, (service, address): &BackendIdentity) -> Option<(usize, usize)> {
+    pub(super) fn position_by_identity(
+        &self,
+        (service, address): &BackendIdentity,
+    ) -> Option<(usize, usize)> {
         let mut services = self.config.services.iter();
         let at = services.position(|config| identity(config) == *service)?;
         let mut backends = self.config.services.get(at)?.backends.iter();
@@ -353,7 +394,7 @@ impl Controller {
         Some((at, position))
     }
 
-    fn backend_name(&self, service: usize, backend: usize) -> String {
+    pub(super) fn backend_name(&self, service: usize, backend: usize) -> String {
         let config = self.config.services.get(service);
         let backend = config.and_then(|config| config.backends.get(backend));
         backend.map_or_else(String::new, |backend| backend.name.clone())
@@ -367,9 +408,14 @@ pub fn said(word: &Word, now: Timestamp) -> String {
         (Mode::Maintenance, _) => "in maintenance".to_owned(),
         (Mode::Draining, None) => "drains".to_owned(),
         (Mode::Draining, Some(deadline)) => {
+            let then = if word.leaves {
+                "removed"
+            } else {
+                "in maintenance"
+            };
             // Just ordered, it has all of its time: no second is lost by rounding.
             let left = deadline.saturating_since(now).as_millis().div_ceil(1_000);
-            format!("drains, in maintenance in {left} s")
+            format!("drains, {then} in {left} s")
         }
     };
     match word.weight {

@@ -46,9 +46,16 @@ impl Controller {
         if !fixed.is_empty() {
             return Err(fixed);
         }
+        self.file = config;
+        let config = self.compose();
+        Ok(self.go_on_with(now, config))
+    }
+
+    /// The same with a configuration that the operator's changes are in.
+    pub(super) fn go_on_with(&mut self, now: Timestamp, config: Config) -> Vec<String> {
         let changes = changes(&self.config, &config);
         if self.config == config {
-            return Ok(changes);
+            return changes;
         }
         self.reloads = self.reloads.saturating_add(1);
         self.leave(now, &config);
@@ -73,7 +80,7 @@ impl Controller {
         self.reconcile_tables();
         self.look(now);
         self.ask(now);
-        Ok(changes)
+        changes
     }
 
     /// Forget the backends whose flows have had their time.

@@ -5,6 +5,10 @@
 //! no data plane: who cannot forward must not own. And it takes the lowest priority while this node
 //! sees no backend of the addresses' services that works: another node may. The state of this node's own
 //! backend does not matter then, so that the addresses stay put while any backend works.
+//!
+//! A backend in maintenance, or removed by the operator, is as good as a dead one: it serves nobody, and most
+//! often it is about to stop. One that drains counts as its checks say: a move of the addresses would end the
+//! connections that the drain is there for.
 
 use lb_common::abi::BackendState;
 
@@ -12,6 +16,7 @@ use super::{Action, Controller, Event};
 use crate::{
     config::model::{MAX_TRACK_WEIGHT, ServiceConfig, TrackConfig, TrackSubject, VrrpConfig},
     core::{
+        desired::identity,
         time::Timestamp,
         tracking::{Condition, Effect, Fitness, Influence, Monitor, Observation},
     },
@@ -299,20 +304,33 @@ impl Controller {
             if place == Place::Here && !self.network.has_address(backend.address.ip()) {
                 continue;
             }
-            if good(health.state(position)) {
+            let in_maintenance = self.is_in_maintenance((identity(service), backend.address));
+            if !in_maintenance && good(health.state(position)) {
                 return Condition::Met;
             }
-            if health.last(position).is_some() {
+            if in_maintenance || health.last(position).is_some() {
                 seen = true;
             } else {
                 unseen = true;
             }
         }
-        if seen && !unseen {
+        if (seen || place == Place::Here && self.has_removed_here(service)) && !unseen {
             Condition::Failed
         } else {
             Condition::Unknown
         }
+    }
+
+    /// Whether a backend at an address of this node was removed by the operator.
+    fn has_removed_here(&self, service: &ServiceConfig) -> bool {
+        let key = identity(service);
+        let mut files = self.file.services.iter();
+        let file = files.find(|file| identity(file) == key);
+        let mut backends = file.into_iter().flat_map(|file| &file.backends);
+        backends.any(|backend| {
+            let is_here = self.network.has_address(backend.address.ip());
+            is_here && self.roster.has_removed(key, &backend.name)
+        })
     }
 
     // --- In words -----------------------------------------------------------------------------
@@ -357,7 +375,7 @@ impl Controller {
                 format!("the backend of {service} on this node is up")
             }
             (TrackSubject::LocalBackend(service), _) => {
-                format!("the backend of {service} on this node is not up")
+                format!("the backend of {service} on this node is not up, or out of service")
             }
             (TrackSubject::AnyBackend(service), Condition::Met) => {
                 format!("a backend of {service} works")

@@ -2,7 +2,10 @@
 //!
 //! Whoever opens them has descriptors of its own and reads on a thread of its own.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use aya::{
     Pod,
@@ -147,7 +150,7 @@ fn array<V: Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapData, V>, B
     open().map_err(map_error(name))
 }
 
-fn read_backends<A: Address>(
+fn read_backends<A: Address + Into<IpAddr>>(
     map: &Array<MapData, Backend<A>>,
     name: &'static str,
     into: &mut Backends,
@@ -161,6 +164,7 @@ where
             let facts = BackendFacts {
                 service: backend.service(),
                 epoch: backend.epoch(),
+                address: SocketAddr::new(backend.addr().into(), backend.port()),
             };
             into.insert(id, facts);
         }

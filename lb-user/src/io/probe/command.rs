@@ -1,6 +1,11 @@
 //! Checks that run a program.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -13,29 +18,56 @@ use crate::{
 /// Runs the programs that check the backends of a service, one for each backend.
 #[derive(Debug)]
 pub struct CommandProbe {
-    runners: Vec<Runner>,
+    config: CommandConfig,
+    service: String,
+    vip: SocketAddr,
+    /// By name and target. Backends may come while xvip runs.
+    runners: Mutex<BTreeMap<(String, SocketAddr), Arc<Runner>>>,
 }
 
 impl CommandProbe {
     /// Runs what `config` says for the backends of `service`.
     pub(super) fn new(config: &CommandConfig, service: &ServiceConfig) -> Result<Self, NoUser> {
-        let backends = 0..service.backends.len();
-        let runners = backends.filter_map(|backend| runner(config, service, backend));
-        Ok(Self {
-            runners: runners.collect::<Result<_, _>>()?,
-        })
+        let probe = Self {
+            config: config.clone(),
+            service: service.name.clone(),
+            vip: SocketAddr::new(service.address, service.port.get()),
+            runners: Mutex::default(),
+        };
+        for (position, backend) in service.backends.iter().enumerate() {
+            if let Some(target) = service.probe_target(position) {
+                probe.runner(&backend.name, target)?;
+            }
+        }
+        Ok(probe)
     }
 
-    /// Runs the program for `backend`.
-    pub(super) async fn probe(&self, backend: usize, limit: Duration) -> ProbeOutcome {
+    /// The runner for a backend: always the same one, so that no two runs of it are under way.
+    fn runner(&self, name: &str, target: SocketAddr) -> Result<Arc<Runner>, NoUser> {
+        let mut runners = self.runners.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), target);
+        if let Some(known) = runners.get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let new = Arc::new(runner(self, name, target)?);
+        runners.insert(key, Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// Runs the program for the backend of this name, to be asked at this address.
+    pub(super) async fn probe(
+        &self,
+        (name, target): (&str, SocketAddr),
+        limit: Duration,
+    ) -> ProbeOutcome {
         let started = Instant::now();
         let failed = |failure| Finding::Failed {
             stage: Stage::Command,
             failure,
         };
-        let finding = match self.runners.get(backend) {
-            None => failed(Failure::Local("there is no such backend".to_owned())),
-            Some(runner) => match runner.run(limit).await {
+        let finding = match self.runner(name, target) {
+            Err(error) => failed(Failure::Local(error.to_string())),
+            Ok(runner) => match runner.run(limit).await {
                 Ok(ended) => Finding::Exited {
                     passed: ended.status == Status::Exit(0),
                     status: match ended.status {
@@ -56,14 +88,8 @@ impl CommandProbe {
     }
 }
 
-fn runner(
-    config: &CommandConfig,
-    service: &ServiceConfig,
-    backend: usize,
-) -> Option<Result<Runner, NoUser>> {
-    let target = service.probe_target(backend)?;
-    let name = service.backends.get(backend)?.name.clone();
-    let vip = SocketAddr::new(service.address, service.port.get());
+fn runner(probe: &CommandProbe, name: &str, target: SocketAddr) -> Result<Runner, NoUser> {
+    let (config, vip) = (&probe.config, probe.vip);
     let values = [
         ("{vip}", vip.ip().to_string()),
         ("{vip_port}", vip.port().to_string()),
@@ -76,19 +102,14 @@ fn runner(
     };
     let arguments = config.arguments.iter().map(filled).collect();
     let environment = [
-        ("XVIP_PROXY_NAME", service.name.clone()),
+        ("XVIP_PROXY_NAME", probe.service.clone()),
         ("XVIP_PROXY_ADDR", vip.ip().to_string()),
         ("XVIP_PROXY_PORT", vip.port().to_string()),
-        ("XVIP_SERVER_NAME", name),
+        ("XVIP_SERVER_NAME", name.to_owned()),
         ("XVIP_SERVER_ADDR", target.ip().to_string()),
         ("XVIP_SERVER_PORT", target.port().to_string()),
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value));
     let program = config.program.clone();
-    Some(Runner::new(
-        program,
-        arguments,
-        environment.to_vec(),
-        &config.user,
-    ))
+    Runner::new(program, arguments, environment.to_vec(), &config.user)
 }

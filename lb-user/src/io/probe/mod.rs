@@ -147,11 +147,11 @@ impl ServiceProber {
         })
     }
 
-    /// Checks the backend at position `backend`, at `target`, within `timeout`; `reuse`: over the
+    /// Checks the backend of this name at `target`, within `timeout`; `reuse`: over the
     /// connection of the check before if it is still there.
     pub async fn probe(
         &self,
-        backend: usize,
+        name: &str,
         target: SocketAddr,
         timeout: Duration,
         reuse: bool,
@@ -159,7 +159,7 @@ impl ServiceProber {
         match self {
             Self::Network(prober) if reuse => prober.probe_again(target, timeout).await,
             Self::Network(prober) => prober.probe(target, timeout).await,
-            Self::Command(prober) => prober.probe(backend, timeout).await,
+            Self::Command(prober) => prober.probe((name, target), timeout).await,
         }
     }
 }

@@ -11,5 +11,6 @@ mod notify;
 mod operator;
 mod ownership;
 mod reload;
+mod roster;
 mod tables;
 mod tracking;

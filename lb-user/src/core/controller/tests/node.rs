@@ -12,9 +12,11 @@ use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendState, Mac, MaglevTable, Service, ServiceKey};
 
 use crate::{
-    config::model::{Config, V3Checksum, VrrpConfig},
+    config::model::{BackendConfig, Config, V3Checksum, VrrpConfig},
     core::{
-        controller::{Action, Controller, Event, Fixed, Input, Ordered, Refusal, VIP_LIFETIME},
+        controller::{
+            Action, Changed, Controller, Event, Fixed, Input, Ordered, Refusal, VIP_LIFETIME,
+        },
         desired::{Builder, Facts},
         fixture::{self, ETH0, LO},
         health::{
@@ -22,7 +24,8 @@ use crate::{
         },
         network::{Interface, InterfaceAddress},
         notify::Notice,
-        operator::{Entry, Order},
+        operator::{Entry, Order, Saved},
+        roster::Roster,
         tables::{self, FamilyOp, TableOp, Tables},
         time::Timestamp,
         tracking::{Condition, Observation},
@@ -98,6 +101,8 @@ pub(super) struct Node {
     pub(super) careful: bool,
     /// What the operator said, as it was saved.
     pub(super) saved: Vec<Entry>,
+    /// The same of what he has added and removed.
+    pub(super) roster: Roster,
     /// What others were told.
     pub(super) notices: Vec<Notice>,
     trace: Vec<String>,
@@ -150,6 +155,7 @@ impl Node {
             careful: true,
             saved: vec![],
             notices: vec![],
+            roster: Roster::default(),
             trace: vec![],
         };
         for own in fixture::addresses(host) {
@@ -164,7 +170,11 @@ impl Node {
         self.inputs.clear();
         self.probes.clear();
         let mut controller = Controller::new(self.config.clone(), self.now, COOKIE, 1);
-        controller.restore(self.now, self.saved.clone());
+        let saved = Saved {
+            words: self.saved.clone(),
+            roster: self.roster.clone(),
+        };
+        controller.restore(self.now, saved);
         for (instance, vrrp) in self.config.vrrp.iter().enumerate() {
             let address = self.source(vrrp.is_ipv6());
             controller.handle(self.now, Input::VrrpSource { instance, address });
@@ -278,6 +288,29 @@ impl Node {
         self.give_order((name, None), order, false)
     }
 
+    /// The operator adds a backend to the first service, or puts it back.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        new: Option<BackendConfig>,
+    ) -> Result<Changed, Refusal> {
+        self.wake();
+        let (now, service) = (self.now, self.config.services[0].name.clone());
+        let target = (name, Some(service.as_str()));
+        let result = self.controller_mut().add_backend(now, target, new);
+        self.wake();
+        result
+    }
+
+    /// The operator removes a backend of this name.
+    pub(super) fn remove(&mut self, name: &str, drain: Duration) -> Result<Changed, Refusal> {
+        self.wake();
+        let now = self.now;
+        let result = (self.controller_mut()).remove_backend(now, (name, None), drain, false);
+        self.wake();
+        result
+    }
+
     /// The same with everything that can be said.
     pub(super) fn give_order(
         &mut self,
@@ -389,7 +422,7 @@ impl Node {
         self.controller.as_ref().unwrap()
     }
 
-    fn controller_mut(&mut self) -> &mut Controller {
+    pub(super) fn controller_mut(&mut self) -> &mut Controller {
         self.controller.as_mut().unwrap()
     }
 
@@ -437,7 +470,8 @@ impl Node {
     }
 
     pub(super) fn states(&self, service: usize) -> Vec<BackendState> {
-        let backends = 0..self.config.services[service].backends.len();
+        let config = self.controller().config();
+        let backends = 0..config.services[service].backends.len();
         let state = |backend| self.controller().backend(service, backend).unwrap().state;
         backends.map(state).collect()
     }
@@ -460,12 +494,13 @@ impl Node {
     /// who owns them.
     pub(super) fn assert_converged(&self) {
         let controller = self.controller();
-        let services = 0..self.config.services.len();
+        let config = controller.config();
+        let services = 0..config.services.len();
         let health: Vec<_> = services.map(|service| self.states(service)).collect();
         let uplinks = fixture::uplinks(&self.config, controller.network());
         let influences = controller.influences();
         let facts = Facts {
-            config: &self.config,
+            config,
             network: controller.network(),
             uplinks: &uplinks,
             health: &health,
@@ -609,15 +644,16 @@ impl Node {
                     self.inputs.push_back(input);
                 }
             }
-            Action::SaveOperator(entries) => self.save(entries),
+            Action::SaveOperator(saved) => self.save(saved),
             Action::Notify(notice) => self.notices.push(notice),
             Action::Report(event) => self.log(format!("report {}", words(&event))),
         }
     }
 
-    fn save(&mut self, entries: Vec<Entry>) {
-        self.log(format!("save {} words", entries.len()));
-        self.saved = entries;
+    fn save(&mut self, saved: Saved) {
+        self.log(format!("save {} words", saved.words.len()));
+        self.saved = saved.words;
+        self.roster = saved.roster;
     }
 
     fn has(&self, ifindex: u32, addresses: &[IpAddr]) -> bool {
@@ -685,9 +721,9 @@ impl Node {
     }
 
     fn probe(&mut self, service: usize, backend: usize, serial: u64, timeout: Duration) {
-        let name = self.config.services[service].backends[backend]
-            .name
-            .as_str();
+        let config = &self.controller().config().services[service];
+        // Its answer does not count if it is gone.
+        let name = (config.backends.get(backend)).map_or("", |own| own.name.as_str());
         let mood = self.moods.get(name).copied().unwrap_or(Mood::Answers);
         let failed = |failure| Finding::Failed {
             stage: Stage::Connect,

@@ -4,6 +4,7 @@ use super::node::{Link, Mood, Node, ms};
 use crate::core::{
     controller::Input,
     fixture::{self, APISERVER},
+    operator::Order,
     tracking::{Condition, Effect, Observation},
     vrrp::State,
 };
@@ -88,6 +89,34 @@ fn the_local_backend_moves_the_vip() {
         node.moods.insert("master10", Mood::Answers);
     }
     link.run(ms(12_000), |link| assert!(link.owners(0).len() <= 1));
+    assert_eq!(link.owners(0), [10]);
+}
+
+/// Maintenance of the own backend counts as its death, and so does its removal; a drain does not, since a
+/// move would end the connections that it is for.
+#[test]
+fn maintenance_moves_the_vip_and_a_drain_does_not() {
+    let mut link = link("track = [{ name = \"own\", weight = -60 }]");
+    let forever = Order::Drain { deadline: None };
+    link.nodes[0].order("master10", forever).unwrap();
+    link.run(ms(5_000), |link| assert_eq!(link.owners(0), [10]));
+    link.nodes[0].order("master10", Order::Disable).unwrap();
+    assert_eq!(priority(&link.nodes[0]), 140);
+    link.run(ms(5_000), |link| assert!(link.owners(0).len() <= 1));
+    assert_eq!(link.owners(0), [11]);
+    let tracked = link.nodes[0].controller().tracked(0);
+    let own = tracked.iter().find(|view| view.name == "own").unwrap();
+    assert!(own.seen.ends_with("or out of service"), "{}", own.seen);
+    link.nodes[0].order("master10", Order::Enable).unwrap();
+    link.run(ms(8_000), |link| assert!(link.owners(0).len() <= 1));
+    assert_eq!(link.owners(0), [10]);
+
+    link.nodes[0].remove("master10", ms(20_000)).unwrap();
+    link.run(ms(19_000), |link| assert_eq!(link.owners(0), [10]));
+    link.run(ms(6_000), |link| assert!(link.owners(0).len() <= 1));
+    assert_eq!((link.owners(0), priority(&link.nodes[0])), (vec![11], 140));
+    link.nodes[0].add("master10", None).unwrap();
+    link.run(ms(8_000), |link| assert!(link.owners(0).len() <= 1));
     assert_eq!(link.owners(0), [10]);
 }
 
