@@ -13,7 +13,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -68,6 +68,8 @@ struct Row {
     minutes: f64,
     /// Changes of state of both nodes.
     changes: u64,
+    /// Those of them that the floor has no reason for: no standstill since the look before last.
+    unexplained: u64,
     /// Adverts that the two sent.
     adverts: u64,
     /// Timers that were served more than half an interval late, of owner and Backup.
@@ -81,7 +83,8 @@ struct Row {
 /// What the threads saw that only sleep.
 #[derive(Clone, Copy, Default, Serialize)]
 struct Floor {
-    /// Sleeps that were too long by more than three intervals: an owner's lease ends meanwhile.
+    /// Sleeps that were too long by more than two intervals: an owner whose advert was due at their start
+    /// has lost its lease, which lasts three from the advert before.
     standstills: u64,
     /// Sleeps that were too long by more than half an interval.
     late: u64,
@@ -102,19 +105,27 @@ pub(crate) fn run(options: &Options) -> Result<Results> {
     let cpus = thread::available_parallelism()?.get();
     println!("{} loops on {cpus} CPUs", options.loops * cpus);
     println!(
-        "{:>8} {:>8} {:>8} {:>8} {:>10} {:>16} {:>16}  floor: standstills, late, worst",
-        "interval", "realtime", "minutes", "changes", "adverts", "late timers", "worst, ms"
+        "{:>8} {:>8} {:>8} {:>8} {:>11} {:>10} {:>16} {:>16}  floor: standstills, late, worst",
+        "interval",
+        "realtime",
+        "minutes",
+        "changes",
+        "unexplained",
+        "adverts",
+        "late timers",
+        "worst, ms"
     );
     let mut rows = Vec::new();
     for interval in &options.intervals {
         for realtime in &options.realtime {
             let row = case(options, cpus, interval, realtime)?;
             println!(
-                "{:>8} {:>8} {:>8} {:>8} {:>10} {:>16} {:>16}  {:>6} {:>6} {:>4} ms   {}",
+                "{:>8} {:>8} {:>8} {:>8} {:>11} {:>10} {:>16} {:>16}  {:>6} {:>6} {:>4} ms   {}",
                 row.interval,
                 row.realtime,
                 row.minutes,
                 row.changes,
+                row.unexplained,
                 row.adverts,
                 format!("{:?}", row.late_timers),
                 format!("{:?}", row.late_max_ms),
@@ -148,10 +159,12 @@ fn case(options: &Options, cpus: usize, interval: &str, realtime: &str) -> Resul
     })?;
     let before = look(&cluster)?;
     let floor = FloorThreads::start(cpus, interval_of(interval)?)?;
+    let mut reasons = Reasons::default();
     let end = Instant::now() + Duration::from_secs_f64(options.minutes * 60.0);
     while Instant::now() < end {
         thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
-        look(&cluster)?;
+        let looked = look(&cluster)?;
+        reasons.note(changes(&before, &looked), floor.standstills());
     }
     let floor = floor.stop()?;
     let after = look(&cluster)?;
@@ -168,7 +181,8 @@ fn case(options: &Options, cpus: usize, interval: &str, realtime: &str) -> Resul
         realtime: realtime.to_owned(),
         scheduling: scheduling(&cluster)?,
         minutes: options.minutes,
-        changes: grown(|vrrp| vrrp.transitions).iter().sum(),
+        changes: changes(&before, &after),
+        unexplained: reasons.unexplained,
         adverts: grown(|vrrp| vrrp.adverts_sent).iter().sum(),
         late_timers: late.try_into().unwrap_or_default(),
         late_max_ms: after.map(|vrrp| vrrp.late_max_ms),
@@ -196,6 +210,36 @@ fn cluster(interval: &str, realtime: &str) -> Result<Cluster> {
     cluster.wait_state("m1", VrrpState::Active)?;
     cluster.wait_state("m2", VrrpState::Backup)?;
     Ok(cluster)
+}
+
+/// Changes of state of both nodes from one look to another.
+fn changes(before: &[VrrpStatus; 2], after: &[VrrpStatus; 2]) -> u64 {
+    let pairs = after.iter().zip(before);
+    pairs
+        .map(|(after, before)| after.transitions.saturating_sub(before.transitions))
+        .sum()
+}
+
+/// Which changes of state came with a standstill of the machine, and which did not.
+#[derive(Default)]
+struct Reasons {
+    changes: u64,
+    /// As counted at the last look, and at the one before.
+    standstills: [u64; 2],
+    unexplained: u64,
+}
+
+impl Reasons {
+    /// Takes what was counted so far. A node tells of a change a moment after the standstill, so one that
+    /// the look before found is a reason as well.
+    fn note(&mut self, changes: u64, standstills: u64) {
+        let [last, earlier] = self.standstills;
+        if standstills == earlier {
+            self.unexplained += changes.saturating_sub(self.changes);
+        }
+        self.changes = changes;
+        self.standstills = [standstills, last];
+    }
 }
 
 /// The instances of owner and Backup.
@@ -237,21 +281,29 @@ fn interval_of(text: &str) -> Result<Duration> {
 struct FloorThreads {
     threads: Vec<JoinHandle<Floor>>,
     ends: Arc<AtomicBool>,
+    standstills: Arc<AtomicU64>,
 }
 
 impl FloorThreads {
     fn start(cpus: usize, interval: Duration) -> Result<Self> {
         let ends = Arc::new(AtomicBool::new(false));
+        let standstills = Arc::new(AtomicU64::new(0));
         let threads = (0..cpus).map(|cpu| {
-            let ends = Arc::clone(&ends);
+            let (ends, standstills) = (Arc::clone(&ends), Arc::clone(&standstills));
             let thread = thread::Builder::new();
-            let thread = thread.spawn(move || sleep_on(cpu, interval, &ends));
+            let thread = thread.spawn(move || sleep_on(cpu, interval, &ends, &standstills));
             thread.context("cannot start a thread")
         });
         Ok(Self {
             threads: threads.collect::<Result<_>>()?,
             ends,
+            standstills,
         })
+    }
+
+    /// How many there were so far.
+    fn standstills(&self) -> u64 {
+        self.standstills.load(Ordering::Relaxed)
     }
 
     fn stop(self) -> Result<Floor> {
@@ -259,17 +311,17 @@ impl FloorThreads {
         let mut sum = Floor::default();
         for thread in self.threads {
             let floor = thread.join().ok().context("a thread of the floor failed")?;
-            sum.standstills += floor.standstills;
             sum.late += floor.late;
             sum.max_ms = sum.max_ms.max(floor.max_ms);
         }
+        sum.standstills = self.standstills.load(Ordering::Relaxed);
         Ok(sum)
     }
 }
 
 /// Sleeps on `cpu` until `ends`. The thread makes itself a real-time one by `chrt`, which may set the
 /// scheduling of any thread.
-fn sleep_on(cpu: usize, interval: Duration, ends: &AtomicBool) -> Floor {
+fn sleep_on(cpu: usize, interval: Duration, ends: &AtomicBool, standstills: &AtomicU64) -> Floor {
     let mut set = CpuSet::new();
     // What fails here shows: a floor above what stands on it.
     let _ = set
@@ -283,7 +335,8 @@ fn sleep_on(cpu: usize, interval: Duration, ends: &AtomicBool) -> Floor {
         thread::sleep(SLEEP);
         let late = before.elapsed().saturating_sub(SLEEP);
         floor.late += u64::from(late > interval / 2);
-        floor.standstills += u64::from(late > interval * 3);
+        // One that began in the middle of a sleep.
+        standstills.fetch_add(u64::from(late + SLEEP > interval * 2), Ordering::Relaxed);
         let millis = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
         floor.max_ms = floor.max_ms.max(millis);
     }
