@@ -156,14 +156,8 @@ fn check(global: &Global) -> Result<(), Failure> {
         backends.sum::<usize>(),
         config.peers.len(),
     );
-    let unsafe_without = if speed::wants_realtime(&config) {
-        Vec::new()
-    } else {
-        speed::warnings(&config)
-    };
-    let warnings = unsafe_without
-        .iter()
-        .map(|what| format!("warning: {what}\n"));
+    let warnings = speed::warnings(&config, speed::wants_realtime(&config));
+    let warnings = warnings.iter().map(|what| format!("warning: {what}\n"));
     print(&(line + &warnings.collect::<String>()))
 }
 

@@ -13,6 +13,10 @@ use crate::config::model::{Config, Realtime, VrrpConfig};
 /// CPUs, which a lease of three intervals has to outlast.
 pub const SAFE_ORDINARY: Duration = Duration::from_millis(100);
 
+/// For so many intervals an owner may do nothing when its next advert is due: its lease lasts three from the
+/// advert before.
+const STANDSTILL_INTERVALS: u32 = 2;
+
 /// Whether the controller's thread is to be scheduled before all ordinary ones.
 pub fn wants_realtime(config: &Config) -> bool {
     match config.node.realtime {
@@ -26,17 +30,25 @@ fn is_fast(vrrp: &VrrpConfig) -> bool {
     vrrp.advert_interval.duration() < SAFE_ORDINARY
 }
 
-/// What an operator should know of the intervals of `config`, if the thread is scheduled as all
-/// others: one line for each instance that is too fast for that.
-pub fn warnings(config: &Config) -> Vec<String> {
+/// What an operator should know of the intervals of `config`, with and without real-time scheduling
+/// of the thread that sends the adverts: one line for each instance with a fast one.
+pub fn warnings(config: &Config, has_realtime: bool) -> Vec<String> {
     let fast = config.vrrp.iter().filter(|vrrp| is_fast(vrrp));
     fast.map(|vrrp| {
-        format!(
-            "vrrp {:?}: advert_interval is {:?}; below {SAFE_ORDINARY:?} a busy machine loses its \
-             addresses to others for no reason, unless the controller has real-time scheduling",
-            vrrp.name,
-            vrrp.advert_interval.duration(),
-        )
+        let interval = vrrp.advert_interval.duration();
+        let start = format!("vrrp {:?}: advert_interval is {interval:?}", vrrp.name);
+        if has_realtime {
+            let margin = interval * STANDSTILL_INTERVALS;
+            format!(
+                "{start}; if this machine stands still for more than {margin:?} (its hypervisor or firmware), it \
+                 loses its addresses to others, which real-time scheduling cannot prevent"
+            )
+        } else {
+            format!(
+                "{start}; below {SAFE_ORDINARY:?} a busy machine loses its addresses to others for no \
+                 reason, unless the controller has real-time scheduling"
+            )
+        }
     })
     .collect()
 }
@@ -65,15 +77,22 @@ mod tests {
         assert!(!wants(1, Realtime::Off));
     }
 
-    /// Only what is too fast is warned of, by name.
+    /// Only what is fast is warned of, by name, and of what real-time scheduling leaves.
     #[test]
-    fn warns_of_what_is_too_fast() {
-        assert_eq!(warnings(&config(10, Realtime::Off)), [""; 0]);
-        let warnings = warnings(&config(2, Realtime::Off));
-        assert!(!warnings.is_empty());
+    fn warns_of_what_is_fast() {
+        for has_realtime in [true, false] {
+            assert_eq!(warnings(&config(10, Realtime::Off), has_realtime), [""; 0]);
+        }
+        let warning = |has_realtime| warnings(&config(2, Realtime::Auto), has_realtime).remove(0);
+        let ordinary = warning(false);
         assert!(
-            warnings[0].contains("20ms") && warnings[0].contains("100ms"),
-            "{warnings:?}"
+            ordinary.contains("is 20ms; below 100ms a busy machine"),
+            "{ordinary}"
+        );
+        let realtime = warning(true);
+        assert!(
+            realtime.contains("is 20ms; if this machine stands still for more than 40ms"),
+            "{realtime}"
         );
     }
 }

@@ -87,10 +87,8 @@ impl Realtime {
         if wanted != before || self.refused.is_some() {
             self.change(wanted);
         }
-        if !self.is_on() {
-            for warning in warnings(config) {
-                warn!("{warning}");
-            }
+        for warning in warnings(config, self.is_on()) {
+            warn!("{warning}");
         }
     }
 
