@@ -132,6 +132,7 @@ fn config(vip: &str) -> VrrpConfig {
         unicast_min_ttl: packet::TTL,
         v3_checksum: V3Checksum::default(),
         announce: AnnounceConfig::default(),
+        duplicate_probe: Duration::from_secs(30),
         password: None,
         track: vec![],
         track_defaults: true,

@@ -320,6 +320,9 @@ pub struct VrrpStatus {
     /// Adverts of a lesser node that were heard while this one was Active.
     #[serde(default)]
     pub conflicts: u64,
+    /// Claims of the addresses by other hosts that were heard while this node owned them.
+    #[serde(default)]
+    pub claims_of_others: u64,
     /// Timers that this node served more than half an interval late.
     #[serde(default)]
     pub late_timers: u64,
@@ -334,12 +337,16 @@ pub struct VrrpStatus {
 /// Something among the routers of a link that an operator has to mend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VrrpAlarm {
-    /// `rival`: another node is Active as well; `vrid_collision`: another group uses the same VRID.
+    /// `rival`: another node is Active as well; `vrid_collision`: another group uses the same VRID;
+    /// `duplicate_address`: another host has an address that this node owns.
     pub kind: String,
-    /// The node that shows it.
+    /// The node that shows it; of `duplicate_address` the address.
     pub from: IpAddr,
     /// What it is, in words.
     pub what: String,
+    /// Milliseconds since it was seen first, where that is known.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
     /// Milliseconds since it was seen last.
     pub ago_ms: u64,
 }
@@ -573,6 +580,7 @@ pub(crate) mod tests {
             kind: "rival".into(),
             from: "10.0.2.11".parse().unwrap(),
             what: "10.0.2.11 is Active as well".into(),
+            since_ms: Some(64_000),
             ago_ms: 700,
         }
     }
@@ -604,6 +612,7 @@ pub(crate) mod tests {
             adverts_received: 12,
             adverts_bad: BTreeMap::from([("checksum".into(), 3)]),
             conflicts: 4,
+            claims_of_others: 7,
             late_timers: 3,
             late_max_ms: 21,
             alarms: vec![alarm()],
@@ -810,10 +819,11 @@ pub(crate) mod tests {
                 "addresses": ["10.0.2.100/24"], "owner": "10.0.2.10", "since_ms": 64_000,
                 "cause": "no advert for 3.218 s", "transitions": 2, "lease_remaining_ms": 2_750,
                 "adverts_sent": 64, "adverts_received": 12, "adverts_bad": {"checksum": 3},
-                "conflicts": 4, "late_timers": 3, "late_max_ms": 21,
+                "conflicts": 4, "claims_of_others": 7, "late_timers": 3,
+                "late_max_ms": 21,
                 "alarms": [{
                     "kind": "rival", "from": "10.0.2.11", "what": "10.0.2.11 is Active as well",
-                    "ago_ms": 700,
+                    "since_ms": 64_000, "ago_ms": 700,
                 }],
             }],
             "services": [{

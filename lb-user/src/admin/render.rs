@@ -82,7 +82,9 @@ fn heading(status: &Status, colour: Colour) -> String {
     for instance in &status.vrrp {
         for alarm in &instance.alarms {
             let line = format!("alarm: {}: {}", instance.name, alarm.what);
-            let line = format!("{} ({} ago)", printable(&line), Age(alarm.ago_ms));
+            let since = alarm.since_ms.map(|since| format!("for {}, ", Age(since)));
+            let since = since.unwrap_or_default();
+            let line = format!("{} ({since}{} ago)", printable(&line), Age(alarm.ago_ms));
             push_line(&mut text, &Cell::new(line).tint(Tint::Red).paint(colour));
         }
     }
@@ -590,7 +592,7 @@ the configuration was refused 12.0s ago, the one before goes on:
 xvip.toml:2:1: node.interfces: unknown key
 warning: the apiserver listens on one address
 warning: notify: 2 programs failed, 3 changes were given up, 1 lines were not read
-alarm: control-plane: 10.0.2.11 is Active as well (0.7s ago)
+alarm: control-plane: 10.0.2.11 is Active as well (for 1m04s, 0.7s ago)
 
 VRRP           INTERFACE                   VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
 control-plane  enp0s3 (00:00:5e:00:01:33)    51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s

@@ -148,6 +148,8 @@ pub struct VrrpConfig {
     pub v3_checksum: V3Checksum,
     /// How often the addresses are announced while Active.
     pub announce: AnnounceConfig,
+    /// How often the owner asks whether another host has its addresses; zero: never.
+    pub duplicate_probe: Duration,
     /// Simple password (v2 only), zero-padded to 8 bytes.
     pub password: Option<Password>,
     /// What changes the priority, beyond the defaults.

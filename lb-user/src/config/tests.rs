@@ -231,6 +231,7 @@ fn reads_the_example() {
             unicast_min_ttl: 255,
             v3_checksum: V3Checksum::default(),
             announce: AnnounceConfig::default(),
+            duplicate_probe: Duration::from_secs(30),
             password: Some(Password(*b"pass1122")),
             track: vec![],
             track_defaults: true,
@@ -476,7 +477,7 @@ fn reads_how_adverts_are_sent_and_accepted() {
     let text = edited(&[(
         "priority = 200",
         "v3_checksum = \"rfc9568\"\nunicast_min_ttl = 64\ngarp_repeat = 0\ngarp_delay = \"0s\"\n\
-         garp_refresh = \"10s\"\ngarp_refresh_repeat = 2",
+         garp_refresh = \"10s\"\ngarp_refresh_repeat = 2\nduplicate_probe = \"0s\"",
     )]);
     let vrrp = read(&text).unwrap().vrrp.remove(0);
     assert_eq!(vrrp.v3_checksum, V3Checksum::Rfc9568);
@@ -488,6 +489,7 @@ fn reads_how_adverts_are_sent_and_accepted() {
         refresh_repeat: 2,
     };
     assert_eq!(vrrp.announce, announce);
+    assert_eq!(vrrp.duplicate_probe, Duration::ZERO);
 }
 
 /// Everything that can be tracked, and what instances make of it.

@@ -17,6 +17,9 @@ use super::{
     value::{self, Fault, GARP_TIME, PREEMPT_DELAY},
 };
 
+/// Default of `duplicate_probe`.
+const DUPLICATE_PROBE: Duration = Duration::from_secs(30);
+
 /// `[[vrrp]]` and what is compared with other keys and sections.
 pub(super) struct VrrpDraft {
     /// `None` if something is wrong with it.
@@ -84,6 +87,7 @@ pub(super) fn read(
     let over_ipv6 = addresses.first().is_some_and(|a| a.value.addr().is_ipv6());
     let v3_checksum = read_checksum(&mut table, used_version, over_ipv6);
     let announce = read_announce(&mut table);
+    let duplicate_probe = read_duplicate_probe(&mut table);
     let password = table
         .get("auth")
         .and_then(|value| read_auth(&value, used_version, context));
@@ -115,6 +119,7 @@ pub(super) fn read(
             unicast_min_ttl: unicast_min_ttl?,
             v3_checksum: v3_checksum?,
             announce: announce?,
+            duplicate_probe: duplicate_probe?,
             password,
             track: tracked.clone(),
             track_defaults: track_defaults?,
@@ -194,6 +199,21 @@ fn read_announce(table: &mut Table<'_>) -> Option<AnnounceConfig> {
         refresh: refresh?,
         refresh_repeat: refresh_repeat?,
     })
+}
+
+/// `duplicate_probe`
+fn read_duplicate_probe(table: &mut Table<'_>) -> Option<Duration> {
+    let Some(value) = table.get("duplicate_probe") else {
+        return Some(DUPLICATE_PROBE);
+    };
+    let gap = value.text("30s", |text| value::duration(text, &GARP_TIME))?;
+    if (Duration::from_nanos(1)..Duration::from_secs(1)).contains(&gap.value) {
+        value.refuse(Fault::new(
+            "is less than a second",
+            "write 1s or more, or 0s",
+        ));
+    }
+    Some(gap.value)
 }
 
 /// `v3_checksum`: in version 2 and over IPv6 there is but one reading.

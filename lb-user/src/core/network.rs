@@ -159,6 +159,12 @@ impl Network {
             .any(|own| own.ifindex == ifindex && own.net == net)
     }
 
+    /// Whether some interface has `mac`.
+    pub fn has_mac(&self, mac: Mac) -> bool {
+        let mut interfaces = self.interfaces.values();
+        interfaces.any(|interface| interface.mac == Some(mac))
+    }
+
     /// The interface named `name`.
     pub fn interface(&self, name: &str) -> Option<&Interface> {
         self.interfaces

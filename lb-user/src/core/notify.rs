@@ -7,9 +7,10 @@
 //! INSTANCE "control-plane" MASTER 200
 //! GROUP "both" BACKUP 0
 //! BACKEND "apiserver/master01" DOWN
+//! ADDRESS "control-plane/10.0.2.100" DUPLICATE
 //! ```
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, net::IpAddr};
 
 use lb_common::abi::BackendState;
 
@@ -68,6 +69,8 @@ pub enum Subject {
     Group(String),
     /// A backend, as `SERVICE/BACKEND`.
     Backend(String),
+    /// An address of a VRRP instance, as `INSTANCE/ADDRESS`.
+    Address(String),
 }
 
 /// A change of state that others are told of.
@@ -133,6 +136,18 @@ impl Notice {
         }
     }
 
+    /// Of an address of `instance` that this node owns and another host has, too, or that no other
+    /// host has any more.
+    pub fn address(instance: &str, address: IpAddr, duplicate: bool) -> Self {
+        Self {
+            subject: Subject::Address(format!("{instance}/{address}")),
+            state: if duplicate { "DUPLICATE" } else { "UNIQUE" },
+            priority: None,
+            commands: Vec::new(),
+            timeout: std::time::Duration::ZERO,
+        }
+    }
+
     /// What stands in the line, without quotes.
     fn words(&self) -> Vec<String> {
         let mut words = vec![
@@ -146,18 +161,20 @@ impl Notice {
 }
 
 impl Subject {
-    /// `INSTANCE`, `GROUP` or `BACKEND`.
+    /// `INSTANCE`, `GROUP`, `BACKEND` or `ADDRESS`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Instance(_) => "INSTANCE",
             Self::Group(_) => "GROUP",
             Self::Backend(_) => "BACKEND",
+            Self::Address(_) => "ADDRESS",
         }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        let (Self::Instance(name) | Self::Group(name) | Self::Backend(name)) = self;
+        let (Self::Instance(name) | Self::Group(name) | Self::Backend(name) | Self::Address(name)) =
+            self;
         name
     }
 }
@@ -268,6 +285,12 @@ mod tests {
         }
         let backend = Notice::backend("apiserver", "m1", BackendState::Draining);
         assert_eq!(backend.to_string(), "BACKEND \"apiserver/m1\" DRAINING");
+        let address = IpAddr::from([10, 0, 2, 100]);
+        for (duplicate, label) in [(true, "DUPLICATE"), (false, "UNIQUE")] {
+            let notice = Notice::address("v4", address, duplicate);
+            let line = format!("ADDRESS \"v4/10.0.2.100\" {label}");
+            assert_eq!(notice.to_string(), line);
+        }
     }
 
     /// A group has the state that its members agree on, and a fault with one of them.

@@ -1,4 +1,5 @@
-//! Tells a link's other stations that an address now lives at this one's MAC.
+//! Tells a link's other stations that an address now lives at this one's MAC, and asks who else has
+//! one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -37,6 +38,13 @@ pub enum ArpForm {
     Reply,
 }
 
+/// Length of a neighbour solicitation without options.
+pub const NS_FRAME_LEN: usize = EthHeader::LEN + Ipv6Header::LEN + NdPacket::LEN;
+
+/// [`NdPacket::LEN`] as the IPv6 header has it.
+const NS_LEN_FIELD: [u8; 2] = [0, 24];
+const _: () = assert!(NdPacket::LEN == 24);
+
 /// Announces addresses on one link.
 #[derive(Debug)]
 pub struct Announcer {
@@ -64,6 +72,15 @@ impl Announcer {
             IpAddr::V6(addr) => self.socket.send(&unsolicited_advertisement(mac, addr)),
         }
     }
+
+    /// Asks all stations of the link whether they have `addr`, from nobody: nothing changes in their
+    /// caches. Who has it answers, to `mac` or to all nodes.
+    pub fn probe(&self, mac: [u8; 6], addr: IpAddr) -> Result<(), PacketError> {
+        match addr {
+            IpAddr::V4(addr) => self.socket.send(&arp_probe(mac, addr)),
+            IpAddr::V6(addr) => self.socket.send(&duplicate_solicitation(mac, addr)),
+        }
+    }
 }
 
 /// A gratuitous ARP frame, RFC 5227 section 2.3: sender and target are both `addr`.
@@ -75,15 +92,31 @@ pub fn gratuitous_arp(mac: [u8; 6], addr: Ipv4Addr, form: ArpForm) -> [u8; ARP_F
         ArpForm::Request => (ArpPacket::REQUEST, [0; 6]),
         ArpForm::Reply => (ArpPacket::REPLY, mac),
     };
-    let ethernet = ethernet(BROADCAST, mac, ETHERTYPE_ARP);
-    let arp = ArpPacket {
+    arp_frame(&ArpPacket {
         fixed: ArpPacket::FIXED,
         operation,
         sender_mac: mac,
         sender_ip: addr.octets(),
         target_mac,
         target_ip: addr.octets(),
-    };
+    })
+}
+
+/// An ARP probe, RFC 5227 section 2.1.1: who has `addr`? Its sender has no address.
+pub fn arp_probe(mac: [u8; 6], addr: Ipv4Addr) -> [u8; ARP_FRAME_LEN] {
+    arp_frame(&ArpPacket {
+        fixed: ArpPacket::FIXED,
+        operation: ArpPacket::REQUEST,
+        sender_mac: mac,
+        sender_ip: [0; 4],
+        target_mac: [0; 6],
+        target_ip: addr.octets(),
+    })
+}
+
+/// To everybody.
+fn arp_frame(arp: &ArpPacket) -> [u8; ARP_FRAME_LEN] {
+    let ethernet = ethernet(BROADCAST, arp.sender_mac, ETHERTYPE_ARP);
     concat(&[
         &ethernet.dst,
         &ethernet.src,
@@ -131,6 +164,37 @@ pub fn unsolicited_advertisement(mac: [u8; 6], addr: Ipv6Addr) -> [u8; NA_FRAME_
         &ip.src,
         &ip.dst,
         &message,
+    ])
+}
+
+/// A neighbour solicitation as in duplicate address detection, RFC 4862 section 5.4.2: from the
+/// unspecified address to the target's solicited-node group, without the option that would say who
+/// asks. Who has `addr` answers to all nodes.
+pub fn duplicate_solicitation(mac: [u8; 6], addr: Ipv6Addr) -> [u8; NS_FRAME_LEN] {
+    // RFC 4291 section 2.7.1; its Ethernet group by RFC 2464 section 7.
+    let [.., a, b, c] = addr.octets();
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
+    let source = Ipv6Addr::UNSPECIFIED.octets();
+    let message = |checksum: [u8; 2]| -> [u8; NdPacket::LEN] {
+        concat(&[
+            &[NdPacket::SOLICITATION, 0],
+            &checksum,
+            &[0; 4],
+            &addr.octets(),
+        ])
+    };
+    let checksum = checksum::transport(&source, &group.octets(), IPPROTO_ICMPV6, &message([0; 2]));
+    let ethernet = ethernet([0x33, 0x33, 0xff, a, b, c], mac, ETHERTYPE_IPV6);
+    concat(&[
+        &ethernet.dst,
+        &ethernet.src,
+        &ethernet.ethertype,
+        &[0x60, 0, 0, 0],
+        &NS_LEN_FIELD,
+        &[IPPROTO_ICMPV6, 255],
+        &source,
+        &group.octets(),
+        &message(checksum.to_be_bytes()),
     ])
 }
 
@@ -199,6 +263,34 @@ mod tests {
         expected[21] = 2;
         expected[32..38].copy_from_slice(&MAC);
         assert_eq!(gratuitous_arp(MAC, VIP, ArpForm::Reply), expected);
+    }
+
+    /// RFC 5227's probe: as the announcement, but from nobody.
+    #[test]
+    fn arp_probe_is_from_nobody() {
+        let mut expected = gratuitous_arp(MAC, VIP, ArpForm::Request);
+        expected[28..32].fill(0);
+        assert_eq!(arp_probe(MAC, VIP), expected);
+    }
+
+    /// RFC 4862's solicitation, byte by byte; the sum over it and its pseudo-header is right.
+    #[test]
+    fn duplicate_solicitation_is_as_rfc_4862() {
+        let vip = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0x12, 0x3456);
+        let frame = duplicate_solicitation(MAC, vip);
+        #[rustfmt::skip]
+        let head = [
+            0x33, 0x33, 0xff, 0x12, 0x34, 0x56, 0x02, 0, 0, 0, 0, 0x0a, 0x86, 0xdd,
+            0x60, 0, 0, 0, 0, 24, 58, 255,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0x12, 0x34, 0x56,
+            135, 0,
+        ];
+        assert_eq!(frame[..56], head);
+        assert_eq!(frame[58..62], [0; 4]);
+        assert_eq!(frame[62..], vip.octets());
+        let sum = checksum::transport(&frame[22..38], &frame[38..54], 58, &frame[54..]);
+        assert_eq!(sum, 0);
     }
 
     /// RFC 4861's unsolicited advertisement, byte by byte. The checksum is the sum of

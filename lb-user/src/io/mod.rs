@@ -3,6 +3,7 @@
 
 pub mod announce;
 pub mod bpf;
+mod claims;
 pub mod clock;
 pub mod collect;
 pub mod command;

@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 use super::{
     announce::Announcer,
     bpf::{self, BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
+    claims::ClaimWatch,
     clock,
     collect::Collector,
     listeners::ListenerWatch,
@@ -193,6 +194,7 @@ struct Engine {
     sockets: Vec<Option<VrrpSocket>>,
     socket_retry: Option<Instant>,
     announcers: BTreeMap<u32, Announcer>,
+    claims: ClaimWatch,
     probers: Vec<Arc<ServiceProber>>,
     probe_runtime: runtime::Handle,
     probed: mpsc::UnboundedSender<Input>,
@@ -284,6 +286,7 @@ impl Engine {
             sockets,
             socket_retry: None,
             announcers: BTreeMap::new(),
+            claims: ClaimWatch::new(probed.clone()),
             probers,
             probe_runtime: probe_runtime.clone(),
             looker: Looker::new(probe_runtime.clone(), probed.clone()),
@@ -458,6 +461,11 @@ impl Engine {
             } => {
                 self.announce(ifindex, mac, &addresses);
             }
+            Action::ProbeAddresses {
+                ifindex,
+                mac,
+                addresses,
+            } => self.claims.probe(ifindex, mac, &addresses),
             Action::SetVip { ifindex, net } => {
                 let spec = AddressSpec::owned_vip(ifindex, net, VIP_LIFETIME);
                 warn_of("cannot add a VIP", self.netlink.set_address(&spec));
@@ -561,6 +569,7 @@ impl Engine {
         }
         // Bound to an interface that may be gone.
         self.announcers.clear();
+        self.claims.clear();
         let config = self.controller.vrrp_config(instance);
         let place = ifindex.zip(config.and_then(VrrpConfig::virtual_mac));
         let result = self.virtual_macs.place(&mut self.netlink, instance, place);
@@ -962,6 +971,21 @@ fn report(event: Event) {
             suppressed,
         } => {
             warn!(vrrp = name, %from, suppressed, "{what}");
+        }
+        Event::Duplicate {
+            name,
+            what,
+            since,
+            suppressed,
+        } => {
+            warn!(vrrp = name, ?since, suppressed, "duplicate address: {what}");
+        }
+        Event::DuplicateGone {
+            name,
+            what,
+            suppressed,
+        } => {
+            info!(vrrp = name, suppressed, "duplicate address: {what}");
         }
         Event::Backend {
             service,

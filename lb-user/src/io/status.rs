@@ -23,7 +23,7 @@ use crate::{
     config::model::{Peer, VrrpVersion},
     core::{
         attach::Mode,
-        controller::{Controller, TrackView},
+        controller::{Controller, Duplicate, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
         standing::{Standing, WEIGHT_UNIT},
         time::Timestamp,
@@ -171,6 +171,7 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
             .chain(refused)
             .collect(),
         conflicts: counters.conflicts,
+        claims_of_others: controller.claims_of_others(position),
         late_timers: instance.lateness().timers(),
         late_max_ms: u64::try_from(instance.lateness().worst().as_millis()).unwrap_or(u64::MAX),
         alarms: instance
@@ -179,8 +180,16 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
                 kind: alarm.label().to_owned(),
                 from: alarm.from(),
                 what: alarm.describe(config.vrid.get(), &config.interface),
+                since_ms: None,
                 ago_ms: millis(now, alarm.heard()),
             })
+            .chain(controller.duplicates(position).map(|other| VrrpAlarm {
+                kind: Duplicate::LABEL.to_owned(),
+                from: other.address,
+                what: other.describe(&config.interface),
+                since_ms: Some(millis(now, other.since)),
+                ago_ms: millis(now, other.heard),
+            }))
             .collect(),
     })
 }

@@ -9,6 +9,7 @@ mod bound;
 mod checks;
 mod closing;
 mod clsact;
+mod duplicates;
 mod explain;
 mod fencing;
 mod floods;

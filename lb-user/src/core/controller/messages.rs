@@ -106,6 +106,15 @@ pub enum Input {
         /// Its MAC.
         mac: Mac,
     },
+    /// A station said by ARP, or by a neighbour advertisement, to have an address.
+    Claimed {
+        /// Index of the interface where it was heard.
+        ifindex: u32,
+        /// The address.
+        address: IpAddr,
+        /// The station's MAC.
+        mac: Mac,
+    },
     /// The tables were read, the answer to [`Action::ReadTables`].
     Tables(Box<Tables>),
     /// A backend refused a connection.
@@ -177,6 +186,15 @@ pub enum Action {
         /// The interface's MAC, or the group's virtual one.
         mac: Mac,
         /// What is announced.
+        addresses: Vec<IpAddr>,
+    },
+    /// Ask who else has addresses, from nobody; whoever is heard to comes as [`Input::Claimed`].
+    ProbeAddresses {
+        /// Interface index.
+        ifindex: u32,
+        /// The interface's MAC.
+        mac: Mac,
+        /// What is asked for.
         addresses: Vec<IpAddr>,
     },
     /// Add or renew an owned VIP, for [`super::VIP_LIFETIME`].
@@ -315,6 +333,26 @@ pub enum Event {
         /// What is wrong, in words.
         what: String,
         /// How many like it were not reported since the last one.
+        suppressed: u64,
+    },
+    /// Another host has an address that this node owns.
+    Duplicate {
+        /// Name of the instance.
+        name: String,
+        /// Which host, where, and which address, in words.
+        what: String,
+        /// How long ago it was heard first.
+        since: Duration,
+        /// How many reports like it there were not since the last one.
+        suppressed: u64,
+    },
+    /// Such a host is not heard any more.
+    DuplicateGone {
+        /// Name of the instance.
+        name: String,
+        /// Which host, and which address, in words.
+        what: String,
+        /// How many reports like it there were not since the last one.
         suppressed: u64,
     },
     /// A backend changed its state.

@@ -7,6 +7,7 @@
 //! else does. A `handle_timeout` that comes too early does nothing.
 
 mod addresses;
+mod duplicates;
 mod followed;
 mod groups;
 mod hearing;
@@ -32,14 +33,15 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{BackendState, Mac};
 
-use self::{followed::Followed, reading::Reading, uplinks::Attachments};
 pub use self::{
+    duplicates::Duplicate,
     messages::{Action, Event, Input},
     operator::{Ordered, Refusal, said},
     reload::Fixed,
     roster::{Changed, REMOVAL_DRAIN},
     tracking::TrackView,
 };
+use self::{duplicates::Duplicates, followed::Followed, reading::Reading, uplinks::Attachments};
 use super::{
     attach::Attachment,
     desired::{self, Builder, Desired, Facts, Retiring, ServiceIdentity, ServicePlacement},
@@ -84,6 +86,7 @@ struct Role {
     /// Bad adverts by label.
     bad: BTreeMap<&'static str, u64>,
     complaints: Complaints,
+    duplicates: Duplicates,
     reported: u64,
     /// The state that others were told last.
     told: Option<RouterState>,
@@ -104,6 +107,7 @@ impl Role {
             announced: None,
             bad: BTreeMap::new(),
             complaints: Complaints::default(),
+            duplicates: Duplicates::default(),
             reported: 0,
             told: None,
             fitness: Fitness::new(config.priority, []),
@@ -292,6 +296,11 @@ impl Controller {
                     self.reconcile_tables();
                 }
             }
+            Input::Claimed {
+                ifindex,
+                address,
+                mac,
+            } => self.hear_claim(now, ifindex, address, mac),
             Input::Tables(observed) => {
                 if self.reading_tables.accept(now) {
                     self.take_tables(*observed);
@@ -359,6 +368,7 @@ impl Controller {
         if self.owns() && self.renew_at <= now {
             self.renew_vips(now);
         }
+        self.probe_for_duplicates(now);
         self.end_retirement(now);
         if self.audit_at <= now {
             self.audit_at = now + AUDIT_INTERVAL;
@@ -379,8 +389,13 @@ impl Controller {
             .roles
             .iter()
             .filter_map(|role| role.instance.lateness().poll_timeout());
+        let probes = self
+            .roles
+            .iter()
+            .filter_map(|role| role.duplicates.poll_timeout());
         let health = self.health.iter().filter_map(ServiceHealth::poll_timeout);
         vrrp.chain(late)
+            .chain(probes)
             .chain(health)
             .chain(self.reading_tables.poll_timeout())
             .chain(self.reading_links.poll_timeout())
@@ -520,10 +535,12 @@ impl Controller {
                 VrrpAction::BecomeActive => {
                     self.set_owns(position, true);
                     self.renew_vips(now);
+                    self.begin_to_probe(now, position);
                 }
                 VrrpAction::BecomeBackup => {
                     self.set_owns(position, false);
                     self.give_up_vips(now, position);
+                    self.end_probing(now, position);
                 }
                 VrrpAction::Announce => self.announce(position),
             }

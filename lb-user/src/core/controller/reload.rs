@@ -61,6 +61,7 @@ impl Controller {
         self.leave(now, &config);
         let before = std::mem::replace(&mut self.config, config);
         self.take_over_roles(now, &before.vrrp);
+        self.go_on_probing(now);
         self.take_over_health(now, &before.services);
         self.take_over_monitors(now);
         self.retire(now, &before.services);

@@ -1,6 +1,7 @@
 //! Tests of the controller as a whole: it runs on an imitation of a node, whose kernel carries
 //! out actions, loses addresses, is changed by others and fails.
 
+mod duplicates;
 mod followed;
 mod groups;
 mod health;

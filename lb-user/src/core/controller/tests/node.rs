@@ -103,6 +103,8 @@ pub(super) struct Node {
     pub(super) saved: Vec<Entry>,
     /// The same of what he has added and removed.
     pub(super) roster: Roster,
+    /// Addresses that others were asked for.
+    pub(super) asked: Vec<IpAddr>,
     /// What others were told.
     pub(super) notices: Vec<Notice>,
     trace: Vec<String>,
@@ -154,6 +156,7 @@ impl Node {
             delayed: None,
             careful: true,
             saved: vec![],
+            asked: vec![],
             notices: vec![],
             roster: Roster::default(),
             trace: vec![],
@@ -573,6 +576,13 @@ impl Node {
                 assert!(has || !self.careful, "announced without having it");
                 self.log(format!("announce {} on {ifindex}", addresses[0]));
             }
+            Action::ProbeAddresses {
+                ifindex, addresses, ..
+            } => {
+                let has = self.has(ifindex, &addresses);
+                assert!(has || !self.careful, "asked without having it");
+                self.asked.extend(addresses);
+            }
             Action::SetVip { ifindex, net } => {
                 self.log(format!("set {net} on {ifindex}"));
                 let until = Some(self.now + VIP_LIFETIME);
@@ -985,6 +995,9 @@ fn words(event: &Event) -> String {
         Event::Operator { backend, what, .. } => format!("operator {backend}: {what}"),
         Event::Late { name, late, .. } => format!("{name} late: {}", late.timers),
         Event::BadAdvert { name, what, .. } => format!("{name} hears: {what}"),
+        Event::Duplicate { name, what, .. } | Event::DuplicateGone { name, what, .. } => {
+            format!("{name} duplicate: {what}")
+        }
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }

@@ -47,6 +47,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         unicast_min_ttl: packet::TTL,
         v3_checksum: V3Checksum::default(),
         announce: AnnounceConfig::default(),
+        duplicate_probe: Duration::from_secs(30),
         password: None,
         track: vec![],
         track_defaults: true,
