@@ -943,6 +943,9 @@ pub struct Vip {
 impl Vip {
     /// Somebody traces packets to this VIP: `trace` says which.
     pub const TRACED: u32 = 1;
+    /// The node's own stack takes nothing that is for this VIP, but what belongs to a service
+    /// (RFC 9568 section 6.1, `Accept_Mode` false).
+    pub const CLOSED: u32 = 2;
 
     /// A VIP fenced by lease index `lease`; 0: not managed by VRRP and never fenced.
     #[inline(always)]
@@ -959,6 +962,23 @@ impl Vip {
             self.flags |= Self::TRACED;
         }
         self
+    }
+
+    /// The same VIP, closed to what is for no service, or not.
+    #[must_use]
+    #[inline(always)]
+    pub const fn closed(mut self, closed: bool) -> Self {
+        self.flags &= !Self::CLOSED;
+        if closed {
+            self.flags |= Self::CLOSED;
+        }
+        self
+    }
+
+    /// Whether it is closed to what is for no service.
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        self.flags & Self::CLOSED != 0
     }
 
     /// Bits of the flags before the VRID of a virtual MAC.

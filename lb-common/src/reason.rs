@@ -183,6 +183,8 @@ reasons! {
     SendLocal = 64, "send_local", Pass;
     /// A UDP packet to a service, sent by a process on this node: to a backend elsewhere.
     SendRemote = 65, "send_remote", Pass;
+    /// To a VIP whose owner takes only what is for a service (`accept = false`), and for no service.
+    NotAccepted = 66, "not_accepted", Drop;
 }
 
 impl Reason {

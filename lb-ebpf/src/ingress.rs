@@ -90,13 +90,13 @@ fn to_vip<C: Stages<F>, F: Family>(
     ip.end = scratch.forget::<0xf_ffff>(ip.end);
     if ip.proto == F::ICMP {
         if ip.fragment {
-            return Err(Reason::IcmpOther);
+            return Ok(accept(vip, Reason::IcmpOther.into()));
         }
         scratch.save(l3, ip.end, tags, &Transport::none(ip.l4));
-        return Ok(Decision::decode(ctx.icmp()));
+        return Ok(accept(vip, Decision::decode(ctx.icmp())));
     }
     if ip.proto != IPPROTO_TCP && ip.proto != IPPROTO_UDP {
-        return Err(Reason::NotBalanced);
+        return Ok(accept(vip, Reason::NotBalanced.into()));
     }
     if ip.fragment {
         return Err(Reason::Fragment);
@@ -116,7 +116,7 @@ fn to_vip<C: Stages<F>, F: Family>(
         scratch.save(l3, ip.end, tags, &transport);
         return Ok(match Outcome::decode(ctx.unserved()) {
             Returned::Reset(reason, backend) => Decision::decode(ctx.reset(reason, backend)),
-            Returned::Done(decision) => decision,
+            Returned::Done(decision) => accept(vip, decision),
             Returned::Forward(_) => Reason::Inconsistent.into(),
         });
     };
@@ -134,4 +134,17 @@ fn to_vip<C: Stages<F>, F: Family>(
         scratch,
     };
     Ok(request.decide().of_service(service.id()))
+}
+
+/// `decision` about a packet that is for no service: what it leaves to the kernel is dropped where
+/// the VIP is closed. ARP and neighbour discovery are for the node, and ICMP errors about flows for
+/// those: they have other reasons.
+#[inline(always)]
+fn accept(vip: Vip, decision: Decision) -> Decision {
+    let reason = decision.reason();
+    let is_kernels = reason == Reason::NotBalanced.index() || reason == Reason::IcmpOther.index();
+    if vip.is_closed() && is_kernels {
+        return Reason::NotAccepted.into();
+    }
+    decision
 }

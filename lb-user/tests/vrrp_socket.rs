@@ -137,6 +137,7 @@ fn config(vip: &str) -> VrrpConfig {
         track: vec![],
         track_defaults: true,
         use_vmac: false,
+        accept: true,
         sync_group: None,
         notify: NotifyConfig::default(),
     }

@@ -132,6 +132,12 @@ pub fn path_mtu(node: &Node, to: IpAddr) -> Result<Option<u32>> {
 
 /// Sends an echo request with so many bytes and waits for the reply.
 pub fn ping(node: &Node, to: IpAddr, length: usize) -> Result<()> {
+    ensure!(echoes(node, to, length, READ)?, "no reply");
+    Ok(())
+}
+
+/// Whether an echo request with so many bytes is replied to within some time.
+pub fn echoes(node: &Node, to: IpAddr, length: usize, within: Duration) -> Result<bool> {
     const ID: [u8; 2] = [0x78, 0x76];
     let (domain, protocol, kind, reply) = if to.is_ipv4() {
         (Domain::IPV4, Protocol::ICMPV4, 8, 0)
@@ -142,16 +148,22 @@ pub fn ping(node: &Node, to: IpAddr, length: usize) -> Result<()> {
     let request =
         |sum: [u8; 2]| [&[kind, 0], &sum, &ID, &[0, 1][..], &content(length)[..]].concat();
     let sum = checksum(&request([0; 2])).to_be_bytes();
-    let socket = node.namespace().enter(|| {
-        let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-        socket.set_read_timeout(Some(READ))?;
-        Ok(socket)
-    })?;
+    let socket = node
+        .namespace()
+        .enter(|| Ok(Socket::new(domain, Type::RAW, Some(protocol))?))?;
     socket.send_to(&request(sum), &SocketAddr::new(to, 0).into())?;
     let mut socket: &Socket = &socket;
+    let end = Instant::now() + within;
     loop {
+        // Zero would be no limit.
+        let left = end.saturating_duration_since(Instant::now());
+        socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         let mut packet = vec![0; 65_536];
-        let received = socket.read(&mut packet).context("no reply")?;
+        let received = match socket.read(&mut packet) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("cannot receive"),
+        };
         // With its IP header, for IPv4.
         let header = if to.is_ipv4() { 20 } else { 0 };
         let message = packet.get(header..received).unwrap_or_default();
@@ -160,7 +172,10 @@ pub fn ping(node: &Node, to: IpAddr, length: usize) -> Result<()> {
             && id.starts_with(&ID)
             && id.len() == length + 4
         {
-            return Ok(());
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
         }
     }
 }

@@ -284,6 +284,9 @@ pub struct VrrpStatus {
     /// MAC that the addresses are claimed by, if it is not the interface's.
     #[serde(default)]
     pub virtual_mac: Option<String>,
+    /// Whether this node's own sockets are reachable at the addresses, not only services.
+    #[serde(default = "yes")]
+    pub accept: bool,
     /// Virtual router id, 1..=255.
     pub vrid: u8,
     /// Protocol version, 2 or 3.
@@ -332,6 +335,11 @@ pub struct VrrpStatus {
     /// What is wrong among the routers of the link, as seen within the last minute.
     #[serde(default)]
     pub alarms: Vec<VrrpAlarm>,
+}
+
+/// What an older xvip that says nothing means.
+const fn yes() -> bool {
+    true
 }
 
 /// Something among the routers of a link that an operator has to mend.
@@ -590,6 +598,7 @@ pub(crate) mod tests {
             name: "control-plane".into(),
             interface: "enp0s3".into(),
             virtual_mac: Some("00:00:5e:00:01:33".into()),
+            accept: false,
             vrid: 51,
             version: 3,
             state: VrrpState::Active,
@@ -810,8 +819,8 @@ pub(crate) mod tests {
                 "warnings": ["the apiserver listens on one address"],
             },
             "vrrp": [{
-                "name": "control-plane", "interface": "enp0s3", "virtual_mac": "00:00:5e:00:01:33", "vrid": 51, "version": 3,
-                "state": "active", "priority": 200, "effective_priority": 180,
+                "name": "control-plane", "interface": "enp0s3", "virtual_mac": "00:00:5e:00:01:33", "accept": false,
+                "vrid": 51, "version": 3, "state": "active", "priority": 200, "effective_priority": 180,
                 "tracking": [{
                     "name": "disk", "condition": "number", "adds": -20, "fault": false,
                     "seen": "/run/disk holds -20",

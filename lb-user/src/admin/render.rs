@@ -1,6 +1,7 @@
 //! A status document as text for people: who owns the addresses first, then what an operator looks
 //! for next. The JSON form is the one for programs; this one may change.
 
+mod accept;
 pub mod backends;
 mod late;
 pub mod observe;
@@ -27,6 +28,7 @@ pub fn status(status: &Status, colour: Colour) -> String {
     let mut sections = vec![heading(status, colour)];
     if !status.vrrp.is_empty() {
         sections.push(vrrp(&status.vrrp, colour));
+        sections.extend(accept::closed(&status.vrrp));
         sections.extend(tracking(&status.vrrp, colour));
         sections.extend(late::timers(&status.vrrp, colour));
     }
@@ -72,6 +74,9 @@ fn heading(status: &Status, colour: Colour) -> String {
     for warning in &status.data_plane.warnings {
         let line = format!("warning: {}", printable(warning));
         push_line(&mut text, &Cell::new(line).tint(Tint::Yellow).paint(colour));
+    }
+    for line in accept::unenforced(status, colour) {
+        push_line(&mut text, &line);
     }
     if let Some(untold) = untold(&status.notify) {
         push_line(
@@ -596,6 +601,8 @@ alarm: control-plane: 10.0.2.11 is Active as well (for 1m04s, 0.7s ago)
 
 VRRP           INTERFACE                   VRID  VERSION      PRIORITY  STATE   SINCE  LEASE  CHANGES  SENT  RECEIVED             BAD  CAUSE
 control-plane  enp0s3 (00:00:5e:00:01:33)    51        3  180 (of 200)  active  1m04s   2.7s        2    64        12  3 (checksum 3)  no advert for 3.218 s
+
+control-plane: only services are reachable at 10.0.2.100 (accept = false)
 
 VRRP           TRACKS  EFFECT  SEEN
 control-plane  disk    -20     /run/disk holds -20

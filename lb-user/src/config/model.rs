@@ -114,6 +114,8 @@ pub struct Peer {
 }
 
 /// `[[vrrp]]`
+// Switches of an operator, each for itself.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VrrpConfig {
     /// Name.
@@ -158,6 +160,8 @@ pub struct VrrpConfig {
     pub track_defaults: bool,
     /// Whether the addresses are claimed by the group's virtual MAC, not by the interface's.
     pub use_vmac: bool,
+    /// `Accept_Mode` (RFC 9568 section 6.1): see [`Self::accepts`], which counts.
+    pub accept: bool,
     /// Instances with the same group belong together: see [`crate::core::controller`].
     pub sync_group: Option<String>,
     /// Who is told of changes of its state.
@@ -168,6 +172,12 @@ impl VrrpConfig {
     /// Whether the other one is of the same group, or is this one.
     pub fn moves_with(&self, other: &Self) -> bool {
         self.name == other.name || self.sync_group.is_some() && self.sync_group == other.sync_group
+    }
+
+    /// Whether this node's own sockets are reachable at the addresses. Those of the address owner
+    /// always are.
+    pub fn accepts(&self) -> bool {
+        self.accept || self.priority == NonZeroU8::MAX
     }
 
     /// MAC that the addresses are claimed by, if it is not the interface's.

@@ -236,6 +236,7 @@ fn reads_the_example() {
             track: vec![],
             track_defaults: true,
             use_vmac: false,
+            accept: true,
             sync_group: None,
             notify: NotifyConfig::default(),
         }],
@@ -267,6 +268,25 @@ fn reads_the_example() {
         }],
     };
     assert_eq!(read(EXAMPLE), Ok(expected));
+}
+
+/// `accept` is about nodes that do not own the addresses.
+#[test]
+fn the_address_owner_accepts_whatever_is_written() {
+    let with = |priority: u8, line: &str| {
+        let text = EXAMPLE.replace("vrid = 51\n", &format!("vrid = 51\n{line}\n"));
+        text.replace("priority = 200 ", &format!("priority = {priority} "))
+    };
+    let accepts = |priority, line| {
+        let text = with(priority, line);
+        let vrrp = read(&text).unwrap().vrrp.remove(0);
+        (vrrp.accept, vrrp.accepts())
+    };
+    assert_eq!(accepts(254, ""), (true, true));
+    assert_eq!(accepts(254, "accept = true"), (true, true));
+    assert_eq!(accepts(254, "accept = false"), (false, false));
+    assert_eq!(accepts(255, "accept = false"), (false, true));
+    assert!(read(&with(254, "accept = \"no\"")).is_err());
 }
 
 /// Backups, a quorum and a slow start: what is written is what is meant, and what cannot be is refused.

@@ -95,6 +95,7 @@ pub(super) fn read(
     let tracked = track::resolve(table.report(), &references, tracks);
     let track_defaults = table.get_or("track_defaults", true, Value::boolean);
     let use_vmac = table.get_or("use_vmac", false, Value::boolean);
+    let accept = table.get_or("accept", true, Value::boolean);
     let sync_group = table
         .get("sync_group")
         .and_then(|value| value.text("control-plane", value::name));
@@ -126,6 +127,7 @@ pub(super) fn read(
             sync_group: sync_group.clone(),
             notify: notify.clone()?,
             use_vmac: use_vmac?,
+            accept: accept?,
         })
     };
     VrrpDraft {

@@ -646,7 +646,8 @@ fn vips(facts: &Facts<'_>, tables: &mut Tables) {
             0
         };
         for net in &instance.addresses {
-            insert(net.addr(), Vip::new(*lease).with_virtual_mac(vrid));
+            let vip = Vip::new(*lease).with_virtual_mac(vrid);
+            insert(net.addr(), vip.closed(!instance.accepts()));
         }
     }
     for service in &facts.config.services {

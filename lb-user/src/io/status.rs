@@ -137,6 +137,7 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
         name: config.name.clone(),
         interface: config.interface.clone(),
         virtual_mac: config.virtual_mac().map(format_mac),
+        accept: config.accepts(),
         vrid: config.vrid.get(),
         version: match config.version {
             VrrpVersion::V2 => 2,

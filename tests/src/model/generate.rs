@@ -281,7 +281,11 @@ impl Generator {
             .keys()
             .chain(state.half_returns.keys())
             .collect();
-        match random.below(22) {
+        match random.below(24) {
+            22 | 23 => {
+                let vips: Vec<_> = self.base.vips.keys().copied().collect();
+                Change::Closed(*random.pick(&vips), true)
+            }
             21 => Change::Trace(true),
             20 => Change::Limits(*random.pick(&LIMITS), *random.pick(&LIMITS)),
             0 if !flows.is_empty() => Change::EvictFlow(**random.pick(&flows)),

@@ -230,6 +230,16 @@ impl Model {
             .unwrap_or_else(|reason| Outcome::untouched(reason, frame))
     }
 
+    /// What is to `vip` and would be this node's own stack's, for a reason: nobody's if the VIP is
+    /// closed.
+    pub(super) fn to_own_stack(&self, vip: IpAddr, reason: Reason) -> Reason {
+        if self.tables.closed.contains(&vip) {
+            Reason::NotAccepted
+        } else {
+            reason
+        }
+    }
+
     fn try_ingress(&mut self, frame: &[u8], ifindex: u32, now: u32) -> Result<Outcome, Reason> {
         let link = Link::parse(frame).ok_or(Reason::Truncated)?;
         let version = match link.ethertype {
@@ -243,7 +253,11 @@ impl Model {
         }
         let mut packet = self.parse(frame, ifindex, link, version)?;
         if packet.upper == Upper::Icmp {
-            return self.icmp(&mut packet);
+            let vip = packet.dst;
+            return self.icmp(&mut packet).map_err(|reason| match reason {
+                Reason::IcmpOther => self.to_own_stack(vip, reason),
+                other => other,
+            });
         }
         let asked = (packet.flow().dst, packet.ip.proto);
         match self.tables.services.get(&asked).cloned() {
@@ -307,12 +321,12 @@ impl Model {
         })?;
         let upper = if ip.proto == version.icmp() {
             if ip.fragment {
-                return Err(Reason::IcmpOther);
+                return Err(self.to_own_stack(dst, Reason::IcmpOther));
             }
             Upper::Icmp
         } else {
             if !matches!(ip.proto, TCP | UDP) {
-                return Err(Reason::NotBalanced);
+                return Err(self.to_own_stack(dst, Reason::NotBalanced));
             }
             if ip.fragment {
                 return Err(Reason::Fragment);
@@ -350,7 +364,7 @@ impl Model {
             .reply_ports
             .contains_key(&(flow.dst, flow.proto))
         {
-            return Err(Reason::NotBalanced);
+            return Err(self.to_own_stack(packet.dst, Reason::NotBalanced));
         }
         if packet.is_udp() {
             return Err(Reason::BackendPort);

@@ -350,6 +350,10 @@ impl Plane {
                 by_family!(tuple.src.ip(), self.change_of(change))
             }
             Change::Hold(back, ..) => by_family!(back.src.ip(), self.change_of(change)),
+            Change::Closed(addr, _) => {
+                let vip = Change::Vip(*addr, self.tables.vips.get(addr).copied());
+                by_family!(addr, self.change_of(&vip))
+            }
             Change::Trace(_) => {
                 for (addr, lease) in self.tables.vips.clone() {
                     let vip = Change::Vip(addr, Some(lease));
@@ -431,8 +435,8 @@ impl Plane {
                 self.put(&name::<A>("reply_ports"), service_key::<A>(*key), value)
             }
             Change::Vip(addr, lease) => {
-                let traced = self.tables.traced;
-                let vip = lease.map(|lease| Vip::new(lease).traced(traced));
+                let (traced, closed) = (self.tables.traced, self.tables.closed.contains(addr));
+                let vip = lease.map(|lease| Vip::new(lease).traced(traced).closed(closed));
                 self.put(&name::<A>("vips"), A::of(*addr), vip)
             }
             Change::PeerAddr(addr, node) => {
@@ -483,6 +487,7 @@ impl Plane {
             }
             Change::Maglev(..)
             | Change::Limits(..)
+            | Change::Closed(..)
             | Change::Trace(_)
             | Change::Lease(..)
             | Change::Uplink(..)

@@ -136,6 +136,8 @@ pub struct Tables {
     pub nat_sources: BTreeSet<Port>,
     /// VIPs and their leases.
     pub vips: BTreeMap<IpAddr, u32>,
+    /// VIPs of which this node takes nothing but what is for a service.
+    pub closed: BTreeSet<IpAddr>,
     /// Leases that are valid.
     pub leases: BTreeSet<u32>,
     /// Own MACs by interface and VLAN tags.
@@ -216,6 +218,8 @@ pub enum Change {
     NatSource(Port, bool),
     /// A VIP and its lease, or no VIP.
     Vip(IpAddr, Option<u32>),
+    /// A VIP is closed to what is for no service, or not.
+    Closed(IpAddr, bool),
     /// A lease is valid for long, or not at all.
     Lease(u32, bool),
     /// The MAC of (interface, VLAN tags), or no uplink.
@@ -271,6 +275,7 @@ impl Tables {
             Change::Maglev(table, pattern) => set(&mut self.maglev, table, Some(pattern)),
             Change::NatSource(key, present) => toggle(&mut self.nat_sources, key, present),
             Change::Vip(addr, lease) => set(&mut self.vips, addr, lease),
+            Change::Closed(addr, closed) => toggle(&mut self.closed, addr, closed),
             Change::Lease(index, valid) => toggle(&mut self.leases, index, valid),
             Change::Uplink(key, mac) => set(&mut self.uplinks, key, mac),
             Change::PeerMac(mac, node) => set(&mut self.peer_macs, mac, node),
@@ -398,6 +403,7 @@ impl Tables {
             map_changes(&self.maglev, &to.maglev, empty_pattern),
             set_changes(&self.nat_sources, &to.nat_sources, Change::NatSource),
             map_changes(&self.vips, &to.vips, Change::Vip),
+            set_changes(&self.closed, &to.closed, Change::Closed),
             set_changes(&self.leases, &to.leases, Change::Lease),
             map_changes(&self.uplinks, &to.uplinks, Change::Uplink),
             map_changes(&self.peer_macs, &to.peer_macs, Change::PeerMac),

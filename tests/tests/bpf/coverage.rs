@@ -6,7 +6,8 @@ use lb_common::reason::Reason;
 use lb_tests::packet::Family;
 
 use crate::{
-    dsr, egress, ends, fence, icmp, local, malformed, nat, resets, sources, udp, vlan, world::Row,
+    accept, dsr, egress, ends, fence, icmp, local, malformed, nat, resets, sources, udp, vlan,
+    world::Row,
 };
 
 /// Reasons that no program run produces, and why.
@@ -77,6 +78,7 @@ fn every_reason_has_a_row() {
         udp::rows(),
         ends::rows(),
         icmp::rows(),
+        accept::rows(),
     ];
     let six = [
         local::rows(),
@@ -91,6 +93,7 @@ fn every_reason_has_a_row() {
         udp::rows(),
         ends::rows(),
         icmp::rows(),
+        accept::rows(),
     ];
     assert_covered("IPv4", &produced(&four), IPV6_ONLY);
     assert_covered("IPv6", &produced(&six), IPV4_ONLY);

@@ -13,14 +13,14 @@ use lb_tests::packet::{
 use crate::world::{EXTERNAL1, LOCAL, MASTER2, MASTER3, Row, play, row, tags};
 
 /// All of a quoted packet.
-const ALL: usize = usize::MAX;
+pub(crate) const ALL: usize = usize::MAX;
 
 fn syn<F: Family>() -> Frame<F> {
     Frame::syn()
 }
 
 /// A router on the client's side says that `quoted` is too big, quoting `keep` bytes at most.
-fn error<F: Family>(quoted: &Frame<F>, keep: usize) -> Frame<F> {
+pub(crate) fn error<F: Family>(quoted: &Frame<F>, keep: usize) -> Frame<F> {
     Frame::packet(too_big(quoted, keep)).src(F::NOT_VIP)
 }
 
@@ -30,7 +30,7 @@ fn least<F: Family>() -> usize {
 }
 
 /// A segment of the service to the client, as routers on the client's side see it.
-fn segment<F: Family>() -> Frame<F> {
+pub(crate) fn segment<F: Family>() -> Frame<F> {
     let mut frame = Frame::tcp(TcpHeader::ACK, 5001, 1001, &[0x61; 1401])
         .macs(OWN_MAC, ROUTER_MAC)
         .src(F::VIP)
@@ -42,7 +42,7 @@ fn segment<F: Family>() -> Frame<F> {
 }
 
 /// A segment that goes on to a nat backend, as routers on the backend's side see it.
-fn request<F: Family>() -> Frame<F> {
+pub(crate) fn request<F: Family>() -> Frame<F> {
     Frame::data()
         .src(F::VIP)
         .sport(CLIENT_PORT)
@@ -56,7 +56,7 @@ fn to<F: Family>(id: u32, frame: Frame<F>) -> Frame<F> {
 }
 
 /// The client's SYN as the nat backend gets it.
-fn translated<F: Family>(frame: Frame<F>) -> Frame<F> {
+pub(crate) fn translated<F: Family>(frame: Frame<F>) -> Frame<F> {
     frame
         .macs(OWN_MAC, EXTERNAL_MACS[0])
         .src(F::VIP)

@@ -13,6 +13,7 @@
 )]
 
 mod abi;
+mod accept;
 mod answer;
 mod batch;
 mod connect;

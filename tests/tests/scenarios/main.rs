@@ -3,6 +3,7 @@
 // Also in helpers: what panics is a failed scenario.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod accept;
 mod attach;
 mod backends;
 mod bound;

@@ -549,6 +549,27 @@ fn vips_have_their_virtual_macs() {
     assert!(desired.tables.v6.vips.values().eq([&Vip::new(2)]));
 }
 
+/// The VIPs of an instance that accepts nothing are closed to what is for no service, whatever its
+/// state; those of the addresses' owner are open, and so is a service's address without instance.
+#[test]
+fn vips_are_closed_where_nothing_is_accepted() {
+    let alone = APISERVER
+        .replace("10.0.2.100", "10.0.2.101")
+        .replace("\"apiserver\"", "\"static\"");
+    let mut world = World::master10(&format!("{APISERVER}{APISERVER6}{alone}"));
+    for instance in &mut world.config.vrrp {
+        instance.accept = false;
+    }
+    world.config.vrrp[1].priority = std::num::NonZeroU8::MAX;
+    let desired = world.converge();
+    let v4 = BTreeMap::from([
+        ([10, 0, 2, 100], Vip::new(1).closed(true)),
+        ([10, 0, 2, 101], Vip::new(0)),
+    ]);
+    assert_eq!(desired.tables.v4.vips, v4);
+    assert!(desired.tables.v6.vips.values().eq([&Vip::new(2)]));
+}
+
 /// A node carries the VIPs of the services that have a backend on it.
 #[test]
 fn loopback_vips_are_those_with_a_backend_here() {

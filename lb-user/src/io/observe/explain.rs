@@ -398,6 +398,7 @@ mod tests {
         assert!(reply(Reason::NoBackendReset).starts_with("is a RST"));
         assert_eq!(reply(Reason::SourceDenied), "none");
         assert!(reply(Reason::NotBalanced).contains("kernel"));
+        assert_eq!(reply(Reason::NotAccepted), "none");
     }
 
     /// What a question leaves open is a SYN; what it says is taken.

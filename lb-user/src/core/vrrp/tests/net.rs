@@ -52,6 +52,7 @@ pub(super) fn config(priority: u8) -> VrrpConfig {
         track: vec![],
         track_defaults: true,
         use_vmac: false,
+        accept: true,
         sync_group: None,
         notify: NotifyConfig::default(),
     }
