@@ -281,6 +281,50 @@ fn every_keyword_is_known() {
 }
 
 /// What is written may say too little, but it is TOML, with known keys of the right types.
+/// What an instance of keepalived accepts is what its words say, or strict mode, as keepalived.conf(5) has it.
+#[test]
+fn accept_mode_is_that_of_keepalived() {
+    let key = |version: u8, global: &str, own: &str| {
+        let text = format!(
+            "global_defs {{\n vrrp_version {version}\n {global}\n}}\nvrrp_instance a {{\n interface eth0\n \
+             virtual_router_id 1\n priority 100\n {own}\n virtual_ipaddress {{\n 10.0.0.100/24\n }}\n}}\n"
+        );
+        let inputs = Inputs {
+            keepalived: Some(Input {
+                name: "k".to_owned(),
+                text,
+            }),
+            ..Inputs::default()
+        };
+        let imported = import::import(&inputs, &options()).unwrap();
+        let about = |text: &str| text.contains("accept") || text.contains("strict");
+        for entry in imported.report.entries() {
+            assert!(!about(&entry.text) || !entry.fate.needs_hand(), "{entry:?}");
+        }
+        let mut lines = imported.toml.lines();
+        let line = lines.find(|line| line.starts_with("accept = "));
+        line.and_then(|line| line.split(' ').nth(2)?.parse::<bool>().ok())
+    };
+    for (version, global, own, accepts) in [
+        (3, "", "", None),
+        (3, "", "accept", Some(true)),
+        (3, "", "no_accept", Some(false)),
+        (3, "", "no_accept\n accept", Some(true)),
+        (3, "vrrp_strict", "", Some(false)),
+        (2, "vrrp_strict", "", Some(false)),
+        (3, "vrrp_strict", "accept", Some(true)),
+        (2, "vrrp_strict", "accept", Some(false)),
+        (3, "vrrp_strict", "strict_mode off", None),
+        (3, "vrrp_strict off", "", None),
+        (3, "", "strict_mode", Some(false)),
+        (3, "", "strict_mode on", Some(false)),
+        (2, "", "strict_mode off\n no_accept", Some(false)),
+    ] {
+        let said = key(version, global, own);
+        assert_eq!(said, accepts, "version {version}, {global:?}, {own:?}");
+    }
+}
+
 fn assert_no_syntax_error(errors: &ConfigErrors) {
     for error in errors.errors() {
         let is_syntax = error.key.is_empty() || error.problem == "unknown key";

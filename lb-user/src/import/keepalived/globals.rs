@@ -20,6 +20,8 @@ pub(super) struct Globals {
     pub(super) garp: Vec<Key>,
     /// `v3_checksum_as_v2`
     pub(super) plain_checksum: Option<Vec<WordId>>,
+    /// `vrrp_strict`
+    pub(super) strict: Option<Vec<WordId>>,
 }
 
 /// Reads every `global_defs`.
@@ -54,6 +56,7 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
         "v3_checksum_as_v2" | "vrrp_v3_checksum_as_v2" => {
             globals.plain_checksum = switched_on(statement, ledger);
         }
+        "vrrp_strict" => globals.strict = switched_on(statement, ledger),
         // The groups that xvip uses anyway.
         "vrrp_mcast_group4" if statement.word(1) == "224.0.0.18" => {
             ledger.none(&statement.first(2), "it is what xvip uses");

@@ -12,7 +12,9 @@ use super::{
         ledger::{Ledger, Word, WordId},
         plan::{self, Instance, Plan, TrackUse},
     },
-    Context, globals,
+    Context,
+    accept::Accept,
+    globals,
     parse::Statement,
     words::{self, Known, claim, claim_all},
 };
@@ -35,6 +37,7 @@ struct Lines {
     garp: Vec<Key>,
     /// `v3_checksum_as_v2`
     plain_checksum: Option<Vec<WordId>>,
+    accept: Accept,
     /// The `min_ttl` of every unicast peer.
     min_ttls: Vec<Option<(u8, Vec<WordId>)>>,
     /// `unicast_ttl`
@@ -80,6 +83,7 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     keys.extend(interval_key(&lines, version, ledger));
     keys.extend(checksum_key(&lines, version, is_v6, context));
     keys.extend(ttl_key(&lines, is_v6, ledger));
+    keys.extend(lines.accept.key(version, context));
     keys.extend(preemption(&lines, ledger));
     for key in &context.globals.garp {
         if !lines.garp.iter().any(|own| own.name() == key.name()) {
@@ -176,6 +180,7 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
             lines.garp.extend(globals::announcement(statement, ledger));
         }
         "use_vmac" => virtual_mac(statement, ledger, lines),
+        "accept" | "no_accept" | "strict_mode" => lines.accept.read(statement, ledger),
         "virtual_ipaddress" => addresses(statement, ledger, lines, false),
         "virtual_ipaddress_excluded" => addresses(statement, ledger, lines, true),
         keyword => {

@@ -1,5 +1,6 @@
 //! keepalived.conf: which sections there are, and what becomes of each.
 
+mod accept;
 mod globals;
 mod instance;
 mod lvs;

@@ -190,7 +190,6 @@ fn global_more(keyword: &str) -> Option<Known> {
         | "vrrp_ipsets"
         | "disable_local_igmp" => Known::Nothing(FIREWALL),
         "vrrp_check_unicast_src" | "vrrp_skip_check_adv_addr" => Known::Nothing(CHECKS_OF_ADVERTS),
-        "vrrp_strict" => Known::Nothing("xvip always follows RFC 9568; clients reach the VIP"),
         "snmp_socket"
         | "enable_snmp_vrrp"
         | "enable_snmp_keepalived"
@@ -271,13 +270,7 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
             Known::Nothing("a VIP is never the first address of an interface, so none goes with it")
         }
         "virtual_routes" | "virtual_rules" => Known::ByHand(ROUTES),
-        "accept" => Known::Nothing("the owner takes what comes for the VIP"),
-        "no_accept" => Known::ByHand(
-            "xvip's VIP also takes connections to ports that no service has: close them with a \
-             firewall",
-        ),
         "preempt" => Known::Nothing("preempt = true is xvip's default"),
-        "strict_mode" => Known::Nothing("xvip always follows RFC 9568; clients reach the VIP"),
         "debug" => Known::Nothing("xvip run --log-level sets what is logged"),
         "notify_master" | "notify_backup" | "notify_fault" | "notify_stop" | "notify_deleted"
         | "notify" => Known::ByHand(NOTIFY),
