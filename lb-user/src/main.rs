@@ -5,6 +5,7 @@ mod import_command;
 mod observe;
 
 use std::{
+    collections::BTreeSet,
     io::{self, IsTerminal, Write},
     path::PathBuf,
 };
@@ -156,9 +157,21 @@ fn check(global: &Global) -> Result<(), Failure> {
         backends.sum::<usize>(),
         config.peers.len(),
     );
+    let services = config.services.iter();
+    let names: BTreeSet<_> = services
+        .flat_map(|service| service.backends.iter())
+        .filter_map(|backend| backend.host.as_deref())
+        .collect();
+    let names: Vec<_> = names.into_iter().collect();
+    let names = if names.is_empty() {
+        String::new()
+    } else {
+        let names = names.join(", ");
+        format!("not looked up now, but by the running xvip: {names}\n")
+    };
     let warnings = speed::warnings(&config, speed::wants_realtime(&config));
     let warnings = warnings.iter().map(|what| format!("warning: {what}\n"));
-    print(&(line + &warnings.collect::<String>()))
+    print(&(line + &names + &warnings.collect::<String>()))
 }
 
 fn status(global: &Global, target: &Target, json: bool) -> Result<(), Failure> {

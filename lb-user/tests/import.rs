@@ -219,6 +219,45 @@ fn fixtures_become_what_stands_beside_them() {
     }
 }
 
+/// A server's host name stays one, for every VIP; what is no name is left to somebody.
+#[test]
+fn names_of_servers_stay() {
+    let haproxy = "defaults\n    mode tcp\nlisten api\n    bind 10.77.0.100:1644\n    option tcp-check\n\
+         \x20   server cp1 CP1.example.net:6443 check resolvers dns\n    server cp2 10.77.0.12:6443 check\n\
+         \x20   server cp3 10.77.0.300:6443 check\n    server cp4 localhost:6443 check\n\
+         resolvers dns\n    nameserver one 192.0.2.53:53\n";
+    let keepalived = "vrrp_instance v {\n    interface eth0\n    virtual_router_id 51\n\
+         \x20   virtual_ipaddress {\n        10.77.0.100/24\n    }\n}\n";
+    let input = |name: &str, text: &str| {
+        Some(Input {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        })
+    };
+    let inputs = Inputs {
+        haproxy: input("haproxy.cfg", haproxy),
+        keepalived: input("keepalived.conf", keepalived),
+        ..Inputs::default()
+    };
+    let imported = import::import(&inputs, &options());
+    let Imported { toml, report } = imported.unwrap_or_else(|refusal| panic!("{refusal}"));
+    assert!(
+        toml.contains("address = \"cp1.example.net:6443\""),
+        "{toml}"
+    );
+    let report = report.to_string();
+    assert_eq!(
+        report.matches("write the server's own address").count(),
+        2,
+        "{report}"
+    );
+    assert!(
+        report.contains("are looked up by the node's own resolver"),
+        "{report}"
+    );
+    assert!(!toml.contains("cp3") && !toml.contains("cp4"), "{toml}");
+}
+
 /// No line of a fixture is missing from its report.
 #[test]
 fn every_line_is_reported() {

@@ -426,9 +426,40 @@ impl Node {
         let (Some(binary), Some(file)) = (binary.to_str(), file.to_str()) else {
             bail!("{} or {} is not UTF-8", binary.display(), file.display());
         };
-        self.start("xvip", binary, &["run", "--config", file])
+        let run = [binary, "run", "--config", file];
+        if !self.directory().join(HOSTS).exists() {
+            return self.start("xvip", binary, run.get(1..).unwrap_or_default());
+        }
+        let directory = self.directory();
+        let directory = directory.to_str().context("a directory is not UTF-8")?;
+        let before = ["--mount", "sh", "-c", PRIVATE_HOSTS, directory];
+        self.start("xvip", "unshare", &[&before[..], &run[..]].concat())
+    }
+
+    /// What `/etc/hosts` says to the xvip of this node, if that is started after the first call; no name
+    /// server answers it then.
+    pub fn set_hosts(&self, text: &str) -> Result<()> {
+        let write = |name, text: &str| {
+            // In place: a file that replaces it would be another one than the mounted one.
+            std::fs::write(self.directory().join(name), text)
+                .with_context(|| format!("cannot write {name}"))
+        };
+        write(HOSTS, text)?;
+        write(
+            RESOLVERS,
+            "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n",
+        )
     }
 }
+
+/// A node's own `/etc/hosts`, in its directory.
+const HOSTS: &str = "hosts";
+/// The same of `/etc/resolv.conf`.
+const RESOLVERS: &str = "resolv.conf";
+/// Executes a program in mounts of its own (of `unshare --mount`), with the files of the first argument's
+/// directory.
+const PRIVATE_HOSTS: &str = r#"mount --bind "$0/hosts" /etc/hosts &&
+    mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@""#;
 
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewBackend {
-    /// Its address and port; left out for a backend of the configuration that was removed
+    /// Its address or host name, and port; left out for a backend of the configuration that was removed
     #[arg(value_name = "ADDRESS:PORT", required = false)]
     pub address: String,
     /// Share of new connections relative to the others, 1 to 1000
@@ -103,7 +103,7 @@ impl NewBackend {
 impl From<&BackendConfig> for NewBackend {
     fn from(backend: &BackendConfig) -> Self {
         Self {
-            address: backend.address.to_string(),
+            address: backend.written().to_string(),
             weight: backend.weight,
             backup: backend.backup,
             forwarding: match backend.forwarding {

@@ -444,8 +444,11 @@ pub struct ServiceStatus {
 pub struct BackendStatus {
     /// `backend.name`.
     pub name: String,
-    /// Address and port.
+    /// Address and port; while `host` stands for no address, `0.0.0.0` and the port.
     pub address: SocketAddr,
+    /// The host name that the address comes from; absent: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostStatus>,
     /// Configured weight.
     pub weight: u32,
     /// How packets get there from this node.
@@ -503,6 +506,20 @@ pub struct BackendStatus {
     /// Why they have not, in words; absent when they have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unresolved: Option<String>,
+}
+
+/// The host name of a backend, as this node looks it up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The name.
+    pub name: String,
+    /// Milliseconds since a lookup last said what it stands for; absent: not since the start, the
+    /// address is one that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_ms: Option<u64>,
+    /// What is wrong with the last lookup; absent: nothing. The last good address stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// Of an xvip that does not say it.
@@ -753,6 +770,7 @@ pub(crate) mod tests {
         BackendStatus {
             name: name.into(),
             address: SocketAddr::from(([10, 0, 2, host], 6443)),
+            host: None,
             weight: 1,
             method,
             state,

@@ -294,7 +294,7 @@ fn backend_row(backend: &BackendStatus) -> [Cell; 15] {
     };
     [
         Cell::new(&backend.name),
-        Cell::new(backend.address),
+        Cell::new(backends::place(backend)),
         method,
         state_cell(backend.in_force),
         Cell::new(Age(backend.since_ms)),

@@ -1,11 +1,9 @@
 //! Whether a backend fits into a configuration that is in force: the rules of the file for a backend
 //! that does not stand in it.
 
-use std::net::SocketAddr;
-
 use super::{
     Draft, check,
-    model::{Config, ServiceConfig, VrrpConfig},
+    model::{Config, Endpoint, ServiceConfig, VrrpConfig},
     node::NodeDraft,
     raw::{Mark, Marked, Report},
     service::{BackendDraft, ServiceDraft},
@@ -23,7 +21,7 @@ pub fn backend_name(name: &str) -> Result<(), String> {
 }
 
 /// Refuses a backend's address that a file could not have, with what to write instead.
-pub fn backend_address(address: &str) -> Result<SocketAddr, String> {
+pub fn backend_address(address: &str) -> Result<Endpoint, String> {
     value::backend(address).map_err(|fault| said(&fault))
 }
 
@@ -80,7 +78,7 @@ fn service(config: &ServiceConfig) -> ServiceDraft {
             config: None,
             mark: Mark::named(own.clone()),
             name: Some(marked(backend.name.clone(), &own, "name")),
-            address: Some(marked(backend.address, &own, "address")),
+            address: Some(marked(backend.endpoint(), &own, "address")),
         }
     });
     ServiceDraft {

@@ -18,7 +18,7 @@ use lb_common::{
 
 use super::{
     Draft,
-    model::{Protocol, VrrpVersion},
+    model::{Endpoint, Protocol, VrrpVersion},
     node::PeerDraft,
     raw::{Mark, Marked, Report},
     service::ServiceDraft,
@@ -324,7 +324,7 @@ fn unicast(report: &Report, instance: &VrrpDraft, vips: &Vips<'_>) {
 
 fn backends(report: &Report, service: &ServiceDraft, vips: &Vips<'_>) {
     let backends = || service.backends.iter().filter_map(|b| b.address.as_ref());
-    let marked = backends().map(|backend| (backend.value, &backend.mark));
+    let marked = backends().map(|backend| (&backend.value, &backend.mark));
     unique(report, marked, |address, first| {
         Fault::new(
             format!("\"{address}\" is already {}", first.key()),
@@ -332,7 +332,11 @@ fn backends(report: &Report, service: &ServiceDraft, vips: &Vips<'_>) {
         )
     });
     for backend in backends() {
-        let address = backend.value.ip();
+        // What a name stands for is compared when it is known: see `core::names`.
+        let Endpoint::Address(address) = backend.value else {
+            continue;
+        };
+        let address = address.ip();
         let hint = "write the node's own address: a VIP as backend is a loop";
         vips.refuse(report, address, &backend.mark, hint);
         if let Some(vip) = &service.address

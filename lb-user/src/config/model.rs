@@ -2,7 +2,8 @@
 //! validator: nothing downstream checks them again.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU8, NonZeroU16, NonZeroU32},
     path::PathBuf,
     time::Duration,
@@ -65,6 +66,8 @@ pub struct NodeConfig {
     pub realtime: Realtime,
     /// Its priority then, 1..=99.
     pub realtime_priority: NonZeroU8,
+    /// Between the end of a lookup of a backend's host name and the next one.
+    pub resolve_interval: Duration,
 }
 
 /// `node.realtime`
@@ -333,8 +336,8 @@ impl AdvertInterval {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Password(pub [u8; 8]);
 
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(..)")
     }
 }
@@ -497,13 +500,50 @@ pub enum OnBackendDown {
     Keep,
 }
 
+/// `backend.address`
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// Address and port.
+    Address(SocketAddr),
+    /// Host name and port.
+    Name {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Endpoint {
+    /// The port.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name { port, .. } => *port,
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
 /// `[[service.backend]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendConfig {
     /// Name, unique in its service.
     pub name: String,
-    /// Address (the family of the service's) and port.
+    /// Address (the family of the service's) and port. Of a backend by host name the address that the
+    /// name stands for; as read from a file, where none is known, the unspecified one of IPv4.
     pub address: SocketAddr,
+    /// The host name that `address` comes from.
+    pub host: Option<String>,
     /// Share of new flows relative to the other backends.
     pub weight: NonZeroU32,
     /// It takes new flows only while too few others are UP.
@@ -517,16 +557,48 @@ pub struct BackendConfig {
 }
 
 impl BackendConfig {
-    /// One with the defaults of everything but its name and address.
-    pub fn plain(name: &str, address: SocketAddr) -> Self {
+    /// One with the defaults of everything but its name and place.
+    pub fn plain(name: &str, endpoint: Endpoint) -> Self {
+        let (address, host) = Self::place(endpoint);
         Self {
             name: name.to_owned(),
             address,
+            host,
             weight: NonZeroU32::MIN,
             backup: false,
             forwarding: Forwarding::Auto,
             check: CheckTarget::default(),
             agent: CheckTarget::default(),
+        }
+    }
+
+    /// `address` and `host` of a backend that is at `endpoint`.
+    pub fn place(endpoint: Endpoint) -> (SocketAddr, Option<String>) {
+        match endpoint {
+            Endpoint::Address(address) => (address, None),
+            Endpoint::Name { host, port } => {
+                let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+                (SocketAddr::new(nowhere, port), Some(host))
+            }
+        }
+    }
+
+    /// Where it is: its address; its host name while no address of that is known.
+    pub fn endpoint(&self) -> Endpoint {
+        match &self.host {
+            Some(_) if self.address.ip().is_unspecified() => self.written(),
+            _ => Endpoint::Address(self.address),
+        }
+    }
+
+    /// Where it is by the words of the configuration.
+    pub fn written(&self) -> Endpoint {
+        match &self.host {
+            Some(host) => Endpoint::Name {
+                host: host.clone(),
+                port: self.address.port(),
+            },
+            None => Endpoint::Address(self.address),
         }
     }
 }

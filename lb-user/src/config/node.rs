@@ -1,6 +1,6 @@
 //! `[node]` and `[[peer]]`.
 
-use std::{net::IpAddr, num::NonZeroU8, path::PathBuf};
+use std::{net::IpAddr, num::NonZeroU8, path::PathBuf, time::Duration};
 
 use lb_common::abi::{DEFAULT_ADOPTION_LIMIT, DEFAULT_NEW_FLOW_LIMIT};
 
@@ -20,6 +20,9 @@ pub(super) const DEFAULT_STATE_DIR: &str = "/run/xvip";
 const DEFAULT_REALTIME_PRIORITY: u8 = 50;
 /// The highest one of Linux (sched(7)).
 const MAX_REALTIME_PRIORITY: u16 = 99;
+
+/// A change of a name is followed within half a minute, and a name server hears little of it.
+const DEFAULT_RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// More entries per second than any CPU makes.
 const MAX_LIMIT: u32 = 10_000_000;
@@ -86,6 +89,9 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             })
         },
     );
+    let resolve_interval = table.get_or("resolve_interval", DEFAULT_RESOLVE_INTERVAL, |value| {
+        value.text("30s", |text| value::duration(text, &value::RESOLVE_TIME))
+    });
     table.finish();
     let config = || {
         Some(NodeConfig {
@@ -103,6 +109,7 @@ pub(super) fn read_node(mut table: Table<'_>, context: &Context<'_>) -> NodeDraf
             notify_fifo: notify_fifo.clone()?,
             realtime: realtime?,
             realtime_priority: realtime_priority?,
+            resolve_interval: resolve_interval?,
         })
     };
     NodeDraft {

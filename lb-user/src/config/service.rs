@@ -1,7 +1,7 @@
 //! `[[service]]` and `[[service.backend]]`.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
     time::Duration,
 };
@@ -9,8 +9,8 @@ use std::{
 use super::{
     Context, health,
     model::{
-        BackendConfig, CheckTarget, Forwarding, OnBackendDown, OnNoBackend, OnQuorumLoss, Protocol,
-        QuorumConfig, ServiceConfig,
+        BackendConfig, CheckTarget, Endpoint, Forwarding, OnBackendDown, OnNoBackend, OnQuorumLoss,
+        Protocol, QuorumConfig, ServiceConfig,
     },
     raw::{Mark, Marked, Refused, Table, Value},
     sources::{self, SourcesDraft},
@@ -35,7 +35,7 @@ pub(super) struct BackendDraft {
     pub(super) config: Option<BackendConfig>,
     pub(super) mark: Mark,
     pub(super) name: Option<Marked<String>>,
-    pub(super) address: Option<Marked<SocketAddr>>,
+    pub(super) address: Option<Marked<Endpoint>>,
 }
 
 /// `service.idle_timeout`
@@ -237,9 +237,11 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
     let mark = table.mark().clone();
     table.finish();
     let config = || {
+        let (address, host) = BackendConfig::place(address.as_ref()?.value.clone());
         Some(BackendConfig {
             name: name.as_ref()?.value.clone(),
-            address: address.as_ref()?.value,
+            address,
+            host,
             weight: weight?,
             backup: backup?,
             forwarding: forwarding?,

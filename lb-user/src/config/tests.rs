@@ -209,6 +209,7 @@ fn reads_the_example() {
             notify_fifo: None,
             realtime: Realtime::Auto,
             realtime_priority: NonZeroU8::new(50).unwrap(),
+            resolve_interval: Duration::from_secs(30),
         },
         peers: vec![Peer {
             name: "master02".to_owned(),
@@ -259,6 +260,7 @@ fn reads_the_example() {
             backends: vec![BackendConfig {
                 name: "master01".to_owned(),
                 address: SocketAddr::from((Ipv4Addr::new(10, 0, 2, 10), 6443)),
+                host: None,
                 weight: NonZeroU32::MIN,
                 backup: false,
                 forwarding: Forwarding::Auto,
@@ -405,6 +407,7 @@ fn fills_in_defaults() {
             notify_fifo: None,
             realtime: Realtime::Auto,
             realtime_priority: NonZeroU8::new(50).unwrap(),
+            resolve_interval: Duration::from_secs(30),
         }
     );
     let vrrp = &config.vrrp[0];

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::model::{AdvertInterval, StatusRange};
+use super::model::{AdvertInterval, Endpoint, StatusRange};
 
 /// What is wrong with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +61,13 @@ pub(super) const SLOW_START: Bounds = Bounds {
     min: Duration::ZERO,
     max: Duration::from_hours(1),
     shown: "0s..60m",
+};
+
+/// Between lookups of a host name.
+pub(super) const RESOLVE_TIME: Bounds = Bounds {
+    min: Duration::from_secs(1),
+    max: Duration::from_hours(1),
+    shown: "1s..60m",
 };
 
 /// Between announcements of addresses.
@@ -333,18 +340,10 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     Ok(net)
 }
 
-/// Address and port of a backend.
-pub(super) fn backend(text: &str) -> Result<SocketAddr, Fault> {
+/// Address or host name, and port, of a backend.
+pub(super) fn backend(text: &str) -> Result<Endpoint, Fault> {
     let Ok(backend) = text.parse::<SocketAddr>() else {
-        let hint = match text.parse() {
-            Ok(IpAddr::V4(address)) => format!("add the port, such as \"{address}:6443\""),
-            Ok(IpAddr::V6(address)) => format!("add the port, such as \"[{address}]:6443\""),
-            Err(_) => "write one such as \"10.0.2.10:6443\" or \"[fd00::10]:6443\"; \
-                names are not looked up"
-                .to_owned(),
-        };
-        let problem = format!("{text:?} is not an IP address and port");
-        return Err(Fault::new(problem, hint));
+        return named_backend(text);
     };
     unicast(backend.ip(), text, &|plain| {
         SocketAddr::new(plain, backend.port()).to_string()
@@ -358,12 +357,62 @@ pub(super) fn backend(text: &str) -> Result<SocketAddr, Fault> {
         ));
     }
     if backend.port() == 0 {
+        return Err(no_port(text));
+    }
+    Ok(Endpoint::Address(backend))
+}
+
+/// `HOST:PORT` where `HOST` is no address.
+fn named_backend(text: &str) -> Result<Endpoint, Fault> {
+    let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| is_host(host)) else {
+        let hint = match text.parse() {
+            Ok(IpAddr::V4(address)) => format!("add the port, such as \"{address}:6443\""),
+            Ok(IpAddr::V6(address)) => format!("add the port, such as \"[{address}]:6443\""),
+            Err(_) if is_host(text) => format!("add the port, such as \"{text}:6443\""),
+            Err(_) => "write one such as \"10.0.2.10:6443\", \"[fd00::10]:6443\" or \
+                \"master01.example:6443\""
+                .to_owned(),
+        };
+        let problem = format!("{text:?} is no address or host name with a port");
+        return Err(Fault::new(problem, hint));
+    };
+    let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse::<u16>().ok().filter(|_| is_number);
+    let Some(port) = port else {
+        let problem = format!("{text:?} does not end with a port");
+        return Err(Fault::new(problem, "write a port in 1..65535"));
+    };
+    if port == 0 {
+        return Err(no_port(text));
+    }
+    let host = host.to_ascii_lowercase();
+    if host.trim_end_matches('.') == "localhost" {
         return Err(Fault::new(
-            format!("{text:?} has port 0"),
-            "write a port in 1..65535",
+            format!("{text:?} is a node itself, another one on every node"),
+            "write the node's own address, or a name that stands for that everywhere",
         ));
     }
-    Ok(backend)
+    Ok(Endpoint::Name { host, port })
+}
+
+fn no_port(text: &str) -> Fault {
+    Fault::new(format!("{text:?} has port 0"), "write a port in 1..65535")
+}
+
+/// Whether this is a host name (RFC 1123 section 2.1), perhaps with a dot at its end. Underscores are
+/// common in private zones. What ends with a number is an address, or meant to be one.
+fn is_host(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(is_plain)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let ends_with_number = last.bytes().all(|byte| byte.is_ascii_digit());
+    name.len() <= 253 && name.split('.').all(is_label) && !ends_with_number
 }
 
 /// Refuse what no single host can have. `shown` is the value as written, `mapped` writes it with

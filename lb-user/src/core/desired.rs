@@ -53,15 +53,17 @@ pub struct Facts<'a> {
     pub netns_cookie: u64,
 }
 
-/// A backend that was taken out of a service. For a while it stays in the tables, DOWN: its flows
-/// are reset instead of left to nobody.
+/// A backend that was taken out of a service. For a while it stays in the tables, at last DOWN: its
+/// flows are reset instead of left to nobody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retiring {
     /// Its service.
     pub service: ServiceIdentity,
     /// What it was.
     pub backend: BackendConfig,
-    /// When it goes.
+    /// Its flows go on.
+    pub drains: bool,
+    /// When that changes: it goes DOWN, or away.
     pub until: Timestamp,
 }
 
@@ -240,11 +242,10 @@ impl Builder {
         let mut placements = Vec::new();
         let standing = standing::of_service(service, build.states, build.facts.influences);
         let configured = service.backends.len();
-        let backends = service.backends.iter().chain(build.retiring());
-        for (position, config) in backends.enumerate() {
+        let backends = (service.backends.iter()).map(|config| (config, BackendState::Down));
+        for (position, (config, retired)) in backends.chain(build.retiring()).enumerate() {
             let own = standing.backends.get(position);
-            // Those that are retiring are DOWN.
-            let state = own.map_or(BackendState::Down, |own| own.state);
+            let state = own.map_or(retired, |own| own.state);
             let (address, backend_port) = (config.address.ip(), config.address.port());
             let Some(bytes) = A::from_ip(address) else {
                 continue;
@@ -406,14 +407,21 @@ struct ServiceBuild<'a> {
 }
 
 impl ServiceBuild<'_> {
-    /// Backends that were taken out of this service, and not put back.
-    fn retiring(&self) -> impl Iterator<Item = &BackendConfig> {
+    /// Backends that were taken out of this service, and not put back; and what they are meanwhile.
+    fn retiring(&self) -> impl Iterator<Item = (&BackendConfig, BackendState)> {
         let is_own = |retiring: &&Retiring| {
             let is_back = |backend: &BackendConfig| backend.address == retiring.backend.address;
             retiring.service == identity(self.service) && !self.service.backends.iter().any(is_back)
         };
         let retiring = self.facts.retiring.iter().filter(is_own);
-        retiring.map(|retiring| &retiring.backend)
+        retiring.map(|retiring| {
+            let state = if retiring.drains {
+                BackendState::Draining
+            } else {
+                BackendState::Down
+            };
+            (&retiring.backend, state)
+        })
     }
 
     /// What becomes of a backend's flows when it is DOWN. Whoever is retiring has none.
@@ -692,8 +700,10 @@ pub fn to_resolve(facts: &Facts<'_>) -> BTreeSet<IpAddr> {
         .iter()
         .flat_map(|service| service.backends.iter().map(|backend| backend.address))
         .map(|address: SocketAddr| address.ip());
+    let draining = facts.retiring.iter().filter(|old| old.drains);
     peers
         .chain(backends)
+        .chain(draining.map(|old| old.backend.address.ip()))
         .filter(|address| !is_local(facts, *address))
         .collect()
 }

@@ -14,6 +14,7 @@ pub mod health;
 pub mod listeners;
 pub mod local_sockets;
 pub mod maglev;
+pub mod names;
 pub mod network;
 pub mod notify;
 pub mod operator;

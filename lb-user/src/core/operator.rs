@@ -6,10 +6,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
 use super::{
+    names::HostKey,
     roster::Roster,
     standing::{BackendIdentity, Influence, Influences, Mode, Weight},
     time::Timestamp,
@@ -114,6 +116,8 @@ pub struct Saved {
     pub words: Vec<Entry>,
     /// Backends that were added and removed.
     pub roster: Roster,
+    /// What the host names of backends stood for last.
+    pub names: Vec<(HostKey, IpAddr)>,
 }
 
 /// What the operator has said, and the slow starts under way.
@@ -180,6 +184,13 @@ impl Operator {
             self.words.insert(backend, word);
         }
         word
+    }
+
+    /// A backend has another address from now on: the word on it stays.
+    pub fn rename(&mut self, from: &BackendIdentity, to: BackendIdentity) {
+        if let Some(word) = self.words.remove(from) {
+            self.words.insert(to, word);
+        }
     }
 
     /// Forgets a backend.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use super::{
@@ -176,6 +176,15 @@ fn peers(
         return peers;
     }
     if is_server {
+        for server in servers(plan) {
+            if let Host::Name(host) = &server.host {
+                ledger.derived(Fate::ByHand(format!(
+                    "server {:?} is named by {host}: if it runs xvip like this node, write a [[peer]] with its \
+                     address",
+                    server.name
+                )));
+            }
+        }
         let others = servers(plan).filter_map(|server| match server.host {
             Host::Address(address) if !nodes.own.contains(&address) => {
                 Some((server.name.clone(), address))
@@ -529,6 +538,10 @@ fn backend(
     ledger: &Ledger,
 ) -> Option<(SocketAddr, Vec<Key>)> {
     let address = match server.host {
+        Host::Name(ref host) => {
+            let port = server.port.unwrap_or(port);
+            return Some(named_backend(server, host, port));
+        }
         Host::Address(address) => address,
         Host::ThisNode { v4 } => {
             let own = nodes.own_of_family(v4);
@@ -552,6 +565,16 @@ fn backend(
     ];
     keys.extend(server.keys.iter().cloned());
     Some((at, keys))
+}
+
+/// The same for one by host name, whose address is not known here.
+fn named_backend(server: &Server, host: &str, port: u16) -> (SocketAddr, Vec<Key>) {
+    let mut keys = vec![
+        Key::text("name", &server.name, &server.name_words),
+        Key::text("address", &format!("{host}:{port}"), &server.words),
+    ];
+    keys.extend(server.keys.iter().cloned());
+    (SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), keys)
 }
 
 /// Without a proxy the VIP leads to the apiserver of the node that owns it: a service for that.

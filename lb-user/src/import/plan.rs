@@ -125,6 +125,8 @@ pub(super) struct Bind {
 pub(super) enum Host {
     /// An address of its own.
     Address(IpAddr),
+    /// A host name, which is looked up by the xvip that runs.
+    Name(String),
     /// A loopback address: the node itself.
     ThisNode {
         /// Whether it is 127.0.0.0/8.

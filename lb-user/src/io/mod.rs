@@ -13,6 +13,7 @@ pub mod listeners;
 pub mod local_sockets;
 mod look;
 pub mod mounts;
+mod names;
 pub mod netlink;
 pub mod netns;
 pub mod notify;

@@ -1,5 +1,5 @@
-//! What the operator has said of backends, and which he has added and removed, in a file of the state directory: it outlives the
-//! controller, and where the directory is on a file system in memory (`/run`) no reboot.
+//! What the operator has said of backends, which he has added and removed, and what their host names stood
+//! for last, in a file of the state directory: it outlives the controller, and where the directory is on a file system in memory (`/run`) no reboot.
 //!
 //! The file is replaced as a whole: it is written beside, synchronised and renamed. That happens on
 //! a thread of its own, since a disk may be slow; whoever gave an order has his answer afterwards.
@@ -28,6 +28,7 @@ use crate::{
     config::model::Config,
     core::{
         desired::ServiceIdentity,
+        names::HostKey,
         operator::{Entry, Saved, Word},
         roster::{Added, Removed, Roster},
         standing::{Mode, Weight},
@@ -46,6 +47,15 @@ struct Document {
     added: Vec<AddedRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     removed: Vec<RemovedRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<NameRecord>,
+}
+
+/// What the host name of backends stood for last.
+#[derive(Serialize, Deserialize)]
+struct NameRecord {
+    host: String,
+    address: IpAddr,
 }
 
 /// A service.
@@ -196,6 +206,19 @@ fn removed(record: &RemovedRecord) -> Removed {
     }
 }
 
+fn name_record((key, address): &(HostKey, IpAddr)) -> NameRecord {
+    NameRecord {
+        host: key.host.clone(),
+        address: *address,
+    }
+}
+
+fn name(record: NameRecord) -> (HostKey, IpAddr) {
+    let NameRecord { host, address } = record;
+    let ipv6 = address.is_ipv6();
+    (HostKey { host, ipv6 }, address)
+}
+
 /// A mode as it is shown and saved.
 pub const fn operator_mode(mode: Mode) -> OperatorMode {
     match mode {
@@ -221,7 +244,7 @@ pub fn load(config: &Config) -> Saved {
     let path = path(config);
     match read(&path) {
         Ok(saved) => {
-            if saved != Saved::default() {
+            if !saved.words.is_empty() || !saved.roster.is_empty() {
                 info!(
                     file = %path.display(), backends = saved.words.len(), added = saved.roster.added.len(),
                     removed = saved.roster.removed.len(), "orders about backends are in force again"
@@ -241,11 +264,14 @@ pub fn load(config: &Config) -> Saved {
     }
 }
 
-/// Addresses of the backends that were added, for whoever takes away what an earlier xvip left.
-pub fn added_addresses(config: &Config) -> Vec<IpAddr> {
+/// Addresses of the backends that were added and of those by host name, for whoever takes away what an
+/// earlier xvip left.
+pub fn saved_addresses(config: &Config) -> Vec<IpAddr> {
     let saved = read(&path(config)).unwrap_or_default();
     let added = saved.roster.added.iter();
-    added.map(|one| one.backend.address.ip()).collect()
+    let added = added.map(|one| one.backend.address.ip());
+    let named = saved.names.iter().map(|(_, address)| *address);
+    added.chain(named).collect()
 }
 
 fn read(path: &Path) -> Result<Saved, io::Error> {
@@ -266,6 +292,7 @@ fn read(path: &Path) -> Result<Saved, io::Error> {
             added: document.added.iter().map(added).collect::<Result<_, _>>()?,
             removed: document.removed.iter().map(removed).collect(),
         },
+        names: document.names.into_iter().map(name).collect(),
     })
 }
 
@@ -279,6 +306,7 @@ fn write(path: &Path, saved: &Saved) -> Result<(), io::Error> {
             .collect(),
         added: saved.roster.added.iter().map(added_record).collect(),
         removed: saved.roster.removed.iter().map(removed_record).collect(),
+        names: saved.names.iter().map(name_record).collect(),
     };
     let mut text = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
     text.push(b'\n');
@@ -361,6 +389,11 @@ mod tests {
     use super::*;
     use crate::admin::{added::ForwardingWord, testing::TempDir};
 
+    fn name_of(host: &str, address: &str) -> (HostKey, IpAddr) {
+        let (host, address) = (host.to_owned(), address.parse().unwrap());
+        name(NameRecord { host, address })
+    }
+
     fn saved() -> Saved {
         let vip = "10.0.2.100".parse().unwrap();
         let now = clock::now();
@@ -403,6 +436,10 @@ mod tests {
                 added: vec![Added { service, backend }],
                 removed: vec![Removed { service, name }],
             },
+            names: ["10.0.2.30", "fd00::30"]
+                .into_iter()
+                .map(|address| name_of("master13.example", address))
+                .collect(),
         }
     }
 
@@ -417,7 +454,7 @@ mod tests {
             write(&path, &saved()).unwrap();
         }
         let (written, read) = (saved(), read(&path).unwrap());
-        assert_eq!(written.roster, read.roster);
+        assert_eq!((written.roster, written.names), (read.roster, read.names));
         assert_eq!(written.words.len(), read.words.len());
         for (written, read) in written.words.iter().zip(&read.words) {
             let plain = |entry: &Entry| {

@@ -33,6 +33,7 @@ use super::{
     look::Looker,
     mounts,
     mounts::{Bpffs, MountError},
+    names::Lookups,
     netlink::{AddressSpec, NetEvent, NetEvents, Netlink, NetlinkError},
     netns::{self, NetnsCookieError},
     notify::Notifier,
@@ -66,6 +67,7 @@ use crate::{
         attach::{self, Attachment, Mode, Plan},
         controller::{Action, Controller, Event, Input, VIP_LIFETIME},
         health::ProbeResult,
+        names::Change,
         network::Network,
         time::Timestamp,
         tracking::Fitness,
@@ -218,6 +220,7 @@ struct Engine {
     realtime: Realtime,
     virtual_macs: VirtualMacs,
     looker: Looker,
+    lookups: Lookups,
 }
 
 impl Engine {
@@ -290,6 +293,7 @@ impl Engine {
             probers,
             probe_runtime: probe_runtime.clone(),
             looker: Looker::new(probe_runtime.clone(), probed.clone()),
+            lookups: Lookups::new(probe_runtime.clone(), probed.clone()),
             probed,
             results,
             counting,
@@ -500,6 +504,7 @@ impl Engine {
                 serial,
                 subject,
             } => self.looker.look(track, serial, subject),
+            Action::LookUp(key) => self.lookups.look_up(key),
             Action::WriteTables(ops) => {
                 let written = ops.iter().try_for_each(|op| self.data_plane.maps.write(op));
                 if let Err(error) = written {
@@ -1001,22 +1006,7 @@ fn report(event: Event) {
             fitness,
             configured,
             because,
-        } => {
-            let Fitness { priority, fault } = fitness;
-            if fault {
-                warn!(vrrp = name, because, "this node must not own the addresses");
-            } else if because.is_empty() {
-                info!(
-                    vrrp = name,
-                    priority, "nothing changes the priority any more"
-                );
-            } else {
-                info!(
-                    vrrp = name,
-                    priority, configured, because, "priority changed"
-                );
-            }
-        }
+        } => report_fitness(&name, fitness, configured, &because),
         Event::Quorum {
             service,
             healthy,
@@ -1030,6 +1020,14 @@ fn report(event: Event) {
         } => {
             info!(service, backend, what, "an operator's order");
         }
+        Event::Name { host, change } => report_name(&host, &change),
+        Event::Nameless {
+            service,
+            backend,
+            why,
+        } => {
+            warn!(service, backend, why, "a backend has no address");
+        }
         Event::UplinkMissing { interface } => {
             warn!(
                 interface,
@@ -1040,6 +1038,55 @@ fn report(event: Event) {
         Event::Repaired { what } => {
             warn!("somebody else changed {what}; repaired");
         }
+    }
+}
+
+fn report_fitness(name: &str, fitness: Fitness, configured: u8, because: &str) {
+    let Fitness { priority, fault } = fitness;
+    if fault {
+        warn!(vrrp = name, because, "this node must not own the addresses");
+    } else if because.is_empty() {
+        info!(
+            vrrp = name,
+            priority, "nothing changes the priority any more"
+        );
+    } else {
+        info!(
+            vrrp = name,
+            priority, configured, because, "priority changed"
+        );
+    }
+}
+
+fn report_name(host: &str, change: &Change) {
+    let Change {
+        before,
+        address,
+        failure,
+    } = change;
+    let shown =
+        |address: &Option<IpAddr>| address.map_or_else(|| "-".to_owned(), |own| own.to_string());
+    let (before, address) = (shown(before), shown(address));
+    match failure {
+        Some(why) if change.address.is_none() => {
+            warn!(
+                host,
+                why, "the host name of a backend stands for no address"
+            );
+        }
+        Some(why) => {
+            warn!(
+                host,
+                address, why, "a host name gives no address: the last good one stays"
+            );
+        }
+        None if change.is_move() => {
+            info!(
+                host,
+                address, before, "the host name of a backend stands for this address now"
+            );
+        }
+        None => info!(host, address, "a host name gives an address again"),
     }
 }
 
@@ -1105,13 +1152,13 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
             netlink.ignore_mac(link.ifindex, mac)?;
         }
     }
-    let added = operator_file::added_addresses(config);
+    let saved = operator_file::saved_addresses(config);
     for neighbour in netlink
         .neighbours()?
         .iter()
         .filter(|neighbour| neighbour.managed)
     {
-        if undo::resolves(config, neighbour.addr) || added.contains(&neighbour.addr) {
+        if undo::resolves(config, neighbour.addr) || saved.contains(&neighbour.addr) {
             netlink.forget(neighbour.ifindex, neighbour.addr)?;
         }
     }

@@ -16,14 +16,15 @@ use crate::{
         backends::OperatorStatus,
         model::{
             AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-            DataPlaneStatus, Method, NotifyStatus, PeerStatus, ReasonStatus, SchedulingStatus,
-            ServiceStatus, Status, TrackCondition, TrackStatus, VrrpAlarm, VrrpState, VrrpStatus,
+            DataPlaneStatus, HostStatus, Method, NotifyStatus, PeerStatus, ReasonStatus,
+            SchedulingStatus, ServiceStatus, Status, TrackCondition, TrackStatus, VrrpAlarm,
+            VrrpState, VrrpStatus,
         },
     },
-    config::model::{Peer, VrrpVersion},
+    config::model::{BackendConfig, Peer, VrrpVersion},
     core::{
         attach::Mode,
-        controller::{Controller, Duplicate, TrackView},
+        controller::{Controller, Duplicate, Nameless, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
         standing::{Standing, WEIGHT_UNIT},
         time::Timestamp,
@@ -242,8 +243,8 @@ fn service(
         min_healthy: config.quorum.min_healthy.get(),
         quorum_lost: standing.is_quorum_lost,
         removed: controller.removed(position).map(str::to_owned).collect(),
-        backends: (0..config.backends.len())
-            .filter_map(|b| {
+        backends: {
+            let backends = (0..config.backends.len()).filter_map(|b| {
                 let standing = standing.backends.get(b);
                 backend(
                     controller,
@@ -252,8 +253,74 @@ fn service(
                     (position, b),
                     now,
                 )
-            })
-            .collect(),
+            });
+            with_nameless(controller, position, backends.collect(), now)
+        },
+    })
+}
+
+/// `backends` and those without an address, in the order of the configuration.
+fn with_nameless(
+    controller: &Controller,
+    service: usize,
+    mut backends: Vec<BackendStatus>,
+    now: Timestamp,
+) -> Vec<BackendStatus> {
+    for one in controller.nameless(service) {
+        let place = one.place.min(backends.len());
+        backends.insert(place, nameless(controller, service, one, now));
+    }
+    backends
+}
+
+/// A backend whose name stands for no address.
+fn nameless(
+    controller: &Controller,
+    service: usize,
+    one: &Nameless,
+    now: Timestamp,
+) -> BackendStatus {
+    let config = &one.backend;
+    BackendStatus {
+        name: config.name.clone(),
+        address: config.address,
+        host: host(controller, service, config, now),
+        weight: config.weight.get(),
+        method: Method::Nat,
+        state: BackendState::Down,
+        in_force: BackendState::Down,
+        added: controller.was_added_as(service, &config.name),
+        backup: config.backup,
+        effective_weight: f64::from(config.weight.get()),
+        slow_start_percent: None,
+        agent_percent: None,
+        operator: None,
+        since_ms: millis(now, one.since),
+        reason: format!("not resolved yet: {}", one.why),
+        packets: 0,
+        bytes: 0,
+        connections: 0,
+        resets: 0,
+        refused: 0,
+        drops: 0,
+        active_flows: None,
+        share: 0.0,
+        resolved: false,
+        unresolved: None,
+    }
+}
+
+fn host(
+    controller: &Controller,
+    service: usize,
+    backend: &BackendConfig,
+    now: Timestamp,
+) -> Option<HostStatus> {
+    let view = controller.host(service, backend)?;
+    Some(HostStatus {
+        name: view.host.to_owned(),
+        resolved_ms: view.resolved.map(|at| millis(now, at)),
+        failure: view.failure.map(str::to_owned),
     })
 }
 
@@ -285,6 +352,7 @@ fn backend(
     Some(BackendStatus {
         name: config.name.clone(),
         address: config.address,
+        host: host(controller, service_index, config, now),
         weight: config.weight.get(),
         method,
         state: state(view.state),

@@ -17,6 +17,7 @@ fn prober(script: &str, arguments: &[&str]) -> ServiceProber {
     let backend = |name: &str, last| BackendConfig {
         name: name.into(),
         address: SocketAddr::from(([10, 0, 2, last], 6443)),
+        host: None,
         weight: NonZeroU32::MIN,
         backup: false,
         forwarding: Forwarding::Auto,

@@ -19,6 +19,7 @@ mod icmp;
 mod import;
 mod keepalived;
 mod loops;
+mod names;
 mod nat_ports;
 mod notify;
 mod observe;

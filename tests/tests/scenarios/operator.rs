@@ -194,7 +194,7 @@ fn backends_are_added_and_removed() {
     let why = refused(&cluster, &["add", "x", &b2]);
     assert!(why.contains("is already backend \"b2\".address"), "{why}");
     let why = refused(&cluster, &["add", "x", "b2"]);
-    assert!(why.contains("is not an IP address and port"), "{why}");
+    assert!(why.contains("add the port, such as \"b2:6443\""), "{why}");
 
     let load = cluster.load(VIP4);
     let watches = Watches::open(cluster.client(), &load, 20, PATIENCE).unwrap();

@@ -17,7 +17,7 @@ pub fn list(status: &Status, colour: Colour) -> String {
             table.row([
                 Cell::new(&service.name),
                 Cell::new(&backend.name),
-                Cell::new(backend.address),
+                Cell::new(place(backend)),
                 state_cell(backend.in_force),
                 state_cell(backend.state),
                 Cell::new(weight(backend)),
@@ -58,6 +58,17 @@ pub fn reply(reply: &BackendReply) -> String {
     text
 }
 
+/// Where it is: `10.0.2.10:6443`, `10.0.2.10:6443 (cp1.example)`, `cp1.example:6443`.
+pub(super) fn place(backend: &BackendStatus) -> String {
+    match &backend.host {
+        None => backend.address.to_string(),
+        Some(host) if backend.address.ip().is_unspecified() => {
+            format!("{}:{}", host.name, backend.address.port())
+        }
+        Some(host) => format!("{} ({})", backend.address, host.name),
+    }
+}
+
 /// The weight in force, and the configured one where that is another.
 pub(super) fn weight(backend: &BackendStatus) -> String {
     let (own, configured) = (backend.effective_weight, backend.weight);
@@ -86,11 +97,26 @@ pub(super) fn words(backend: &BackendStatus) -> Option<String> {
         word.to_owned()
     });
     let added = backend.added.then(|| "added while xvip runs".to_owned());
-    let words: Vec<_> = [added, said, agent, ramp, backup]
+    let words: Vec<_> = [added, said, agent, ramp, backup, name(backend)]
         .into_iter()
         .flatten()
         .collect();
     (!words.is_empty()).then(|| words.join(", "))
+}
+
+/// That the address of a name may be an old one.
+fn name(backend: &BackendStatus) -> Option<String> {
+    let host = backend.host.as_ref()?;
+    let failure = host.failure.as_ref()?;
+    let is_known = !backend.address.ip().is_unspecified();
+    is_known.then(|| match host.resolved_ms {
+        Some(since) => format!(
+            "{} {failure}; its address of {} ago stays",
+            host.name,
+            Age(since)
+        ),
+        None => format!("{} {failure}; the address that was saved stays", host.name),
+    })
 }
 
 fn operator(said: &OperatorStatus) -> String {
@@ -111,4 +137,42 @@ fn operator(said: &OperatorStatus) -> String {
         weight.unwrap_or_default(),
         Age(said.since_ms)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::model::{HostStatus, tests::sample};
+
+    /// A name stands beside its address, or in its place; that the address may be an old one is said.
+    #[test]
+    fn names_are_shown() {
+        let mut backend = sample().services[0].backends[0].clone();
+        let before = words(&backend);
+        let with = |resolved_ms, failure: Option<&str>| {
+            Some(HostStatus {
+                name: "cp1.example".to_owned(),
+                resolved_ms,
+                failure: failure.map(str::to_owned),
+            })
+        };
+        backend.host = with(Some(5), None);
+        assert_eq!(place(&backend), "10.0.2.10:6443 (cp1.example)");
+        assert_eq!(words(&backend), before);
+        backend.host = with(Some(65_000), Some("has no IPv4 address"));
+        let said = words(&backend).unwrap();
+        let expected = "cp1.example has no IPv4 address; its address of 1m05s ago stays";
+        assert!(said.ends_with(expected), "{said}");
+        backend.host = with(None, Some("has no IPv4 address"));
+        let said = words(&backend).unwrap();
+        assert!(
+            said.ends_with("; the address that was saved stays"),
+            "{said}"
+        );
+        backend
+            .address
+            .set_ip(std::net::Ipv4Addr::UNSPECIFIED.into());
+        assert_eq!(place(&backend), "cp1.example:6443");
+        assert_eq!(words(&backend), before);
+    }
 }

@@ -16,6 +16,7 @@ use crate::config::model::{OnQuorumLoss, TrackSubject};
 use crate::core::{
     attach::{Attachment, Plan},
     health::{ProbeResult, agent::AgentReport},
+    names::{Answer, Change, HostKey},
     network::{Hop, Interface, InterfaceAddress},
     notify::Notice,
     operator::Saved,
@@ -133,6 +134,13 @@ pub enum Input {
         /// What was seen.
         observation: Observation,
     },
+    /// What came of the lookup of a backend's host name, the answer to [`Action::LookUp`].
+    LookedUp {
+        /// From the action.
+        key: HostKey,
+        /// It may be [`Answer::Late`] first.
+        answer: Answer,
+    },
     /// The operator wants an instance to give up its addresses.
     StepDown {
         /// Slot of the instance.
@@ -244,6 +252,8 @@ pub enum Action {
         /// What to look at.
         subject: TrackSubject,
     },
+    /// Look a backend's host name up; answered by [`Input::LookedUp`].
+    LookUp(HostKey),
     /// Ask a backend's agent; answered by [`Input::AgentSaid`].
     AskAgent {
         /// Position of the service.
@@ -282,7 +292,8 @@ pub enum Action {
         /// Index of the interface; `None`: it is gone.
         ifindex: Option<u32>,
     },
-    /// Save what the operator has said of backends, added and removed, in place of what was saved before.
+    /// Save what the operator has said of backends, added and removed, and what their names stand for, in
+    /// place of what was saved before.
     SaveOperator(Saved),
     /// Tell those who want to know of changes of state.
     Notify(Notice),
@@ -387,6 +398,22 @@ pub enum Event {
         backend: String,
         /// What is in force now, in words.
         what: String,
+    },
+    /// The host name of backends stands for another address, or its lookups fail, or no longer do.
+    Name {
+        /// The name.
+        host: String,
+        /// What is different.
+        change: Change,
+    },
+    /// A backend has no address that it can have, although its name stands for one.
+    Nameless {
+        /// Name of the service.
+        service: String,
+        /// Name of the backend.
+        backend: String,
+        /// Why, in words.
+        why: String,
     },
     /// A configured uplink is not there, or has no Ethernet address: xvip waits for it.
     UplinkMissing {

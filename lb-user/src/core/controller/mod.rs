@@ -12,6 +12,7 @@ mod followed;
 mod groups;
 mod hearing;
 mod messages;
+mod names;
 mod notify;
 mod operator;
 mod quorum;
@@ -36,6 +37,7 @@ use lb_common::abi::{BackendState, Mac};
 pub use self::{
     duplicates::Duplicate,
     messages::{Action, Event, Input},
+    names::Nameless,
     operator::{Ordered, Refusal, said},
     reload::Fixed,
     roster::{Changed, REMOVAL_DRAIN},
@@ -47,6 +49,7 @@ use super::{
     desired::{self, Builder, Desired, Facts, Retiring, ServiceIdentity, ServicePlacement},
     epochs,
     health::{HealthAction, Seen, ServiceHealth, agent::AgentReport},
+    names::Names,
     network::Network,
     notify::RouterState,
     operator::Operator,
@@ -136,11 +139,14 @@ pub struct BackendView {
 
 /// The controller. See the module's documentation.
 pub struct Controller {
-    /// What comes of the file and of the operator's changes.
+    /// What comes of the file, of the operator's changes and of what names stand for.
     config: Config,
     /// As it was read.
     file: Config,
     roster: Roster,
+    names: Names,
+    /// Backends that are not in `config`, since their names stand for no address.
+    nameless: Vec<Nameless>,
     netns_cookie: u64,
     roles: Vec<Role>,
     health: Vec<ServiceHealth>,
@@ -180,11 +186,14 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller of `config` that begins `now`; it first reads tables and links.
+    /// A controller of `file` that begins `now`; it first reads tables and links.
     ///
     /// `netns_cookie` identifies this node's network namespace to the connect hooks, `seed`
     /// spreads the times of checks between nodes.
-    pub fn new(config: Config, now: Timestamp, netns_cookie: u64, seed: u64) -> Self {
+    pub fn new(file: Config, now: Timestamp, netns_cookie: u64, seed: u64) -> Self {
+        let mut names = Names::default();
+        names::follow(&mut names, &file, now);
+        let (config, nameless) = names::apply(&names, file.clone(), now);
         let roles = config
             .vrrp
             .iter()
@@ -202,9 +211,11 @@ impl Controller {
             .collect();
         let views = views(&config, &health, now);
         let mut controller = Self {
-            file: config.clone(),
+            file,
             config,
             roster: Roster::default(),
+            names,
+            nameless,
             netns_cookie,
             roles,
             health,
@@ -310,6 +321,7 @@ impl Controller {
                 self.tables = None;
                 self.reading_tables.fail(now + RETRY);
             }
+            Input::LookedUp { key, answer } => self.looked_up(now, &key, answer),
             Input::Looked {
                 track,
                 serial,
@@ -408,6 +420,7 @@ impl Controller {
                     .filter_map(Monitor::poll_timeout),
             )
             .chain(self.operator.poll_timeout())
+            .chain(self.names.poll_timeout())
             .fold(self.audit_at, Timestamp::min)
     }
 
@@ -420,8 +433,10 @@ impl Controller {
         self.roles.iter().any(|role| role.owns)
     }
 
-    /// Ask for the readings that are due. What was written before is in their answers.
+    /// Ask for the readings and lookups that are due. What was written before is in the readings'
+    /// answers.
     fn ask(&mut self, now: Timestamp) {
+        self.look_up(now);
         if self.reading_tables.take_due(now) {
             self.actions.push_back(Action::ReadTables);
         }

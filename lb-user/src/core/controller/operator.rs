@@ -76,6 +76,14 @@ pub enum Refusal {
         /// Why, in words.
         why: String,
     },
+    /// Its name stands for no address.
+    #[error("{backend:?} has no address, so there is nothing to say about it: {why}")]
+    Nameless {
+        /// The backend.
+        backend: String,
+        /// Why, in words.
+        why: String,
+    },
     /// There are several services.
     #[error("say which service is meant: --service NAME (there are: {})", known.join(", "))]
     WhichService {
@@ -281,6 +289,11 @@ impl Controller {
         self.actions.push_back(Action::SaveOperator(Saved {
             words: self.operator.entries(),
             roster: self.roster.clone(),
+            names: self
+                .names
+                .addresses()
+                .map(|(key, own)| (key.clone(), own))
+                .collect(),
         }));
     }
 
@@ -360,6 +373,14 @@ impl Controller {
                     targets.push((at, position, (identity(config), backend.address)));
                 }
             }
+        }
+        if targets.is_empty()
+            && let Some(nameless) = self.find_nameless(name, service)
+        {
+            return Err(Refusal::Nameless {
+                backend: name.to_owned(),
+                why: nameless.why.clone(),
+            });
         }
         if targets.is_empty() {
             return Err(Refusal::UnknownBackend {

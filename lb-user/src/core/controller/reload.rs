@@ -5,11 +5,12 @@
 //! - A service is the same one if VIP, port and protocol are, and a backend of it if its address
 //!   is. It keeps id, state, and the results of its checks.
 //! - A backend that was taken out stays in the tables for [`RETIREMENT`], DOWN: its flows are reset
-//!   instead of forwarded to nobody.
+//!   instead of forwarded to nobody. One whose host name has moved to another address drains before
+//!   that, for [`REMOVAL_DRAIN`].
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use super::{Action, Controller, Role, new_views};
+use super::{Action, Controller, REMOVAL_DRAIN, Role, new_views};
 use crate::{
     config::model::{
         BackendConfig, CgroupPath, Config, GroupConfig, Peer, ServiceConfig, TrackConfig,
@@ -47,11 +48,14 @@ impl Controller {
             return Err(fixed);
         }
         self.file = config;
-        let config = self.compose();
-        Ok(self.go_on_with(now, config))
+        let known = self.nameless.clone();
+        let config = self.compose(now);
+        let mut changes = self.go_on_with(now, config);
+        changes.extend(self.new_nameless(&known));
+        Ok(changes)
     }
 
-    /// The same with a configuration that the operator's changes are in.
+    /// The same with a configuration that the operator's changes are in, and what names stand for.
     pub(super) fn go_on_with(&mut self, now: Timestamp, config: Config) -> Vec<String> {
         let changes = changes(&self.config, &config);
         if self.config == config {
@@ -84,11 +88,20 @@ impl Controller {
         changes
     }
 
-    /// Forget the backends whose flows have had their time.
+    /// Ends the flows of backends that have had their time to drain, and forgets those whose flows have
+    /// been ended for long enough.
     pub(super) fn end_retirement(&mut self, now: Timestamp) {
+        let mut changed = false;
+        for retiring in &mut self.retiring {
+            if retiring.until <= now && retiring.drains {
+                retiring.drains = false;
+                retiring.until = now + RETIREMENT;
+                changed = true;
+            }
+        }
         let before = self.retiring.len();
         self.retiring.retain(|retiring| retiring.until > now);
-        if self.retiring.len() != before {
+        if changed || self.retiring.len() != before {
             self.reconcile_addresses(now);
             self.reconcile_tables();
         }
@@ -205,7 +218,6 @@ impl Controller {
 
     /// Backends that were taken out of a service that goes on.
     fn retire(&mut self, now: Timestamp, before: &[ServiceConfig]) {
-        let until = now + RETIREMENT;
         for old in before {
             let service = identity(old);
             let config = self
@@ -220,10 +232,15 @@ impl Controller {
                 let mut backends = config.backends.iter();
                 backends.all(|new| new.address != backend.address)
             });
-            self.retiring.extend(gone.map(|backend| Retiring {
-                service,
-                backend: backend.clone(),
-                until,
+            self.retiring.extend(gone.map(|backend| {
+                let drains = has_moved(backend, config);
+                let time = if drains { REMOVAL_DRAIN } else { RETIREMENT };
+                Retiring {
+                    service,
+                    backend: backend.clone(),
+                    drains,
+                    until: now + time,
+                }
             }));
         }
         let services = &self.config.services;
@@ -237,6 +254,13 @@ impl Controller {
             })
         });
     }
+}
+
+/// Whether a backend has another address now, since its host name stands for that.
+fn has_moved(backend: &BackendConfig, service: &ServiceConfig) -> bool {
+    let mut backends = service.backends.iter();
+    backend.host.is_some()
+        && backends.any(|new| (&new.name, &new.host) == (&backend.name, &backend.host))
 }
 
 /// Whether two configurations are of one virtual router (RFC 9568 section 5.2.3).

@@ -1,11 +1,11 @@
 //! Backends that the operator adds to a running service, and takes away.
 //!
-//! What he says is kept beside the file ([`Roster`]); the configuration in force is what comes of both, and
-//! whatever differs from the one before is carried out as a reload is.
+//! What he says is kept beside the file ([`Roster`](crate::core::roster::Roster)); the configuration in force is
+//! what comes of both, and whatever differs from the one before is carried out as a reload is.
 
 use std::time::Duration;
 
-use super::{Action, Controller, Event, Refusal};
+use super::{Action, Controller, Event, Refusal, names};
 use crate::{
     config::model::{BackendConfig, Config, ServiceConfig},
     core::{
@@ -36,11 +36,14 @@ impl Controller {
     pub fn restore(&mut self, now: Timestamp, saved: Saved) {
         self.operator.restore(saved.words);
         self.roster = saved.roster;
-        if self.roster.is_empty() {
+        // Those of added backends are not followed yet.
+        let (whole, _) = self.roster.clone().compose(&self.file);
+        names::follow(&mut self.names, &whole, now);
+        if !self.names.restore(saved.names) && self.roster.is_empty() {
             self.keep_words(now);
             return;
         }
-        let config = self.compose();
+        let config = self.compose(now);
         self.go_on_with(now, config);
         self.keep_words(now);
         // Whoever was removed then has had its minute.
@@ -63,6 +66,12 @@ impl Controller {
         };
         if let Some(known) = own.backends.iter().find(|one| one.name == name) {
             return Err(refused(self.is_there(key, known)));
+        }
+        if let Some(known) = self.find_nameless(name, Some(&service)) {
+            return Err(refused(format!(
+                "there is a backend of this name, without an address: {}",
+                known.why
+            )));
         }
         let what = if self.roster.has_removed(key, name) {
             self.put_back(key, name, backend.as_ref())
@@ -92,7 +101,12 @@ impl Controller {
         drain: Duration,
         force: bool,
     ) -> Result<Changed, Refusal> {
-        let targets = self.targets(name, service)?;
+        let targets = match self.targets(name, service) {
+            Err(Refusal::Nameless { .. }) => {
+                return self.remove_nameless(now, (name, service));
+            }
+            targets => targets?,
+        };
         let &[(at, position, backend)] = targets.as_slice() else {
             return Err(self.ambiguous());
         };
@@ -125,11 +139,17 @@ impl Controller {
 
     /// Whether a backend was added while xvip runs.
     pub fn was_added(&self, service: usize, backend: usize) -> bool {
+        let services = &self.config.services;
+        let backend = services
+            .get(service)
+            .and_then(|own| own.backends.get(backend));
+        backend.is_some_and(|own| self.was_added_as(service, &own.name))
+    }
+
+    /// Whether a backend of this name was added while xvip runs.
+    pub fn was_added_as(&self, service: usize, name: &str) -> bool {
         let service = self.config.services.get(service);
-        service.is_some_and(|service| {
-            let backend = service.backends.get(backend);
-            backend.is_some_and(|own| self.roster.has_added(identity(service), &own.name))
-        })
+        service.is_some_and(|service| self.roster.has_added(identity(service), name))
     }
 
     /// Names of the file's backends that were removed from a service.
@@ -159,8 +179,9 @@ impl Controller {
         self.save_operator();
     }
 
-    /// The file with what the operator has changed; orders that it has made void are forgotten aloud.
-    pub(super) fn compose(&mut self) -> Config {
+    /// The file with what the operator has changed, and the addresses that names stand for; orders that it
+    /// has made void are forgotten aloud.
+    pub(super) fn compose(&mut self, now: Timestamp) -> Config {
         let (config, voids) = self.roster.compose(&self.file);
         if !voids.is_empty() {
             self.save_operator();
@@ -173,14 +194,14 @@ impl Controller {
         {
             self.changed((&service, &backend), &why);
         }
-        config
+        self.with_names(now, config)
     }
 
     // --- Helpers ------------------------------------------------------------------------------
 
     /// Goes on with what has become of the operator's changes, and saves them.
     fn follow_roster(&mut self, now: Timestamp) {
-        let config = self.compose();
+        let config = self.compose(now);
         self.go_on_with(now, config);
         self.save_operator();
     }
@@ -192,14 +213,43 @@ impl Controller {
         };
         let (key, name) = (backend.0, self.backend_name(service, position));
         self.operator.forget(&backend);
+        self.strike(key, name);
+        let config = self.compose(now);
+        self.go_on_with(now, config);
+    }
+
+    /// Removes a backend that has no address, and so nothing to drain.
+    fn remove_nameless(
+        &mut self,
+        now: Timestamp,
+        (name, service): (&str, Option<&str>),
+    ) -> Result<Changed, Refusal> {
+        let mut services = self.config.services.iter();
+        let found = self.find_nameless(name, service).map(|one| one.service);
+        let own = services.find(|own| Some(identity(own)) == found);
+        let own = own.ok_or_else(|| self.ambiguous())?;
+        let (key, service) = (identity(own), own.name.clone());
+        let nameless = self.nameless.iter().filter(|one| one.service == key);
+        if own.backends.len() + nameless.count() < 2 {
+            return Err(Refusal::Removal {
+                service,
+                backend: name.to_owned(),
+                why: "a service has at least one backend: add another one first".to_owned(),
+            });
+        }
+        self.strike(key, name.to_owned());
+        self.follow_roster(now);
+        Ok(self.changed((&service, name), "removed"))
+    }
+
+    /// Has a backend of this name no longer.
+    fn strike(&mut self, key: ServiceIdentity, name: String) {
         if self.roster.has_added(key, &name) {
             let is_it = |one: &Added| one.service == key && one.backend.name == name;
             self.roster.added.retain(|one| !is_it(one));
         } else {
             self.roster.removed.push(Removed { service: key, name });
         }
-        let config = self.compose();
-        self.go_on_with(now, config);
     }
 
     /// The order to put a backend of the file back that was removed.
@@ -212,12 +262,13 @@ impl Controller {
         let mut services = self.file.services.iter();
         let service = services.find(|own| identity(own) == key);
         let mut backends = service.into_iter().flat_map(|own| &own.backends);
-        let address = backends.find(|own| own.name == name).map(|own| own.address);
+        let address = backends.find(|own| own.name == name);
+        let address = address.map(BackendConfig::written);
         if let (Some(wanted), Some(address)) = (wanted, address) {
             return Err(format!(
                 "the configuration has a backend of this name, {address}, which was removed: write the name \
                  alone to put it back, or another name for {}",
-                wanted.address
+                wanted.written()
             ));
         }
         let is_it = |one: &Removed| one.service == key && one.name == name;
@@ -227,8 +278,8 @@ impl Controller {
 
     /// Why a backend is not added that is there, and what does something with it.
     fn is_there(&self, service: ServiceIdentity, known: &BackendConfig) -> String {
-        let address = known.address;
-        let word = self.operator.word(&(service, address));
+        let word = self.operator.word(&(service, known.address));
+        let address = known.written();
         if word.is_some_and(|word| word.leaves) {
             return format!(
                 "it is being removed ({address}): \"xvip backend enable\" keeps it, \"xvip backend remove \

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use crate::config::{addition, model::Endpoint};
+
 use super::{
     super::{
         Options,
@@ -192,11 +194,14 @@ fn place(text: &str, options: &Options<'_>) -> Result<Place, String> {
             .map(|(_, ip)| *ip)
     };
     let Some(address) = host.parse::<IpAddr>().ok().or_else(by_name) else {
-        return Err(if host.is_empty() || host == "localhost" {
-            "write the server's own address".to_owned()
-        } else {
-            format!("xvip looks no names up: give the address with --host {host}=ADDRESS")
-        });
+        // Only the name is in question here, not the port.
+        return match addition::backend_address(&format!("{host}:1")) {
+            Ok(Endpoint::Name { host, .. }) => Ok(Place {
+                host: Host::Name(host),
+                port,
+            }),
+            Ok(Endpoint::Address(_)) | Err(_) => Err("write the server's own address".to_owned()),
+        };
     };
     let v4 = address.is_ipv4();
     let host = if address.is_loopback() {

@@ -24,7 +24,8 @@ pub(super) const RULES: &str = "xvip has no such rules; sources are allowed and 
 const PROXY_PROTOCOL: &str = "xvip sends no PROXY header: take it away at the server, too, which sees the \
                               client's address in the packets (but with nat)";
 const TLS: &str = "xvip does not end TLS: clients talk to the server itself";
-const NAMES: &str = "xvip looks no names up; what --host says stays";
+const NAMES: &str = "names of servers are looked up by the node's own resolver (/etc/hosts, /etc/resolv.conf), every \
+                     node.resolve_interval; the last good address stays";
 const STICKY: &str = "xvip has no stickiness: each new connection goes where the hash of its addresses and \
                       ports says";
 const AFFINITY: &str = "xvip keeps a connection, not a client, at a backend: each new connection goes where the hash of \

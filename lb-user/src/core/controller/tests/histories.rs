@@ -43,6 +43,8 @@ enum Event {
     Heal,
     Garbage(Vec<u8>),
     Reload(usize),
+    /// A name stands for this address, or is not known.
+    Host(Option<&'static str>),
 }
 
 /// A service that comes and goes.
@@ -63,7 +65,7 @@ address = "10.0.2.11:8080"
 "#;
 
 /// How many configurations there are.
-const CONFIGS: usize = 9;
+const CONFIGS: usize = 10;
 
 /// A node's configuration; number 0 is that of the start.
 fn config(host: u8, number: usize) -> Config {
@@ -90,6 +92,7 @@ fn config(host: u8, number: usize) -> Config {
             "[[service.backend]]\nname = \"master11\"",
         ),
         8 => text.replace("type = \"tcp\"", "type = \"none\""),
+        9 => text.replace("10.0.2.12:6443", "cp3.example:6443"),
         _ => text,
     };
     fixture::parse(&text)
@@ -124,6 +127,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Heal),
         1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Event::Garbage),
         4 => (0..CONFIGS).prop_map(Event::Reload),
+        2 => prop_oneof![
+            Just(None), Just(Some("10.0.2.12")), Just(Some("10.0.2.1")), Just(Some("10.0.2.100,10.0.2.11")),
+        ].prop_map(Event::Host),
     ]
 }
 
@@ -188,6 +194,8 @@ fn apply(link: &mut Link, at: usize, event: Event) {
         Event::Reload(number) if node.controller.is_some() && !node.frozen => {
             node.reload(config(node.host, number)).unwrap();
         }
+        Event::Host(Some(address)) => drop(node.hosts.insert("cp3.example", address)),
+        Event::Host(None) => drop(node.hosts.remove("cp3.example")),
         Event::AddVips | Event::DeliverReadings | Event::Restart | Event::Reload(_) => {}
     }
     link.run(Duration::ZERO, |_| {});

@@ -6,6 +6,7 @@ mod followed;
 mod groups;
 mod health;
 mod histories;
+mod names;
 mod network;
 mod node;
 mod notify;

@@ -22,6 +22,7 @@ use crate::{
         health::{
             Failure, Finding, ProbeOutcome, ProbeResult, Stage, StageTimes, agent::AgentReport,
         },
+        names::{Answer, HostKey},
         network::{Interface, InterfaceAddress},
         notify::Notice,
         operator::{Entry, Order, Saved},
@@ -105,6 +106,12 @@ pub(super) struct Node {
     pub(super) roster: Roster,
     /// Addresses that others were asked for.
     pub(super) asked: Vec<IpAddr>,
+    /// What host names stand for, with a comma between addresses; what is missing cannot be looked up.
+    pub(super) hosts: BTreeMap<&'static str, &'static str>,
+    /// Lookups take so long.
+    pub(super) lookup_time: Duration,
+    /// What names stood for last, as it was saved.
+    pub(super) names: Vec<(HostKey, IpAddr)>,
     /// What others were told.
     pub(super) notices: Vec<Notice>,
     trace: Vec<String>,
@@ -157,6 +164,9 @@ impl Node {
             careful: true,
             saved: vec![],
             asked: vec![],
+            hosts: BTreeMap::new(),
+            lookup_time: ms(1),
+            names: vec![],
             notices: vec![],
             roster: Roster::default(),
             trace: vec![],
@@ -176,6 +186,7 @@ impl Node {
         let saved = Saved {
             words: self.saved.clone(),
             roster: self.roster.clone(),
+            names: self.names.clone(),
         };
         controller.restore(self.now, saved);
         for (instance, vrrp) in self.config.vrrp.iter().enumerate() {
@@ -632,6 +643,7 @@ impl Node {
             }
             Action::ClearSuspect { backend } => self.log(format!("clear suspect {backend}")),
             Action::Look { track, serial, .. } => self.look(track, serial),
+            Action::LookUp(key) => self.look_up(key),
             Action::ReadTables => self.read_tables(),
             Action::ReadLinks => self.read_links(),
             Action::Attach(plans) => {
@@ -660,10 +672,21 @@ impl Node {
         }
     }
 
+    fn look_up(&mut self, key: HostKey) {
+        self.log(format!("look {} up", key.host));
+        let answer = match self.hosts.get(key.host.as_str()) {
+            Some(found) => Answer::Found(found.split(',').map(fixture::ip).collect()),
+            None => Answer::Failed("no such host".to_owned()),
+        };
+        let input = Input::LookedUp { key, answer };
+        self.probes.push((self.now + self.lookup_time, input));
+    }
+
     fn save(&mut self, saved: Saved) {
         self.log(format!("save {} words", saved.words.len()));
         self.saved = saved.words;
         self.roster = saved.roster;
+        self.names = saved.names;
     }
 
     fn has(&self, ifindex: u32, addresses: &[IpAddr]) -> bool {
@@ -998,6 +1021,11 @@ fn words(event: &Event) -> String {
         Event::Duplicate { name, what, .. } | Event::DuplicateGone { name, what, .. } => {
             format!("{name} duplicate: {what}")
         }
+        Event::Name { host, change } => match &change.failure {
+            Some(why) => format!("name {host}: {why}"),
+            None => format!("name {host}: {:?}", change.address),
+        },
+        Event::Nameless { backend, why, .. } => format!("nameless {backend}: {why}"),
         Event::UplinkMissing { interface } => format!("missing {interface}"),
         Event::Repaired { what } => format!("repaired {what}"),
     }

@@ -6,7 +6,7 @@ use lb_common::abi::BackendState;
 
 use super::node::{Mood, Node, ms};
 use crate::{
-    config::model::BackendConfig,
+    config::model::{BackendConfig, Endpoint},
     core::{
         fixture::{self, APISERVER},
         operator::Order,
@@ -19,7 +19,7 @@ const SPARE: &str = "10.0.2.1:6443";
 const DRAIN: Duration = Duration::from_secs(30);
 
 fn fresh(name: &str, address: &str) -> BackendConfig {
-    BackendConfig::plain(name, address.parse().unwrap())
+    BackendConfig::plain(name, Endpoint::Address(address.parse().unwrap()))
 }
 
 /// master10, all of whose backends are UP.
