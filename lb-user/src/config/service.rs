@@ -70,7 +70,9 @@ pub(super) fn read(mut table: Table<'_>, context: &Context<'_>) -> ServiceDraft 
     });
     let sources = sources::read(&mut table);
     let health = health::read(table.table("health"), transport, context);
-    let backends = read_backends(&mut table, forwarding);
+    // Where the section is wrong nobody knows: nothing is said of what belongs to it.
+    let has_agent = health.as_ref().is_none_or(|health| health.agent.is_some());
+    let backends = read_backends(&mut table, forwarding, has_agent);
     if let (Some(value), Some(quorum)) = (min_healthy, &quorum)
         && !backends.is_empty()
         && usize::try_from(quorum.min_healthy.get()).is_ok_and(|wanted| wanted > backends.len())
@@ -205,7 +207,11 @@ fn forwarding(value: &Value<'_>) -> Option<Marked<Forwarding>> {
 }
 
 /// `inherited`: the service's forwarding, `None` if that is wrong.
-fn read_backends(table: &mut Table<'_>, inherited: Option<Forwarding>) -> Vec<BackendDraft> {
+fn read_backends(
+    table: &mut Table<'_>,
+    inherited: Option<Forwarding>,
+    has_agent: bool,
+) -> Vec<BackendDraft> {
     let hint = "write at least one [[service.backend]]";
     let Some(value) = table.need("backend", hint) else {
         return Vec::new();
@@ -216,11 +222,15 @@ fn read_backends(table: &mut Table<'_>, inherited: Option<Forwarding>) -> Vec<Ba
     table
         .tables("backend")
         .into_iter()
-        .map(|backend| read_backend(backend, inherited))
+        .map(|backend| read_backend(backend, inherited, has_agent))
         .collect()
 }
 
-fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendDraft {
+fn read_backend(
+    mut table: Table<'_>,
+    inherited: Option<Forwarding>,
+    has_agent: bool,
+) -> BackendDraft {
     let name = table
         .need("name", "write a name such as \"master01\"")
         .and_then(|value| value.text("master01", value::name));
@@ -233,6 +243,9 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
     let backup = table.get_or("backup", false, Value::boolean);
     let forwarding = table.get_or("forwarding", inherited, forwarding);
     let check = read_other_target(&mut table, "check_address", "check_port");
+    if !has_agent {
+        refuse_agent(&mut table);
+    }
     let agent = read_other_target(&mut table, "agent_address", "agent_port");
     let mark = table.mark().clone();
     table.finish();
@@ -254,6 +267,18 @@ fn read_backend(mut table: Table<'_>, inherited: Option<Forwarding>) -> BackendD
         mark,
         name,
         address,
+    }
+}
+
+/// Refuse what is written about an agent that nobody asks.
+fn refuse_agent(table: &mut Table<'_>) {
+    for key in ["agent_address", "agent_port"] {
+        if let Some(value) = table.get(key) {
+            value.refuse(Fault::new(
+                "is not used: agents are asked where service.health.agent says so",
+                "write agent = { port = 9777 } into [service.health], or remove it",
+            ));
+        }
     }
 }
 
