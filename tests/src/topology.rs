@@ -19,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lb_user::io::netlink::{AddressInfo, Netlink};
+use lb_user::{
+    core::frame::mac_text,
+    io::netlink::{AddressInfo, Netlink},
+};
 
 use crate::{
     kernel::{self, Cgroup},
@@ -460,10 +463,6 @@ const RESOLVERS: &str = "resolv.conf";
 /// directory.
 const PRIVATE_HOSTS: &str = r#"mount --bind "$0/hosts" /etc/hosts &&
     mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@""#;
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
 
 /// The wildcard address of the same family as another one.
 pub fn any_address(other: IpAddr) -> IpAddr {

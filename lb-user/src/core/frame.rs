@@ -23,6 +23,11 @@ const UDP_CHECKSUM: usize = 6;
 /// Sequence number, and acknowledgement number where there is one.
 pub const NUMBER: u32 = 1;
 
+/// A MAC as people write it.
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// What travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {

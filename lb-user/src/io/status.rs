@@ -26,6 +26,7 @@ use crate::{
         attach::Mode,
         controller::{Controller, Duplicate, Nameless, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
+        frame::mac_text,
         standing::{Standing, WEIGHT_UNIT},
         time::Timestamp,
         tracking::{Condition, Effect},
@@ -137,7 +138,7 @@ fn vrrp(controller: &Controller, position: usize, now: Timestamp) -> Option<Vrrp
     Some(VrrpStatus {
         name: config.name.clone(),
         interface: config.interface.clone(),
-        virtual_mac: config.virtual_mac().map(format_mac),
+        virtual_mac: config.virtual_mac().map(mac_text),
         accept: config.accepts(),
         vrid: config.vrid.get(),
         version: match config.version {
@@ -430,16 +431,12 @@ fn peer_status(controller: &Controller, peer: &Peer) -> PeerStatus {
     PeerStatus {
         name: peer.name.clone(),
         addresses: peer.addresses.clone(),
-        mac: mac.map(format_mac),
+        mac: mac.map(mac_text),
         resolved: peer
             .addresses
             .iter()
             .all(|address| resolve(address).is_some()),
     }
-}
-
-fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The reasons of all packets, whatever their service, in the order of their numbers.

@@ -12,7 +12,6 @@ use lb_tests::packet::{
     BACKEND_PORT, Family, Frame, OWN_MAC, ROUTER_MAC, V4, V6, arp, echo, ethernet, neighbour,
     solicited_node,
 };
-use nix::time::{ClockId, clock_gettime};
 
 use crate::world::{LOCAL, Row, World, play, row};
 
@@ -32,10 +31,8 @@ const LEASES: &[(&str, u32, bool)] = &[
 
 /// The VIP has lease index `lease`; the leases are written.
 fn hold<F: Family>(world: &mut World<F>, lease: u32) {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
-    let now = Duration::from(now).as_nanos() as u64;
-    world.lease(VALID, Lease::until(now + 3_600_000_000_000));
-    world.lease(EXPIRED, Lease::until(now));
+    world.lease_for(VALID, Duration::from_hours(1));
+    world.lease_for(EXPIRED, Duration::ZERO);
     world.lease(ENDLESS, Lease::until(u64::MAX));
     world.vip(F::VIP, lease);
 }

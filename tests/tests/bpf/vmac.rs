@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_common::{
-    abi::{Lease, Mac, Vip, virtual_mac},
+    abi::{Mac, Vip, virtual_mac},
     headers::{ArpPacket, IPPROTO_ICMPV6, NdPacket},
     reason::Reason,
 };
@@ -11,7 +11,6 @@ use lb_tests::packet::{
     BACKEND_PORT, BROADCAST_MAC, Family, Frame, OWN_MAC, ROUTER_MAC, Upper, V4, V6, arp, echo,
     neighbour, solicited_node,
 };
-use nix::time::{ClockId, clock_gettime};
 
 use crate::world::{LOCAL, MASTER2, Row, World, play, row};
 
@@ -24,10 +23,8 @@ fn mac<F: Family>(vrid: u8) -> Mac {
 
 /// The VIP has a virtual MAC; this node may claim it or not.
 fn claimed<F: Family>(world: &mut World<F>, valid: bool) {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
     let rest = Duration::from_secs(if valid { 3600 } else { 0 });
-    let deadline = (Duration::from(now) + rest).as_nanos() as u64;
-    world.lease(LEASE, Lease::until(deadline));
+    world.lease_for(LEASE, rest);
     world.write_vip(F::VIP, Vip::new(LEASE).with_virtual_mac(VRID));
 }
 

@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::AsRawFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
 };
 
 use aya::{Pod, maps::MapError};
@@ -280,6 +281,13 @@ impl<F: Family> World<F> {
     /// Write a lease.
     pub(crate) fn lease(&mut self, index: u32, lease: Lease) {
         self.put("leases", index, lease);
+    }
+
+    /// Write a lease that ends `rest` from now; none is left of a lease of no time.
+    pub(crate) fn lease_for(&mut self, index: u32, rest: Duration) {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
+        let deadline = (Duration::from(now) + rest).as_nanos();
+        self.lease(index, Lease::until(deadline.try_into().unwrap()));
     }
 
     /// Backend `id` as a controller would describe it.

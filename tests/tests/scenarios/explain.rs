@@ -27,7 +27,7 @@ use lb_tests::{
     skip_unless_root,
     ways::{Way, Ways, family_word, unchecked_service},
 };
-use lb_user::admin::model::BackendState;
+use lb_user::{admin::model::BackendState, core::frame::mac_text};
 use serde_json::Value;
 
 /// Every map of a kind, by its pin.
@@ -241,7 +241,7 @@ fn a_trace_tells_of_every_decision() {
             );
             let mac = |node: &str| {
                 let mac = ways.cluster.node(node).mac();
-                Value::from(mac.map(|byte| format!("{byte:02x}")).join(":"))
+                Value::from(mac_text(mac))
             };
             let local = SocketAddr::new(vip, path.way.backend_port());
             let (out_source, out_destination, out_mac) = match path.way {

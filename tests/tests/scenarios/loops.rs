@@ -20,7 +20,10 @@ use lb_tests::{
     topology::Node,
     ways::{Way, Ways},
 };
-use lb_user::admin::model::{BackendState, VrrpState};
+use lb_user::{
+    admin::model::{BackendState, VrrpState},
+    core::frame::mac_text,
+};
 
 fn dual_stack() -> Cluster {
     Cluster::builder()
@@ -50,7 +53,7 @@ fn firewall(node: &Node, hook: &str, rule: &str) {
 
 /// A neighbour entry for good.
 fn pin_neighbour(at: &Node, address: IpAddr, mac: [u8; 6]) {
-    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = mac_text(mac);
     let command = format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent");
     at.namespace().ip(&command).unwrap();
 }

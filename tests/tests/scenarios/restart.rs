@@ -10,6 +10,7 @@ use lb_tests::{
     skip_unless_root,
     watch::Watches,
 };
+use lb_user::core::frame::mac_text;
 
 fn dual_stack() -> Cluster {
     Cluster::builder()
@@ -88,11 +89,7 @@ fn the_data_plane_forwards_without_any_controller() {
     let mut cluster = dual_stack();
     let load = cluster.load(VIP4);
     let watches = Watches::open(cluster.client(), &load, 12, PATIENCE).unwrap();
-    let mac = cluster
-        .node("m1")
-        .mac()
-        .map(|byte| format!("{byte:02x}"))
-        .join(":");
+    let mac = mac_text(cluster.node("m1").mac());
     for node in ["m3", "m2", "m1"] {
         cluster.kill_xvip(node).unwrap();
     }

@@ -13,21 +13,19 @@ use lb_tests::{
     watch::Watches,
     who_has::who_has,
 };
-use lb_user::admin::model::VrrpState;
+use lb_user::{admin::model::VrrpState, core::frame::mac_text};
 
 /// What the lab's groups have: VRID 51 for IPv4, 52 for IPv6.
 fn vmac(vip: IpAddr) -> Mac {
     virtual_mac(51 + u8::from(vip.is_ipv6()), vip.is_ipv6())
 }
 
-fn word(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// What `bridge fdb show` says of a MAC.
 fn fdb(namespace: &NetNs, mac: Mac) -> Vec<String> {
     let shown = output(namespace.command("bridge").args(["fdb", "show"])).unwrap();
-    let lines = shown.lines().filter(|line| line.starts_with(&word(mac)));
+    let lines = shown
+        .lines()
+        .filter(|line| line.starts_with(&mac_text(mac)));
     lines.map(str::to_owned).collect()
 }
 
@@ -72,7 +70,7 @@ fn a_takeover_changes_nothing_for_the_neighbours(attach: &str) {
         })
         .collect();
     let shown = cluster.vrrp("m1").unwrap().virtual_mac;
-    assert_eq!(shown, Some(word(vmac(BOTH[0]))));
+    assert_eq!(shown, Some(mac_text(vmac(BOTH[0]))));
 
     cluster.stop_xvip("m1").unwrap();
     cluster.wait_state("m2", VrrpState::Active).unwrap();
@@ -80,7 +78,7 @@ fn a_takeover_changes_nothing_for_the_neighbours(attach: &str) {
     for vip in BOTH {
         let namespace = cluster.client().namespace();
         let entry = namespace.ip(&format!("neigh show {vip}")).unwrap();
-        assert!(entry.contains(&word(vmac(vip))), "{entry}");
+        assert!(entry.contains(&mac_text(vmac(vip))), "{entry}");
         // The link of the node that left does not listen for it any more.
         let on = |node: &str| fdb(cluster.node(node).namespace(), vmac(vip));
         assert_eq!(on("m1"), Vec::<String>::new());

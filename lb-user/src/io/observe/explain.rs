@@ -15,7 +15,7 @@ use lb_common::{
 
 use super::{
     flows::View,
-    trace::{self, Teller, mac_word, verdict_word},
+    trace::{self, Teller, verdict_word},
 };
 use crate::{
     admin::{
@@ -25,7 +25,7 @@ use crate::{
     },
     core::{
         attach::{Attachment, Mode},
-        frame::{self, Link, NUMBER, Transport},
+        frame::{self, Link, NUMBER, Transport, mac_text},
         network::Port,
     },
     io::{
@@ -147,7 +147,7 @@ impl Facts {
         let reply = reply(reason, answer.record.as_ref(), &decision, &origin);
         Ok(Explanation {
             program: origin.uplink.form.program().to_owned(),
-            from_mac: mac_word(origin.mac),
+            from_mac: mac_text(origin.mac),
             from: origin.words.clone(),
             why: reason.map_or_else(String::new, |reason| reason.text().replace('`', "")),
             health: self.health.get(&backend).cloned(),
@@ -309,7 +309,7 @@ fn reply(
     origin: &Origin<'_>,
 ) -> String {
     let vip = decision.destination;
-    let back = format!("{} ({})", origin.uplink.name, mac_word(origin.mac));
+    let back = format!("{} ({})", origin.uplink.name, mac_text(origin.mac));
     match reason {
         Some(Reason::Local | Reason::LocalFromPeer) => {
             format!("leaves this node as {vip}, by this node's routes")

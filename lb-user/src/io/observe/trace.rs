@@ -9,10 +9,7 @@ use std::{
 
 use aya::maps::{Array, Map, MapData, MapError};
 use lb_common::{
-    abi::{
-        Mac,
-        events::{FAMILY_V4, Stage, TRACE_BYTES, TraceEvent, TraceFilter},
-    },
+    abi::events::{FAMILY_V4, Stage, TRACE_BYTES, TraceEvent, TraceFilter},
     headers::IPPROTO_TCP,
     reason::{Reason, Verdict},
 };
@@ -26,6 +23,7 @@ use crate::{
         stream::{End, Item},
         trace::{Decision, Out, TraceQuery, TraceRecord, flag_words, protocol_word},
     },
+    core::frame::mac_text,
     io::bpf::{BpfError, ring::RingReader},
 };
 
@@ -151,7 +149,7 @@ impl Teller {
         };
         Some(Out {
             interface: ifindex.map(|ifindex| self.interface(ifindex)),
-            mac: ifindex.map(|_| mac_word(event.new_mac)),
+            mac: ifindex.map(|_| mac_text(event.new_mac)),
             source,
             destination,
         })
@@ -213,11 +211,6 @@ fn endpoint(family: u8, address: [u8; 16], port: u16) -> SocketAddr {
         IpAddr::from(address)
     };
     SocketAddr::new(ip, port)
-}
-
-/// A MAC as people write it.
-pub(super) fn mac_word(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Send records until enough were sent, time is up, or the asker is gone.
