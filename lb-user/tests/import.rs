@@ -41,7 +41,7 @@ const NONE: Case = Case {
     hosts: &[],
 };
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     Case {
         name: "two-masters/m1",
         keepalived: Some("two-masters/m1.keepalived.conf"),
@@ -96,6 +96,12 @@ const CASES: [Case; 9] = [
         haproxy: Some("container/haproxy.cfg"),
         env: Some("container/m1.env"),
         address: Some("10.77.0.11"),
+        ..NONE
+    },
+    Case {
+        name: "programs/node",
+        keepalived: Some("programs/keepalived.conf"),
+        haproxy: Some("programs/haproxy.cfg"),
         ..NONE
     },
     Case {
@@ -161,7 +167,12 @@ fn options() -> Options<'static> {
         output: "xvip.toml".to_owned(),
         // Programs are there, certificates are not.
         read_file: &|path| {
-            if path.starts_with("/usr/local/bin") {
+            let others = ["/usr/bin/test", "/etc/keepalived/told.sh"];
+            let is_other = || others.iter().any(|other| path == Path::new(other));
+            if path.starts_with("/usr/local/bin")
+                || path.starts_with("/usr/local/sbin")
+                || is_other()
+            {
                 Ok(Vec::new())
             } else {
                 Err(io::ErrorKind::NotFound.into())
@@ -491,6 +502,22 @@ const WORDS: &[&str] = &[
     "vrrp_sync_group",
     "track_file",
     "file",
+    "script",
+    "user",
+    "interval",
+    "script_user",
+    "notify",
+    "notify_master",
+    "notify_fifo",
+    "notify_fifo_script",
+    "vrrp_startup_delay",
+    "init_fail",
+    "reverse",
+    "/usr/local/bin/x",
+    "\"/usr/local/bin/x 'a b' c\"",
+    "agent-check",
+    "agent-port",
+    "agent-addr",
     "KEEPALIVED_PRIORITY=1",
     "käse",
     "[",

@@ -67,7 +67,9 @@ pub(super) fn assemble(
         let mut section = vrrp(instance);
         section.keys(track.clone());
         document.push(&section, ledger);
+        notify(&mut document, "[vrrp.notify]", &instance.notify, ledger);
     }
+    groups(&mut document, plan, ledger);
     for section in &tracks.sections {
         document.push(section, ledger);
     }
@@ -75,6 +77,42 @@ pub(super) fn assemble(
         push_service(&mut document, service, ledger);
     }
     document.into_text()
+}
+
+/// The programs of an instance or a group, if it has any.
+fn notify(document: &mut Document, header: &'static str, keys: &[Key], ledger: &Ledger) {
+    if keys.is_empty() {
+        return;
+    }
+    let mut section = Section::new(header);
+    section.keys(keys.iter().cloned());
+    document.push(&section, ledger);
+}
+
+/// Groups of imported instances; those of others are no error, but nothing to write.
+fn groups(document: &mut Document, plan: &Plan, ledger: &Ledger) {
+    for group in &plan.groups {
+        let member = Key::text("sync_group", &group.name, &[]);
+        let mut keys = plan.instances.iter().flat_map(|instance| &instance.keys);
+        if keys.any(|key| key.says_same(&member)) {
+            let mut section = Section::new("[[sync_group]]");
+            section.key(group.key.clone());
+            document.push(&section, ledger);
+            notify(document, "[sync_group.notify]", &group.notify, ledger);
+        }
+    }
+    let is_told = plan.groups.iter().any(|group| !group.notify.is_empty())
+        || plan
+            .instances
+            .iter()
+            .any(|instance| !instance.notify.is_empty());
+    if is_told {
+        ledger.derived(Fate::NoEquivalent(
+            "programs of notify run one after the other, each for 30s at most: write notify.timeout for one that \
+             takes longer"
+                .to_owned(),
+        ));
+    }
 }
 
 fn head(inputs: &Inputs) -> Vec<String> {
@@ -260,6 +298,7 @@ fn node(plan: &Plan, nodes: &Nodes, options: &Options<'_>) -> Section {
         format!("[{}]", names.join(", ")),
         &[],
     ));
+    section.keys(plan.node.iter().cloned());
     section
 }
 

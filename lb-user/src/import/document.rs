@@ -82,6 +82,14 @@ impl Key {
         self.name == other.name && values(self) == values(other)
     }
 
+    /// The same, of a single value, where other words say it again.
+    pub(super) fn said_by(&self, words: &[WordId]) -> Self {
+        match &self.value {
+            KeyValue::One(value, _) => Self::new(self.name, value.clone(), words),
+            KeyValue::List(_) => self.clone(),
+        }
+    }
+
     /// Its words became this key of the section `prefix`.
     pub(super) fn claim(&self, ledger: &Ledger, prefix: &str) {
         let name = self.name;
@@ -180,7 +188,8 @@ impl Document {
     /// Writes a section; its keys claim their words. Of two keys with one name the last one counts,
     /// as where they come from.
     pub(super) fn push(&mut self, section: &Section, ledger: &Ledger) {
-        if !section.header.starts_with("[service.") && !section.header.starts_with("[[service.") {
+        // Parts of a section stand below it.
+        if !section.header.contains('.') {
             self.text.push('\n');
         }
         for line in &section.comments {

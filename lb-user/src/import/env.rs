@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
-    Input, Refusal,
+    Input, Options, Refusal,
     document::Key,
     keepalived,
     ledger::{Ledger, Place, WordId},
@@ -20,7 +20,12 @@ const MAX_LINES: usize = 10_000;
 type Variables = BTreeMap<String, (String, WordId)>;
 
 /// Reads `NAME=VALUE` lines, as `docker run --env-file` takes them, or with `-e` before each.
-pub(super) fn read(input: &Input, ledger: &Ledger, plan: &mut Plan) -> Result<(), Refusal> {
+pub(super) fn read(
+    input: &Input,
+    ledger: &Ledger,
+    options: &Options<'_>,
+    plan: &mut Plan,
+) -> Result<(), Refusal> {
     let file = ledger.file(&input.name);
     let mut variables = Variables::new();
     for (index, line) in input.text.lines().enumerate() {
@@ -47,7 +52,7 @@ pub(super) fn read(input: &Input, ledger: &Ledger, plan: &mut Plan) -> Result<()
             }
         }
     }
-    instance(&variables, ledger, plan);
+    instance(&variables, ledger, options, plan);
     Ok(())
 }
 
@@ -124,7 +129,7 @@ fn elements(value: &str) -> Vec<String> {
     elements.map(str::to_owned).collect()
 }
 
-fn instance(variables: &Variables, ledger: &Ledger, plan: &mut Plan) {
+fn instance(variables: &Variables, ledger: &Ledger, options: &Options<'_>, plan: &mut Plan) {
     let value = |name: &str, default: &str| match variables.get(name) {
         Some((value, word)) => (value.clone(), vec![*word]),
         None => (default.to_owned(), Vec::new()),
@@ -152,7 +157,8 @@ fn instance(variables: &Variables, ledger: &Ledger, plan: &mut Plan) {
             _ => ledger.by_hand(&words, format!("write 1..255 as vrrp.{key}")),
         }
     }
-    let (addresses, peers) = (addresses(variables, ledger), peers(variables, ledger));
+    let addresses = addresses(variables, &interface, ledger);
+    let peers = peers(variables, ledger);
     let is_v6 = addresses
         .first()
         .is_some_and(|(net, _)| net.addr().is_ipv6());
@@ -173,13 +179,15 @@ fn instance(variables: &Variables, ledger: &Ledger, plan: &mut Plan) {
             ledger,
         ));
     }
-    rest(variables, ledger);
+    let notify = notify(variables, ledger, options);
+    arguments(variables, ledger);
     plan.instances.push(Instance {
         interface: Some(interface),
         keys,
         addresses,
         peers,
         tracks: Vec::new(),
+        notify,
         comments: vec![
             "As the osixia/keepalived image has it: VRRP version 2, nopreempt (unless the state is \
              MASTER), and its defaults where the environment says nothing."
@@ -188,7 +196,7 @@ fn instance(variables: &Variables, ledger: &Ledger, plan: &mut Plan) {
     });
 }
 
-fn addresses(variables: &Variables, ledger: &Ledger) -> Vec<(IpNet, Vec<WordId>)> {
+fn addresses(variables: &Variables, interface: &str, ledger: &Ledger) -> Vec<(IpNet, Vec<WordId>)> {
     let Some((value, word)) = variables.get("KEEPALIVED_VIRTUAL_IPS") else {
         ledger.derived(super::Fate::ByHand(
             "KEEPALIVED_VIRTUAL_IPS is not there, and the image's own default is only an example: give it"
@@ -196,16 +204,30 @@ fn addresses(variables: &Variables, ledger: &Ledger) -> Vec<(IpNet, Vec<WordId>)
         ));
         return Vec::new();
     };
-    let nets = elements(value).into_iter().filter_map(|text| {
+    let mut nets = Vec::new();
+    let mut parts = elements(value).into_iter();
+    while let Some(text) = parts.next() {
+        // What keepalived.conf has behind an address.
+        if ["dev", "label", "scope", "brd"].contains(&text.as_str()) {
+            let option = parts.next().unwrap_or_default();
+            let what = format!("{text} {option}: xvip adds every VIP alike, to vrrp.interface");
+            if text == "dev" && option != interface {
+                ledger.by_hand(&[*word], what);
+            } else {
+                ledger.none(&[*word], what);
+            }
+            continue;
+        }
         let net = text.parse::<IpNet>().ok();
         let net = net.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        if net.is_none() {
+        if let Some(net) = net {
+            nets.push((net, vec![*word]));
+        } else {
             let what = format!("{text:?} is no address: write it into vrrp.addresses");
             ledger.by_hand(&[*word], what);
         }
-        Some((net?, vec![*word]))
-    });
-    nets.collect()
+    }
+    nets
 }
 
 fn peers(variables: &Variables, ledger: &Ledger) -> Vec<(IpAddr, Vec<WordId>)> {
@@ -227,20 +249,58 @@ fn peers(variables: &Variables, ledger: &Ledger) -> Vec<(IpAddr, Vec<WordId>)> {
     peers.collect()
 }
 
-/// Variables that become no key.
-fn rest(variables: &Variables, ledger: &Ledger) {
-    if let Some((value, word)) = variables.get("KEEPALIVED_NOTIFY") {
-        // The image's own script only writes to its log.
-        if value.is_empty() || value.ends_with("/assets/notify.sh") {
-            ledger.none(&[*word], "xvip logs when it becomes Active and Backup");
-        } else {
-            let what = "write it into vrrp.notify as notify = { any = [\"PROGRAM\"] }: it gets the same \
-                        arguments, and runs as nobody unless notify.user says otherwise";
+/// `KEEPALIVED_NOTIFY`: what the image's keepalived runs on every change, as root.
+fn notify(variables: &Variables, ledger: &Ledger, options: &Options<'_>) -> Vec<Key> {
+    let Some((value, word)) = variables.get("KEEPALIVED_NOTIFY") else {
+        return Vec::new();
+    };
+    // The image's own script only writes to its log.
+    if value.is_empty() || value.ends_with("/assets/notify.sh") {
+        ledger.none(&[*word], "xvip logs when it becomes Active and Backup");
+        return Vec::new();
+    }
+    match keepalived::program::command(value, options) {
+        Ok(command) => vec![
+            Key::new("any", command, &[*word]),
+            Key::text("user", "root", &[]),
+        ],
+        Err(what) => {
+            let what = format!(
+                "paths of the container are not this node's: {what} as notify.any; it gets the same arguments"
+            );
             ledger.by_hand(&[*word], what);
+            Vec::new()
         }
     }
-    if let Some((_, word)) = variables.get("KEEPALIVED_COMMAND_LINE_ARGUMENTS") {
-        ledger.none(&[*word], "options of keepalived itself");
+}
+
+/// `KEEPALIVED_COMMAND_LINE_ARGUMENTS`: the image's own are about its log.
+fn arguments(variables: &Variables, ledger: &Ledger) {
+    let Some((value, word)) = variables.get("KEEPALIVED_COMMAND_LINE_ARGUMENTS") else {
+        return;
+    };
+    let of_log = [
+        "--log-detail",
+        "--dump-conf",
+        "--log-console",
+        "--dont-fork",
+        "--vrrp",
+        "-D",
+        "-d",
+        "-l",
+        "-n",
+        "-P",
+    ];
+    if value
+        .split_whitespace()
+        .all(|option| of_log.contains(&option))
+    {
+        let why = "options of keepalived itself: xvip run --log-level says what is logged";
+        ledger.none(&[*word], why);
+    } else {
+        let what =
+            "options of keepalived: see whether `xvip run --help` has one for it, or needs none";
+        ledger.by_hand(&[*word], what);
     }
 }
 
@@ -271,5 +331,73 @@ mod tests {
             ["10.0.0.1", "10.0.0.2"]
         );
         assert_eq!(elements("10.0.0.1, 10.0.0.2"), ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    /// The lines of the report for these variables.
+    fn report(text: &str) -> String {
+        let inputs = crate::import::Inputs {
+            env: Some(Input {
+                name: "env".to_owned(),
+                text: format!("KEEPALIVED_VIRTUAL_IPS=10.0.0.9\n{text}"),
+            }),
+            ..Default::default()
+        };
+        let options = Options {
+            node: None,
+            config_id: "m1".to_owned(),
+            addresses: Vec::new(),
+            peers: Vec::new(),
+            interfaces: Vec::new(),
+            hosts: Vec::new(),
+            variables: BTreeMap::new(),
+            output: "xvip.toml".to_owned(),
+            read_file: &|path| {
+                let is_there = path.starts_with("/usr/local/bin");
+                is_there
+                    .then(Vec::new)
+                    .ok_or_else(|| std::io::ErrorKind::NotFound.into())
+            },
+            include: &|_| Ok(Vec::new()),
+        };
+        match crate::import::import(&inputs, &options) {
+            Ok(imported) => imported.report.to_string(),
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    /// What is run, what keepalived itself gets, and addresses with what follows them.
+    #[test]
+    fn every_variable_is_told() {
+        for (variable, expected) in [
+            (
+                "KEEPALIVED_NOTIFY=/usr/local/bin/tell all",
+                "vrrp.notify.any = [\"/usr/local/bin/tell\", \"all\"]",
+            ),
+            (
+                "KEEPALIVED_NOTIFY=/container/mine.sh",
+                "BY HAND: paths of the container are not this node's",
+            ),
+            ("KEEPALIVED_NOTIFY=/x/assets/notify.sh", "xvip logs when"),
+            ("KEEPALIVED_ROUTER_ID=77", "vrrp.vrid = 77"),
+            (
+                "KEEPALIVED_COMMAND_LINE_ARGUMENTS=--log-detail --dump-conf",
+                "options of keepalived itself",
+            ),
+            (
+                "KEEPALIVED_COMMAND_LINE_ARGUMENTS=--no-syslog --snmp",
+                "BY HAND: options of keepalived",
+            ),
+            (
+                "KEEPALIVED_VIRTUAL_IPS=#PYTHON2BASH:['10.0.0.8/24 dev eth0']",
+                "dev eth0: xvip adds",
+            ),
+            (
+                "KEEPALIVED_VIRTUAL_IPS=10.0.0.8/24 dev eth7",
+                "BY HAND: dev eth7: xvip adds",
+            ),
+        ] {
+            let report = report(variable);
+            assert!(report.contains(expected), "{variable}:\n{report}");
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::config::{self, ConfigErrors, HostFacts, ReadFile};
 
 pub use report::{Entry, Fate, Report};
 
-use self::{ledger::Ledger, plan::Plan};
+use self::{ledger::Ledger, plan::Plan, script::CheckScript};
 
 /// One input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,20 +146,23 @@ pub fn import(inputs: &Inputs, options: &Options<'_>) -> Result<Imported, Refusa
     let ledger = Ledger::default();
     let mut plan = Plan::default();
     let script = match &inputs.check_script {
-        Some(input) => script::read(input, &ledger)?,
+        Some(input) => script::read(input, &ledger)?.map(|check| CheckScript {
+            name: ledger::base_name(&input.name).to_owned(),
+            check,
+        }),
         None => None,
     };
     if let Some(input) = &inputs.keepalived {
         keepalived::read(input, script.as_ref(), &ledger, options, &mut plan)?;
     }
     if let Some(input) = &inputs.env {
-        env::read(input, &ledger, &mut plan)?;
+        env::read(input, &ledger, options, &mut plan)?;
     }
     if let Some(input) = &inputs.haproxy {
         haproxy::read(input, &ledger, options, &mut plan)?;
     }
     if let Some(script) = script {
-        plan.local_check.get_or_insert(script);
+        plan.local_check.get_or_insert(script.check);
     }
     let toml = assemble::assemble(&plan, inputs, options, &ledger);
     let report = ledger.report();

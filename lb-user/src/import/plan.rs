@@ -9,8 +9,12 @@ use super::{document::Key, ledger::WordId};
 /// Everything that was read.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
+    /// Keys of `[node]`.
+    pub(super) node: Vec<Key>,
     /// `[[vrrp]]`
     pub(super) instances: Vec<Instance>,
+    /// `[[sync_group]]`
+    pub(super) groups: Vec<Group>,
     /// What clients connect to.
     pub(super) services: Vec<Service>,
     /// This node's own addresses, as the inputs tell.
@@ -34,8 +38,21 @@ pub(super) struct Instance {
     pub(super) peers: Vec<(IpAddr, Vec<WordId>)>,
     /// `vrrp.track`
     pub(super) tracks: Vec<TrackUse>,
+    /// Keys of `vrrp.notify`.
+    pub(super) notify: Vec<Key>,
     /// What stands above it.
     pub(super) comments: Vec<String>,
+}
+
+/// `[[sync_group]]`
+#[derive(Debug)]
+pub(super) struct Group {
+    /// `sync_group.name`
+    pub(super) name: String,
+    /// The same with the words that say it.
+    pub(super) key: Key,
+    /// Keys of `sync_group.notify`.
+    pub(super) notify: Vec<Key>,
 }
 
 /// `[[track]]`

@@ -12,6 +12,15 @@ const MAX_LINES: usize = 2_000;
 /// Why the questions of a script become no key.
 const BUILT_IN: &str = "built in: [service.health] asks every apiserver, wherever the VIP is";
 
+/// A check script that was given.
+#[derive(Debug)]
+pub(super) struct CheckScript {
+    /// The last part of its path.
+    pub(super) name: String,
+    /// What it asks.
+    pub(super) check: LocalCheck,
+}
+
 /// What a command of `vrrp_script` is.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -21,8 +30,8 @@ pub(super) enum Command {
     Proxy,
     /// It sees whether a process of this name runs.
     Process(String),
-    /// A script in a file.
-    File,
+    /// A script in a file with this path.
+    File(String),
     /// Anything else.
     Other,
 }
@@ -45,7 +54,7 @@ pub(super) fn command(text: &str) -> Command {
     let mut words = text.split_whitespace().skip_while(is_shell);
     let is_path = |word: &str| word.starts_with('/') || has_extension(word);
     match words.next() {
-        Some(word) if is_path(word) && !word.contains("/bin/") => Command::File,
+        Some(word) if is_path(word) && !word.contains("/bin/") => Command::File(word.to_owned()),
         _ => Command::Other,
     }
 }
@@ -152,6 +161,16 @@ fn port_of_this_node(text: &str) -> Option<u16> {
         words.skip_while(|word| !matches!(*word, "localhost" | "127.0.0.1" | "::1"));
     after_host.next()?;
     after_host.next()?.trim_matches(';').parse().ok()
+}
+
+/// Whether a script asks something of this node, as the check that is built in does.
+pub(super) fn asks_this_node(text: &str) -> bool {
+    let mut variables = Vec::new();
+    text.lines().take(MAX_LINES).any(|line| {
+        let line = line.trim();
+        variables.extend(assignment(line));
+        !line.starts_with('#') && local_check(&filled(line, &variables)).is_some()
+    })
 }
 
 /// Reads a script file. Lines that are neither shell around such a question nor the question
@@ -334,7 +353,7 @@ mod tests {
             "bash /opt/check.sh -v",
             "check.sh",
         ] {
-            assert!(matches!(command(file), Command::File), "{file}");
+            assert!(matches!(command(file), Command::File(_)), "{file}");
         }
         for (text, name) in [
             ("killall -0 kube-apiserver", "kube-apiserver"),

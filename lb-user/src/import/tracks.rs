@@ -86,7 +86,12 @@ fn of_interface(name: &str) -> String {
 fn claim(track: &Track, why: &str, ledger: &Ledger) {
     ledger.none(&track.words, why);
     for key in &track.keys {
-        ledger.none(&key.words(), why);
+        // Others may have the same user by the same words.
+        if key.name() == "user" {
+            ledger.recognise(&key.words());
+        } else {
+            ledger.none(&key.words(), why);
+        }
     }
     if let Some(weight) = &track.weight {
         ledger.none(&weight.words, why);

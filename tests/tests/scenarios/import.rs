@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::Path,
@@ -54,6 +54,10 @@ struct Setup {
     banned: Option<&'static str>,
     /// The file whose number is added to a balancer's priority.
     drain: Option<&'static str>,
+    /// The file that must be there: a script takes priority away without it.
+    ready: Option<&'static str>,
+    /// What the first owner's program is told until its end, among else.
+    told: &'static [&'static str],
 }
 
 /// Where the settings of the VIPs' owners come from.
@@ -82,6 +86,8 @@ const PLAIN: Setup = Setup {
     otherwise: &[],
     banned: None,
     drain: None,
+    ready: None,
+    told: &[],
 };
 
 /// What is seen of either: the original's and the import's must be the same.
@@ -93,6 +99,8 @@ struct Seen {
     addresses: BTreeSet<String>,
     /// Whether they went to another one when that one was drained, and came back.
     drained_and_back: bool,
+    /// What its program was told.
+    told: BTreeSet<String>,
     /// Whether one that is banned is refused.
     is_banned: bool,
     /// Who answers then.
@@ -293,7 +301,7 @@ fn imported(setup: &Setup, node: &Node, net: &Topology) -> Result<String> {
         hosts: Vec::new(),
         variables: BTreeMap::new(),
         output: "xvip.toml".to_owned(),
-        read_file: &|_| Err(io::ErrorKind::NotFound.into()),
+        read_file: &|path| fs::read(path),
         include: &|_| Ok(Vec::new()),
     };
     let imported = import::import(&inputs, &options).map_err(|error| anyhow!("{error}"))?;
@@ -379,16 +387,44 @@ fn is_refused(setup: &Setup, net: &Topology, client: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Takes priority from the owner by a file until another one owns the VIPs, and waits until they are
-/// back.
+/// Takes priority from the owner, by files and scripts, until another one owns the VIPs, and waits
+/// until they are back.
 fn drain(setup: &Setup, net: &Topology, file: &str, first: &str) -> Result<bool> {
-    let file = net.node(first).directory().join(file);
+    let directory = net.node(first).directory();
+    let file = directory.join(file);
     fs::write(&file, "-50\n")?;
+    if let Some(ready) = setup.ready {
+        fs::remove_file(directory.join(ready))?;
+    }
     wait_owner(setup, net, Some(first))?;
     fs::write(&file, "0\n")?;
+    if let Some(ready) = setup.ready {
+        fs::write(directory.join(ready), "")?;
+    }
     wait_until("the VIPs to be back", LONG, || {
         let owner = wait_owner(setup, net, None)?;
         Ok((owner == first).then_some(true))
+    })
+}
+
+/// What an owner's program was told, once all is there that must be. Priorities count where it became
+/// the owner; at other times they are about to change.
+fn told(setup: &Setup, net: &Topology, owner: &str) -> Result<BTreeSet<String>> {
+    let file = net.node(owner).directory().join("told");
+    if setup.told.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    wait_until("all to be told", LONG, || {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let line = |line: &str| match line.rsplit_once('[') {
+            Some((rest, _)) if rest.contains("[INSTANCE]") && !rest.ends_with("[MASTER]") => {
+                rest.to_owned()
+            }
+            _ => line.to_owned(),
+        };
+        let lines: BTreeSet<_> = text.lines().map(line).collect();
+        let is_there = setup.told.iter().all(|line| lines.contains(*line));
+        Ok(is_there.then_some(lines))
     })
 }
 
@@ -432,6 +468,17 @@ fn network(setup: &Setup) -> Result<(Topology, BTreeMap<&'static str, Process>)>
     if let Some(file) = setup.drain {
         for name in setup.balancers {
             fs::write(net.node(name).directory().join(file), "0\n")?;
+        }
+    }
+    for name in setup.balancers {
+        let node = net.node(name);
+        if let Some(ready) = setup.ready {
+            fs::write(node.directory().join(ready), "")?;
+        }
+        if !setup.told.is_empty() {
+            let program = node.directory().join("told.sh");
+            fs::write(&program, adapted(setup, "told.sh", node)?)?;
+            node.run("chmod", &["755", &program.display().to_string()])?;
         }
     }
     let mut apiservers = BTreeMap::new();
@@ -480,6 +527,7 @@ fn observe<S: Stack>(setup: &Setup) -> Result<Seen> {
     let stack = stacks.remove(&first).context("the owner runs nothing")?;
     let _rest = stack.stop_owner()?;
     let moved = wait_owner(setup, &net, Some(&first))? != first;
+    let told = told(setup, &net, &first)?;
     let answers_after = answers_of(count)?;
     let victim = apiservers.remove(setup.victim);
     victim.context("the victim runs nothing")?.kill()?;
@@ -493,6 +541,7 @@ fn observe<S: Stack>(setup: &Setup) -> Result<Seen> {
         first,
         addresses,
         drained_and_back,
+        told,
         is_banned,
         answers,
         moved,
@@ -588,8 +637,8 @@ fn unicast_with_weights() {
     });
 }
 
-/// Four VIPs, three of them in a /22: a file that takes priority away moves all of them, and they come
-/// back; a source that haproxy rejects is refused.
+/// Four VIPs, three of them in a /22: a script and a file that take priority away move all of them, and
+/// they come back; a program is told of it; a source that haproxy rejects is refused.
 #[test]
 fn several_vips() {
     skip_unless_root!();
@@ -605,6 +654,13 @@ fn several_vips() {
         banned: Some("stranger"),
         hosts: &[("stranger", 99)],
         drain: Some("drain"),
+        ready: Some("ready"),
+        told: &[
+            "[--of][the front][INSTANCE][front][BACKUP]",
+            "[--of][the front][INSTANCE][front][MASTER][110]",
+            "[--of][the front][INSTANCE][front][STOP]",
+            "[to master]",
+        ],
         ..PLAIN
     });
 }

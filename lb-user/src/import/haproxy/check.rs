@@ -496,6 +496,7 @@ impl Checks {
         self.target_keys(&mut keys);
         if self.kind == Kind::Http {
             self.http_keys(ledger, &mut keys);
+            connection_keys(server, kind, &mut keys);
         }
         if kind == "https" || kind == "tls" {
             self.tls_keys(server, options, ledger, &mut keys);
@@ -504,7 +505,6 @@ impl Checks {
             keys.push(Key::values("steps", self.steps.clone()));
         }
         self.time_keys(server, ledger, &mut keys);
-        keys.extend(agent(server, ledger));
         keys
     }
 
@@ -526,7 +526,6 @@ impl Checks {
             Key::new("command", command, words),
         ];
         self.time_keys(server, ledger, &mut keys);
-        keys.extend(agent(server, ledger));
         keys
     }
 
@@ -654,8 +653,22 @@ impl Checks {
                 );
             }
         }
+        if server
+            .get("ssl-min-ver")
+            .is_some_and(|set| set.value == "TLSv1.3")
+            || server.has("force-tlsv13")
+        {
+            let names = ["ssl-min-ver", "force-tlsv13"];
+            let words = names.iter().filter_map(|name| server.get(name));
+            let words: Vec<_> = words.flat_map(|set| &set.words).copied().collect();
+            keys.push(Key::text("tls_min", "1.3", &words));
+        }
+        let is_h2 = keys.iter().any(|key| key.name() == "http_version");
         for name in ["alpn", "check-alpn", "check-proto", "sni"] {
-            if let Some(set) = server.get(name) {
+            if let Some(set) = server
+                .get(name)
+                .filter(|_| !(is_h2 && name == "check-alpn"))
+            {
                 ledger.none(
                     &set.words,
                     "checks use HTTP/1.1, and service.health.server_name as name",
@@ -690,6 +703,14 @@ impl Checks {
         if let Some((down, words)) = time("downinter") {
             keys.push(Key::duration("down_interval", down, &words));
         }
+        if let Some(set) = server.get("init-state") {
+            let start = match set.value.as_str() {
+                "down" | "fully-down" => Some("down"),
+                "fully-up" => Some("up"),
+                _ => None,
+            };
+            keys.extend(start.map(|start| Key::text("start", start, &set.words)));
+        }
         for name in ["rise", "fall"] {
             let Some(set) = server.get(name) else {
                 continue;
@@ -705,56 +726,25 @@ impl Checks {
     }
 }
 
-/// `agent-check` with what belongs to it.
-fn agent(server: &ServerOptions, ledger: &Ledger) -> Option<Key> {
-    let check = server.get("agent-check")?;
-    let mut words = check.words.clone();
-    let mut parts = Vec::new();
-    for (option, key) in [
-        ("agent-port", "port"),
-        ("agent-addr", "address"),
-        ("agent-inter", "interval"),
-        ("agent-send", "send"),
-    ] {
-        let Some(set) = server.get(option) else {
-            continue;
-        };
-        let quoted = super::super::document::quoted;
-        let value = match key {
-            "port" => set
-                .value
-                .parse::<u16>()
-                .ok()
-                .filter(|port| *port > 0)
-                .map(|p| p.to_string()),
-            "address" => set
-                .value
-                .parse::<IpAddr>()
-                .ok()
-                .map(|address| format!("\"{address}\"")),
-            "interval" => {
-                check_time(&set.value).map(|time| quoted(&super::super::document::duration(time)))
-            }
-            // haproxy sends what is between quotes as it is.
-            _ => (!set.value.is_empty()).then(|| quoted(&set.value)),
-        };
-        match value {
-            Some(value) => {
-                parts.push(format!("{key} = {value}"));
-                words.extend(&set.words);
-            }
-            None => ledger.by_hand(&set.words, format!("write {key} of service.health.agent")),
-        }
+/// How an HTTP check uses its connection, where the server's options say it.
+fn connection_keys(server: &ServerOptions, kind: &str, keys: &mut Vec<Key>) {
+    let of_version = if kind == "https" {
+        "check-alpn"
+    } else {
+        "check-proto"
+    };
+    if let Some(set) = server.get(of_version).filter(|set| set.value == "h2") {
+        keys.push(Key::text("http_version", "2", &set.words));
     }
-    if !parts.iter().any(|part| part.starts_with("port = ")) {
-        ledger.by_hand(&words, "write service.health.agent, which needs a port");
-        return None;
-    }
-    Some(Key::new(
-        "agent",
-        format!("{{ {} }}", parts.join(", ")),
-        &words,
-    ))
+    // What takes it back also takes it out: both are there only if it came later.
+    let reuse = [
+        ("check-reuse-pool", "true"),
+        ("no-check-reuse-pool", "false"),
+    ];
+    let reuse = reuse
+        .into_iter()
+        .find_map(|(name, value)| Some((server.get(name)?, value)));
+    keys.extend(reuse.map(|(set, value)| Key::new("keep_alive", value, &set.words)));
 }
 
 /// Whether it can be in `headers`: it is a name, and not about how the message is sent.

@@ -1,5 +1,6 @@
 //! haproxy.cfg: sections, what they inherit, and the services that proxies in tcp mode become.
 
+mod agent;
 mod check;
 mod parse;
 mod rules;
@@ -13,6 +14,7 @@ use std::{
 };
 
 use self::{
+    agent::Agents,
     check::Checks,
     parse::{Line, Section},
     rules::Rules,
@@ -285,6 +287,7 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
         ..Pool::default()
     };
     let mut health: Option<Vec<Key>> = None;
+    let mut agents = Agents::default();
     for line in section
         .lines
         .iter()
@@ -295,7 +298,10 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
         own.explain(context.ledger);
         let mut effective = settings.servers.clone();
         effective.read(line.words().get(3..).unwrap_or_default(), context.ledger);
-        let server = server::backend(line, &effective, context.options, context.ledger);
+        let mut server = server::backend(line, &effective, context.options, context.ledger);
+        if let Some(server) = &mut server {
+            server.keys.extend(agents.add(&effective, context.ledger));
+        }
         let keys = settings
             .checks
             .keys(&effective, context.options, context.ledger);
@@ -318,6 +324,7 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
         pool.keys.push(Key::new("use_all_backups", "true", words));
     }
     pool.health = health.unwrap_or_else(|| vec![Key::text("type", "none", &[])]);
+    agents.finish(&mut pool.health, &mut pool.servers, context.ledger);
     pool
 }
 

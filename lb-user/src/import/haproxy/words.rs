@@ -392,6 +392,10 @@ pub(super) fn server_values(name: &str) -> Option<usize> {
 /// What becomes of an option of `server` that is no key; `value` is its value.
 pub(super) fn server(name: &str, value: &str) -> Option<Known> {
     Some(match name {
+        // Keys of checks, where there are any.
+        "check-reuse-pool" | "no-check-reuse-pool" | "force-tlsv13" => return None,
+        "ssl-min-ver" if value == "TLSv1.3" => return None,
+        "init-state" if value != "up" => return None,
         "maxconn" | "maxqueue" | "minconn" | "strict-maxconn" => Known::Nothing(LIMITS),
         "on-marked-down" if value == "shutdown-sessions" => Known::Nothing(
             "service.on_backend_down is \"reset\" by default: clients of a dead backend are reset",
@@ -443,7 +447,6 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
         | "tls-tickets"
         | "allow-0rtt"
         | "crl-file"
-        | "check-reuse-pool"
         | "check-pool-conn-name"
         | "renegotiate"
         | "sni-auto"

@@ -1,13 +1,24 @@
 //! `global_defs`: defaults for the instances.
 
+use std::{path::Path, time::Duration};
+
 use super::{
     super::{
+        Options,
         document::Key,
         ledger::{Ledger, WordId},
     },
+    instance::decimal,
+    notify,
     parse::Statement,
+    program::{self, Tools},
     words::{self, Known, claim, claim_all},
 };
+
+/// Who runs keepalived's programs if nothing says so and this user is there; else it is root.
+const SCRIPT_USER: &str = "keepalived_script";
+/// Longest `vrrp.startup_delay`.
+const LONGEST_DELAY: f64 = 1000.0;
 
 /// Defaults for the instances.
 #[derive(Debug, Default)]
@@ -22,18 +33,78 @@ pub(super) struct Globals {
     pub(super) plain_checksum: Option<Vec<WordId>>,
     /// `vrrp_strict`
     pub(super) strict: Option<Vec<WordId>>,
+    /// `vrrp_startup_delay`
+    pub(super) startup_delay: Option<Key>,
+    /// Who runs programs that say no user, and the words that say it. `None`: keepalived runs none
+    /// of them.
+    pub(super) user: Option<(String, Vec<WordId>)>,
+    /// Keys of `[node]`.
+    pub(super) node: Vec<Key>,
 }
 
 /// Reads every `global_defs`.
-pub(super) fn read<'a>(blocks: impl Iterator<Item = &'a Statement>, ledger: &Ledger) -> Globals {
+pub(super) fn read<'a>(
+    blocks: impl Iterator<Item = &'a Statement> + Clone,
+    options: &Options<'_>,
+    ledger: &Ledger,
+) -> Globals {
     let mut globals = Globals::default();
-    for block in blocks {
+    for block in blocks.clone() {
         claim(block, &Known::Nothing("its lines follow"), ledger);
         for statement in &block.block {
             read_one(statement, ledger, &mut globals);
         }
     }
+    let lines = blocks.flat_map(|block| &block.block);
+    let lines: Vec<_> = lines.collect();
+    if globals.user.is_none() {
+        let is_secure = lines
+            .iter()
+            .any(|line| line.keyword() == "enable_script_security");
+        globals.user = default_user(is_secure, options);
+    }
+    fifos(&lines, options, ledger, &mut globals);
     globals
+}
+
+/// keepalived's own user for programs, or root; nobody if root would be refused.
+fn default_user(is_secure: bool, options: &Options<'_>) -> Option<(String, Vec<WordId>)> {
+    let users = (options.read_file)(Path::new("/etc/passwd"));
+    let users = users.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let is_there = users.as_ref().is_ok_and(|users| {
+        let mut names = users.lines().filter_map(|line| line.split(':').next());
+        names.any(|name| name == SCRIPT_USER)
+    });
+    if !is_there && is_secure && users.is_ok() {
+        return None;
+    }
+    let name = if is_there { SCRIPT_USER } else { "root" };
+    Some((name.to_owned(), Vec::new()))
+}
+
+/// Pipes, and what reads them.
+fn fifos(lines: &[&Statement], options: &Options<'_>, ledger: &Ledger, globals: &mut Globals) {
+    let mut made = Vec::new();
+    let tools = Tools {
+        ledger,
+        options,
+        globals: &*globals,
+    };
+    for line in lines {
+        if matches!(line.keyword(), "notify_fifo" | "vrrp_notify_fifo") {
+            made.extend(notify::fifo(line, &made, tools));
+        }
+    }
+    for line in lines {
+        let Some(of) = line.keyword().strip_suffix("_script") else {
+            continue;
+        };
+        if of.ends_with("notify_fifo") {
+            let pipe = lines.iter().rfind(|line| line.keyword() == of);
+            notify::fifo_script(line, pipe.map_or("", |pipe| pipe.word(1)), tools);
+        }
+    }
+    globals.node = made;
 }
 
 fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
@@ -53,6 +124,15 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
             globals.garp.extend(announcement(statement, ledger));
         }
         "vrrp_min_garp" => globals.garp.extend(least(statement, ledger)),
+        "vrrp_startup_delay" => globals.startup_delay = startup_delay(statement, ledger),
+        "script_user" if !statement.word(1).is_empty() => {
+            program::group(statement, 1, ledger);
+            ledger.recognise(&statement.first(2));
+            globals.user = Some((statement.word(1).to_owned(), statement.first(2)));
+        }
+        // After all others: who runs their readers must be known.
+        "notify_fifo" | "vrrp_notify_fifo" => {}
+        script if script.ends_with("notify_fifo_script") => {}
         "v3_checksum_as_v2" | "vrrp_v3_checksum_as_v2" => {
             globals.plain_checksum = switched_on(statement, ledger);
         }
@@ -70,6 +150,19 @@ fn read_one(statement: &Statement, ledger: &Ledger, globals: &mut Globals) {
             }
         }
     }
+}
+
+/// `vrrp_startup_delay SECONDS`
+fn startup_delay(statement: &Statement, ledger: &Ledger) -> Option<Key> {
+    let (seconds, words) = decimal(statement, ledger)?;
+    ledger.recognise(&words);
+    if seconds > LONGEST_DELAY {
+        ledger.by_hand(&words, "write at most 1000s as vrrp.startup_delay");
+        return None;
+    }
+    let millis = Duration::try_from_secs_f64(seconds).ok()?.as_millis();
+    let delay = Duration::from_millis(u64::try_from(millis).ok()?);
+    Some(Key::duration("startup_delay", delay, &words))
 }
 
 /// `vrrp_min_garp`: addresses are announced once, and not again.

@@ -15,6 +15,7 @@ use super::{
     Context,
     accept::Accept,
     globals,
+    notify::Notify,
     parse::Statement,
     words::{self, Known, claim, claim_all},
 };
@@ -42,6 +43,7 @@ struct Lines {
     min_ttls: Vec<Option<(u8, Vec<WordId>)>>,
     /// `unicast_ttl`
     ttl: Option<(u8, Vec<WordId>)>,
+    notify: Notify,
     /// `vrid` and `priority`
     keys: Vec<Key>,
 }
@@ -85,6 +87,7 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     keys.extend(ttl_key(&lines, is_v6, ledger));
     keys.extend(lines.accept.key(version, context));
     keys.extend(preemption(&lines, ledger));
+    keys.extend(context.globals.startup_delay.clone());
     for key in &context.globals.garp {
         if !lines.garp.iter().any(|own| own.name() == key.name()) {
             keys.push(key.clone());
@@ -99,7 +102,12 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
     let (own, other): (Vec<_>, Vec<_>) = std::mem::take(&mut lines.excluded)
         .into_iter()
         .partition(|(net, _)| net.addr().is_ipv6() == is_v6);
-    let twin = (!other.is_empty()).then(|| twin(&name, &keys, &lines, other, ledger));
+    let notify = std::mem::take(&mut lines.notify).into_keys();
+    let mut twin = (!other.is_empty()).then(|| twin(&name, &keys, &lines, other, ledger));
+    if let Some(twin) = twin.as_mut().filter(|_| !notify.is_empty()) {
+        let once = format!("The programs of {name} are run for that one alone: once for an event.");
+        twin.comments.push(once);
+    }
     lines.addresses.extend(own);
     keys.extend(auth_key(&lines, version, ledger));
     if let Some((source, words)) = &lines.source {
@@ -112,6 +120,7 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
         addresses: lines.addresses,
         peers: lines.peers,
         tracks: lines.tracks,
+        notify,
         comments,
     });
     plan.instances.extend(twin);
@@ -131,6 +140,9 @@ const REPLACED: [&str; 8] = [
 
 fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
     let ledger = context.ledger;
+    if lines.notify.read(statement, context.tools()) {
+        return;
+    }
     let words = statement.first(2);
     if REPLACED.contains(&statement.keyword()) {
         ledger.recognise(&words);
@@ -218,7 +230,7 @@ fn number(statement: &Statement, key: &'static str, ledger: &Ledger, lines: &mut
 }
 
 /// A number of seconds, possibly with a fraction.
-fn decimal(statement: &Statement, ledger: &Ledger) -> Option<(f64, Vec<WordId>)> {
+pub(super) fn decimal(statement: &Statement, ledger: &Ledger) -> Option<(f64, Vec<WordId>)> {
     let words = statement.first(2);
     match statement.word(1).parse::<f64>() {
         Ok(seconds) if (0.0..=100_000.0).contains(&seconds) => Some((seconds, words)),
@@ -588,6 +600,7 @@ fn twin(
         addresses,
         peers: Vec::new(),
         tracks: lines.tracks.clone(),
+        notify: Vec::new(),
         comments: vec![format!(
             "The excluded addresses of the other family: an advert is of one family, so they are an \
              instance of their own beside {name}."

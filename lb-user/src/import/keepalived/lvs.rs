@@ -11,6 +11,7 @@ use super::{
     },
     Context,
     parse::Statement,
+    program,
     words::{self, Known, claim, claim_all},
 };
 
@@ -464,43 +465,36 @@ fn misc_keys(check: &Statement, mut timing: Timing, context: &Context<'_>) -> Ve
         }
         let words = line.first(2);
         match line.keyword() {
-            "misc_path" => {
-                let parts: Vec<_> = line.word(1).split_whitespace().collect();
-                if parts
-                    .first()
-                    .is_some_and(|path| path.starts_with('/') && context.options.is_readable(path))
-                {
-                    let quoted: Vec<_> = parts
-                        .iter()
-                        .map(|part| super::super::document::quoted(part))
-                        .collect();
-                    keys.push(Key::new(
-                        "command",
-                        format!("[{}]", quoted.join(", ")),
-                        &words,
-                    ));
-                } else {
-                    let what = "cannot be read here: write type = \"command\" and command into [service.health]";
-                    claim_all(check, &Known::ByHand(what), ledger);
+            "misc_path" => match program::command(line.word(1), context.options) {
+                Ok(command) => keys.push(Key::new("command", command, &words)),
+                Err(what) => {
+                    let what =
+                        format!("{what} as command of [service.health], with type = \"command\"");
+                    check.each(&mut |line| ledger.by_hand(&line.ids(), what.as_str()));
                     return vec![Key::text("type", "tcp", &[])];
                 }
-            }
+            },
             "misc_timeout" => timeout = line.word(1).parse::<f64>().ok().map(|s| (s, words)),
             "misc_dynamic" => ledger.by_hand(
                 &line.ids(),
                 "xvip takes weights from agents: write service.health.agent",
             ),
-            "user" => {
-                keys.push(Key::text("user", line.word(1), &words));
-                let group: Vec<_> = line.ids().into_iter().skip(2).collect();
-                ledger.none(&group, "the command has the group of its user");
-            }
+            "user" => {}
             keyword => {
                 if let Some(known) = words::lvs(keyword) {
                     claim_all(line, &known, ledger);
                 }
             }
         }
+    }
+    let said = check.child("user");
+    let user = match said {
+        Some(line) => program::user(line, 1, context.tools()),
+        None => context.globals.user.clone(),
+    };
+    if let Some((user, words)) = user {
+        let words = said.map_or(words, |line| line.first(2));
+        keys.push(Key::text("user", &user, &words));
     }
     if let Some(timeout) = timeout {
         timing.connect_timeout = Some(timeout);

@@ -4,7 +4,9 @@ mod accept;
 mod globals;
 mod instance;
 mod lvs;
+mod notify;
 pub(super) mod parse;
+pub(super) mod program;
 mod tracking;
 mod words;
 
@@ -13,14 +15,18 @@ use std::collections::BTreeMap;
 pub(super) use self::instance::password_key;
 use self::{
     globals::Globals,
+    notify::Notify,
     parse::Statement,
+    program::Tools,
     tracking::Trackers,
     words::{claim_all, top_level},
 };
 use super::{
     Input, Options, Refusal,
+    document::Key,
     ledger::{Ledger, WordId},
-    plan::{self, LocalCheck, Plan, TrackUse},
+    plan::{self, Group, Plan, TrackUse},
+    script::CheckScript,
 };
 
 /// What mapping a part of the file needs beside it.
@@ -32,22 +38,38 @@ struct Context<'a> {
     sync: Groups,
 }
 
+impl Context<'_> {
+    fn tools(&self) -> Tools<'_> {
+        Tools {
+            ledger: self.ledger,
+            options: self.options,
+            globals: &self.globals,
+        }
+    }
+}
+
 /// Reads a keepalived.conf into `plan`; `script` is what its check script asks, if that was given.
 pub(super) fn read(
     input: &Input,
-    script: Option<&LocalCheck>,
+    script: Option<&CheckScript>,
     ledger: &Ledger,
     options: &Options<'_>,
     plan: &mut Plan,
 ) -> Result<(), Refusal> {
     let file = parse::parse(input, ledger, options)?;
     let of = |keyword: &'static str| file.iter().filter(move |s| s.keyword() == keyword);
-    let globals = globals::read(of("global_defs"), ledger);
-    let trackers = tracking::read(&file, script, ledger);
+    let mut globals = globals::read(of("global_defs"), options, ledger);
+    plan.node = std::mem::take(&mut globals.node);
+    let tools = Tools {
+        ledger,
+        options,
+        globals: &globals,
+    };
+    let trackers = tracking::read(&file, script, tools);
     if let Some(check) = trackers.local_check() {
         plan.local_check = Some(check.clone());
     }
-    let sync = sync_groups(of("vrrp_sync_group"), &trackers, ledger);
+    let sync = sync_groups(of("vrrp_sync_group"), &trackers, tools, plan);
     let context = Context {
         ledger,
         options,
@@ -87,10 +109,13 @@ struct Groups {
 fn sync_groups<'a>(
     blocks: impl Iterator<Item = &'a Statement>,
     trackers: &Trackers,
-    ledger: &Ledger,
+    tools: Tools<'_>,
+    plan: &mut Plan,
 ) -> Groups {
+    let ledger = tools.ledger;
     let mut groups = Groups::default();
     for block in blocks {
+        let mut notify = Notify::default();
         ledger.recognise(&block.first(2));
         let mut first = None;
         for list in block.children("group") {
@@ -107,6 +132,9 @@ fn sync_groups<'a>(
             }
         }
         for child in &block.block {
+            if notify.read(child, tools) {
+                continue;
+            }
             match child.keyword() {
                 "group" => {}
                 "track_interface" | "track_script" | "track_file" | "track_process"
@@ -121,6 +149,15 @@ fn sync_groups<'a>(
                     }
                 }
             }
+        }
+        let notify = notify.into_keys();
+        if !notify.is_empty() {
+            let name = plan::name(block.word(1), "group");
+            plan.groups.push(Group {
+                key: Key::text("name", &name, &block.first(2)),
+                name,
+                notify,
+            });
         }
     }
     groups

@@ -1,28 +1,28 @@
 //! `vrrp_script` and its kin: what an instance tracks. What asks an apiserver, a process, a file or an
-//! interface becomes a `[[track]]`; what watches the proxy goes with the proxy; other scripts need
-//! somebody.
+//! interface becomes a `[[track]]`; what watches the proxy goes with the proxy; other scripts become
+//! a `[[track]]` that runs them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
     super::{
         document::Key,
-        ledger::{Ledger, WordId},
+        ledger::{Ledger, WordId, base_name},
         plan::{LocalCheck, Subject, Track, TrackUse, Weight},
-        script::{self, Command},
+        script::{self, CheckScript, Command},
     },
     parse::Statement,
+    program::{self, Tools},
     words::{Known, claim, claim_all},
 };
 
 /// Why a check of haproxy becomes no key.
 const NO_PROXY: &str = "there is no proxy to watch: the kernel forwards, also while xvip restarts";
-/// What becomes of other scripts.
-const OTHER: &str = "track it by hand, as [[track]] with type = \"command\" and command = [PROGRAM, ARGUMENTS]; \
-                     there is no shell";
-/// What becomes of scripts in files.
-const FILE: &str = "name the file with --check-script: the import may know what it asks; if not, track it as \
-                    [[track]] with type = \"command\"";
+/// What becomes of scripts in files that may do what a check does that is built in.
+const FILE: &str = "name the file with --check-script: it may ask the apiserver, which [[track]] with type = \
+                    \"local_backend\" does; if not, track it with type = \"command\"";
+/// Longest times of a `[[track]]`, in seconds.
+const LONGEST: u32 = 600;
 /// What becomes of lines around a script.
 const OF_SCRIPT: &str = "it belongs to the script above";
 
@@ -37,11 +37,20 @@ pub(super) struct Trackers {
 
 /// Reads `vrrp_script`, `vrrp_track_process` and `track_file`. `script` is what the script file
 /// asks, if it was given.
-pub(super) fn read(file: &[Statement], script: Option<&LocalCheck>, ledger: &Ledger) -> Trackers {
+pub(super) fn read(file: &[Statement], script: Option<&CheckScript>, tools: Tools<'_>) -> Trackers {
+    let ledger = tools.ledger;
     let mut trackers = Trackers::default();
+    let files = file.iter().filter(|statement| {
+        let line = statement
+            .child("script")
+            .filter(|_| statement.keyword() == "vrrp_script");
+        line.is_some_and(|line| matches!(script::command(line.word(1)), Command::File(_)))
+    });
+    // Of a single one it is clear that it is meant, however it was called.
+    let is_single = files.count() == 1;
     for statement in file {
         match statement.keyword() {
-            "vrrp_script" => read_script(statement, script, ledger, &mut trackers),
+            "vrrp_script" => read_script(statement, (script, is_single), tools, &mut trackers),
             "vrrp_track_process" | "track_process" => {
                 read_process(statement, ledger, &mut trackers);
             }
@@ -55,42 +64,166 @@ pub(super) fn read(file: &[Statement], script: Option<&LocalCheck>, ledger: &Led
 /// One that runs a command.
 fn read_script(
     block: &Statement,
-    script: Option<&LocalCheck>,
-    ledger: &Ledger,
+    (script, is_single): (Option<&CheckScript>, bool),
+    tools: Tools<'_>,
     trackers: &mut Trackers,
 ) {
-    let line = block.child("script");
-    let words = line.map(Statement::ids).unwrap_or_default();
-    let by_hand = match script::command(line.map_or("", |line| line.word(1))) {
-        Command::Local(check) => {
-            return local(block, LocalCheck { words, ..check }, ledger, trackers);
-        }
-        Command::File if script.is_some() => {
-            let check = script.cloned().unwrap_or_default();
-            return local(block, LocalCheck { words, ..check }, ledger, trackers);
-        }
-        Command::Process(name) => return process_by_script(block, &name, &words, ledger, trackers),
+    let ledger = tools.ledger;
+    let Some(line) = block.child("script") else {
+        return by_hand(
+            block,
+            "keepalived runs nothing for it: remove it",
+            ledger,
+            trackers,
+        );
+    };
+    let words = line.ids();
+    match script::command(line.word(1)) {
+        Command::Local(check) => local(block, LocalCheck { words, ..check }, ledger, trackers),
+        Command::File(path) => match script {
+            Some(given) if is_single || base_name(&path) == given.name => {
+                let check = given.check.clone();
+                local(block, LocalCheck { words, ..check }, ledger, trackers);
+            }
+            _ if may_ask_this_node(&path, tools) => by_hand(block, FILE, ledger, trackers),
+            _ => by_program(block, line, tools, trackers),
+        },
+        Command::Process(name) => process_by_script(block, &name, &words, ledger, trackers),
         Command::Proxy => {
             trackers.other(block, Known::Nothing(NO_PROXY));
             claim_all(block, &Known::Nothing(NO_PROXY), ledger);
-            return;
         }
-        Command::File => Known::ByHand(FILE),
-        Command::Other => Known::ByHand(OTHER),
-    };
+        Command::Other => by_program(block, line, tools, trackers),
+    }
+}
+
+/// Whether a script in a file does what a check does that is built in, or cannot be looked at.
+fn may_ask_this_node(path: &str, tools: Tools<'_>) -> bool {
+    match (tools.options.read_file)(Path::new(path)) {
+        Ok(bytes) => script::asks_this_node(&String::from_utf8_lossy(&bytes)),
+        Err(_) => true,
+    }
+}
+
+/// One that somebody must write.
+fn by_hand(block: &Statement, what: &str, ledger: &Ledger, trackers: &mut Trackers) {
     trackers.other(
         block,
         Known::ByHand("nothing tracks it: see where it is defined"),
     );
     claim(block, &Known::Nothing("its lines follow"), ledger);
+    if block.child("script").is_none() {
+        ledger.by_hand(&block.ids(), what);
+    }
     for statement in &block.block {
         match statement.keyword() {
-            "script" => claim_all(statement, &by_hand, ledger),
+            "script" => ledger.by_hand(&statement.ids(), what),
             "interval" | "timeout" | "rise" | "fall" | "weight" | "user" | "init_fail" => {
                 claim_all(statement, &Known::Nothing(OF_SCRIPT), ledger);
             }
             _ => {}
         }
+    }
+}
+
+/// A script that a `[[track]]` runs.
+fn by_program(block: &Statement, line: &Statement, tools: Tools<'_>, trackers: &mut Trackers) {
+    let ledger = tools.ledger;
+    let command = match program::command(line.word(1), tools.options) {
+        Ok(command) => command,
+        Err(what) => {
+            let what = format!("{what} as command of a [[track]] with type = \"command\"");
+            return by_hand(block, &what, ledger, trackers);
+        }
+    };
+    let said = block.child("user");
+    let user = match said {
+        Some(line) => program::user(line, 1, tools),
+        None => tools.globals.user.clone(),
+    };
+    let Some((user, of_user)) = user else {
+        let what = format!(
+            "enable_script_security without script_user, and no user keepalived_script: keepalived does not run it \
+             either; write {command} and a user into a [[track]] with type = \"command\""
+        );
+        return by_hand(block, &what, ledger, trackers);
+    };
+    let of_user = match said {
+        Some(line) => line.first(2),
+        None => of_user,
+    };
+    let more: Vec<_> = line.ids().into_iter().skip(2).collect();
+    ledger.by_hand(
+        &more,
+        "keepalived ignores it: a program and its arguments stand in quotes",
+    );
+    let mut keys = vec![
+        Key::text("type", "command", &line.first(1)),
+        Key::new("command", command, &line.first(2)),
+        Key::text("user", &user, &of_user),
+    ];
+    for statement in &block.block {
+        let words = statement.first(2);
+        match statement.keyword() {
+            "timeout" => match statement.word(1).parse::<u32>() {
+                Ok(0) => ledger.none(&words, "it is the interval, as in xvip"),
+                Ok(seconds) => keys.push(period("timeout", seconds, &words, ledger)),
+                Err(_) => ledger.by_hand(&words, "write 10ms..10m as track.timeout"),
+            },
+            "init_fail" => init_fail(block, statement, ledger),
+            // The last one counts.
+            "user" => ledger.recognise(&statement.ids()),
+            _ => polling(statement, ledger, &mut keys),
+        }
+    }
+    let weight = block
+        .child("weight")
+        .and_then(|line| weight(line, 0, ledger));
+    trackers.add(block, Subject::Keys, weight, keys, ledger);
+}
+
+/// `init_fail`: it counts as failed until it has succeeded as often as `rise` says.
+fn init_fail(block: &Statement, line: &Statement, ledger: &Ledger) {
+    let rise = block.child("rise").map_or("1", |line| line.word(1));
+    if rise == "1" {
+        let why = "the first run decides: it begins with xvip, which is a Backup for three adverts at least";
+        ledger.none(&line.ids(), why);
+    } else {
+        let what = "with xvip the first run decides, whatever rise says: write vrrp.startup_delay if a node must not \
+                    take part before";
+        ledger.by_hand(&line.ids(), what);
+    }
+}
+
+/// A number of seconds that xvip has as well, or the longest that it has.
+fn period(name: &'static str, seconds: u32, words: &[WordId], ledger: &Ledger) -> Key {
+    if seconds > LONGEST {
+        let what = format!("it is longer than xvip's longest, {LONGEST}s: see that this will do");
+        ledger.by_hand(words, what);
+    }
+    Key::text(name, &format!("{}s", seconds.min(LONGEST)), words)
+}
+
+/// `interval`, `rise` and `fall` of a script.
+fn polling(statement: &Statement, ledger: &Ledger, keys: &mut Vec<Key>) {
+    let value = statement.word(1);
+    let words = statement.first(2);
+    let name = match statement.keyword() {
+        "interval" => {
+            match value.parse::<u32>() {
+                // keepalived takes 0 for 1.
+                Ok(seconds) => keys.push(period("interval", seconds.max(1), &words, ledger)),
+                Err(_) => ledger.by_hand(&words, "write 10ms..10m as track.interval"),
+            }
+            return;
+        }
+        "rise" => "rise",
+        "fall" => "fall",
+        _ => return,
+    };
+    match value.parse::<u8>() {
+        Ok(count @ 1..=100) => keys.push(Key::new(name, count.to_string(), &words)),
+        _ => ledger.by_hand(&words, format!("write 1..100 as track.{name}")),
     }
 }
 
@@ -126,30 +259,11 @@ fn process_by_script(
         Key::text("process", name, words),
     ];
     for statement in &block.block {
-        let value = statement.word(1);
-        let words = statement.first(2);
         match statement.keyword() {
-            "interval" => match value.parse::<u16>() {
-                Ok(seconds @ 1..=600) => {
-                    keys.push(Key::text("interval", &format!("{seconds}s"), &words));
-                }
-                _ => ledger.by_hand(&words, "write 10ms..10m as track.interval"),
-            },
-            "rise" | "fall" => match value.parse::<u8>() {
-                Ok(count @ 1..=100) => {
-                    let key = if statement.keyword() == "rise" {
-                        "rise"
-                    } else {
-                        "fall"
-                    };
-                    keys.push(Key::new(key, count.to_string(), &words));
-                }
-                _ => ledger.by_hand(&words, "write 1..100"),
-            },
             "timeout" | "user" | "init_fail" => {
                 claim_all(statement, &Known::Nothing(OF_SCRIPT), ledger);
             }
-            _ => {}
+            _ => polling(statement, ledger, &mut keys),
         }
     }
     let weight = block

@@ -31,14 +31,16 @@ const REALTIME: &str = "xvip takes real-time scheduling and keeps its memory whe
 const FIREWALL: &str = "xvip writes no firewall rules";
 const BUFFERS: &str = "xvip sizes its sockets itself";
 const SNMP: &str = "xvip has no SNMP and no D-Bus: ask `xvip status --json`";
-const SCRIPTS: &str = "xvip runs programs without a shell, as nobody unless user says otherwise";
+const SCRIPTS: &str = "xvip runs programs by the user that its configuration says, and does not look who can change \
+                       them: see that only root can change what root runs";
 const CHECKS_OF_ADVERTS: &str = "xvip checks every advert completely";
 const ANNOUNCE: &str = "xvip announces addresses at once, again as vrrp.garp_repeat says, and after another router \
                         claimed them; more at once would be ignored by neighbours";
 const ADVERTS: &str = "xvip answers lower priorities as RFC 9568 says";
-const NOTIFY: &str = "write the program and its arguments into vrrp.notify (a group's into [[sync_group]]): no \
-                      shell, user nobody unless notify.user says otherwise";
-const FIFO: &str = "write a path into node.notify_fifo, and start what reads it by systemd";
+const DELETED: &str =
+    "for xvip an instance that a reload takes out stops: write notify.stop if that must be told";
+const FIFO: &str = "node.notify_fifo also tells of backends, in other words: BACKEND \"SERVICE/BACKEND\" UP, DRAINING or \
+                    DOWN";
 const NOTIFY_OF_SERVERS: &str =
     "xvip runs no programs for backends: read node.notify_fifo, whose BACKEND lines tell";
 const PRIORITY_CHANGES: &str =
@@ -141,7 +143,8 @@ pub(super) fn global(keyword: &str) -> Option<Known> {
         | "shutdown_script_timeout" => {
             Known::ByHand("write ExecStartPre= and ExecStopPost= into xvip's systemd unit")
         }
-        "script_user" | "enable_script_security" | "use_symlink_paths" => Known::Nothing(SCRIPTS),
+        "enable_script_security" | "use_symlink_paths" => Known::Nothing(SCRIPTS),
+        "script_user" => Known::ByHand("it names nobody: write the user of each program"),
         "state_dump_file" | "stats_dump_file" | "json_dump_file" | "json_version" => {
             Known::Nothing("`xvip status --json` shows all that there is")
         }
@@ -201,16 +204,12 @@ fn global_more(keyword: &str) -> Option<Known> {
         | "enable_dbus"
         | "dbus_service_name"
         | "dbus_no_interface_name" => Known::Nothing(SNMP),
-        "notify_fifo"
-        | "notify_fifo_script"
-        | "vrrp_notify_fifo"
-        | "vrrp_notify_fifo_script"
-        | "lvs_notify_fifo"
-        | "lvs_notify_fifo_script"
-        | "fifo_write_vrrp_states_on_reload" => Known::ByHand(FIFO),
+        "lvs_notify_fifo" => Known::ByHand(FIFO),
+        "fifo_write_vrrp_states_on_reload" => Known::ByHand(
+            "xvip tells of states that change, by a reload as well: ask `xvip status --json` for those that stay",
+        ),
         "vrrp_notify_priority_changes" => Known::ByHand(PRIORITY_CHANGES),
         "dynamic_interfaces" => Known::Nothing("xvip waits for its interfaces"),
-        "vrrp_startup_delay" => Known::ByHand("write it as startup_delay into each [[vrrp]]"),
         "vmac_prefix" | "vmac_addr_prefix" => Known::Nothing(VMAC),
         "linkbeat_use_polling" => {
             Known::Nothing("xvip takes the kernel's word for the state of an interface")
@@ -272,8 +271,7 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
         "virtual_routes" | "virtual_rules" => Known::ByHand(ROUTES),
         "preempt" => Known::Nothing("preempt = true is xvip's default"),
         "debug" => Known::Nothing("xvip run --log-level sets what is logged"),
-        "notify_master" | "notify_backup" | "notify_fault" | "notify_stop" | "notify_deleted"
-        | "notify" => Known::ByHand(NOTIFY),
+        "notify_deleted" => Known::ByHand(DELETED),
         "notify_master_rx_lower_pri" | "notify_priority_changes" => Known::ByHand(PRIORITY_CHANGES),
         "smtp_alert" => Known::Nothing(MAIL),
         "kernel_rx_buf_size" => Known::Nothing(BUFFERS),
