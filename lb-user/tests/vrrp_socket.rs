@@ -247,9 +247,13 @@ fn ipv6_link_local_unicast_is_exchanged() {
 
 /// An advert is as old as it has been in the socket, in both families: what counts is when the kernel
 /// received it, not when somebody reads it.
+///
+/// A machine where nobody has asked for such times so far begins to take them a moment after the
+/// first socket has: until then the time of reading counts.
 #[test]
 fn adverts_age_in_the_socket() {
     const WAIT: Duration = Duration::from_millis(50);
+    const TRIES: usize = 40;
     in_time(async {
         let (a, b) = pair();
         for vip in ["10.0.2.100/24", "fe80::100/64"] {
@@ -257,13 +261,20 @@ fn adverts_age_in_the_socket() {
             let (from, to) = (a.open(&config).unwrap(), b.open(&config).unwrap());
             // The kernel gives each a copy: where one has it, the other has, or is about to.
             let other = b.open(&config).unwrap();
-            let sent = clock::now();
-            send_until_received(&from, &advert(&config), &other).await;
-            tokio::time::sleep(WAIT).await;
-            let received = to.try_recv().unwrap().expect("a copy of the advert");
-            let since = clock::now().saturating_since(sent);
-            assert!(received.age >= WAIT / 2, "{:?}", received.age);
-            assert!(received.age <= since, "{:?} of {since:?}", received.age);
+            let mut ages = Vec::new();
+            while ages.last().is_none_or(|age| *age < WAIT / 2) {
+                assert!(ages.len() < TRIES, "{ages:?}");
+                let sent = clock::now();
+                send_until_received(&from, &advert(&config), &other).await;
+                tokio::time::sleep(WAIT).await;
+                let received = to.try_recv().unwrap().expect("a copy of the advert");
+                let since = clock::now().saturating_since(sent);
+                assert!(received.age <= since, "{:?} of {since:?}", received.age);
+                ages.push(received.age);
+                for socket in [&to, &other] {
+                    while socket.try_recv().unwrap().is_some() {}
+                }
+            }
         }
     });
 }
