@@ -18,17 +18,20 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_user::io::{
-    announce::Announcer,
-    ethtool,
-    mounts::{self, Bpffs},
-    netlink::{
-        AddressInfo, AddressSpec, Lifetime, LinkInfo, LinkType, NeighbourInfo, NeighbourState,
-        NetEvent, NetEvents, Netlink, Resolution,
+use lb_user::{
+    core::frame::mac_text,
+    io::{
+        announce::Announcer,
+        ethtool,
+        mounts::{self, Bpffs},
+        netlink::{
+            AddressInfo, AddressSpec, Lifetime, LinkInfo, LinkType, NeighbourInfo, NeighbourState,
+            NetEvent, NetEvents, Netlink, Resolution,
+        },
+        netns,
+        packet_socket::PacketError,
+        sysctl::{self, Requirement, Wanted},
     },
-    netns,
-    packet_socket::PacketError,
-    sysctl::{self, Requirement, Wanted},
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -216,9 +219,7 @@ fn links_are_read_whole() {
         assert_eq!(u64::from(link.ifindex), shown["ifindex"]);
         assert_eq!(link.name, shown["ifname"].as_str().unwrap());
         assert_eq!(u64::from(link.mtu), shown["mtu"]);
-        let mac = link
-            .mac
-            .map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        let mac = link.mac.map(mac_text);
         assert_eq!(mac.as_deref(), shown["address"].as_str());
     }
     assert!(links.iter().any(|link| link.name == "eth0" && link.up));

@@ -15,6 +15,7 @@ use lb_tests::{
     process::output,
     skip_unless_root,
 };
+use lb_user::core::frame::mac_text;
 use serde_json::Value;
 
 /// A port that the owner listens on, and no service has.
@@ -46,12 +47,12 @@ fn serves(cluster: &Cluster, vip: IpAddr) {
 
 /// A neighbour's entry for the VIP, made anew, is the owner's MAC.
 fn is_resolved(cluster: &Cluster, vip: IpAddr) {
-    let mac = cluster.node("m1").mac().map(|byte| format!("{byte:02x}"));
+    let mac = mac_text(cluster.node("m1").mac());
     let client = cluster.client().namespace();
     client.ip(&format!("neigh flush to {vip}")).unwrap();
     serves(cluster, vip);
     let entry = client.ip(&format!("neigh show {vip}")).unwrap();
-    assert!(entry.contains(&mac.join(":")), "{entry}");
+    assert!(entry.contains(&mac), "{entry}");
 }
 
 /// What `xvip explain` says of the client's connection to the listener.

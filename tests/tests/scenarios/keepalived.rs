@@ -18,7 +18,7 @@ use lb_tests::{
     topology::Node,
     vrrp_group::{Group, Mixed},
 };
-use lb_user::io::netlink::Netlink;
+use lb_user::{core::frame::mac_text, io::netlink::Netlink};
 
 fn vip4(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, host)
@@ -295,7 +295,7 @@ struct Entries {
 impl Entries {
     /// Gives `client` an entry for each address that leads to `mac`; announcements change them.
     fn new(client: &Node, vips: &[IpAddr], mac: [u8; 6]) -> Self {
-        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let text = mac_text(mac);
         let namespace = client.namespace();
         for vip in vips {
             let command = format!("neigh replace {vip} lladdr {text} dev eth0 nud stale");

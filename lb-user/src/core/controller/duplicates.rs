@@ -21,7 +21,7 @@ use lb_common::abi::Mac;
 use super::{Action, Controller, Event};
 use crate::{
     config::model::VrrpConfig,
-    core::{notify::Notice, time::Timestamp},
+    core::{frame::mac_text, notify::Notice, time::Timestamp},
 };
 
 /// Between becoming Active and the first probe, and between two while somebody is suspected or shown.
@@ -78,10 +78,6 @@ impl Duplicate {
         let (address, mac) = (self.address, mac_text(self.mac));
         format!("the host with MAC {mac} on {interface} has {address}, too: remove it there")
     }
-}
-
-fn mac_text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 impl Duplicates {
