@@ -4,6 +4,7 @@
 
 mod adverts;
 mod bulk;
+mod checks;
 mod packets;
 mod summary;
 
@@ -33,6 +34,8 @@ enum What {
     Adverts(adverts::Options),
     /// Bulk transfers by nat in tc mode, beside haproxy in TCP mode.
     Bulk(bulk::Options),
+    /// Checks of backends beside one that hangs.
+    Checks(checks::Options),
 }
 
 fn main() -> Result<()> {
@@ -41,6 +44,7 @@ fn main() -> Result<()> {
         What::Packets(options) => write(cli.json, &packets::run(&options)?),
         What::Adverts(options) => write(cli.json, &adverts::run(&options)?),
         What::Bulk(options) => write(cli.json, &bulk::run(&options)?),
+        What::Checks(options) => write(cli.json, &checks::run(&options)?),
     }
 }
 
