@@ -1,6 +1,6 @@
 //! Tracking: what makes a node more or less fit to own addresses.
 //!
-//! A [`Condition`] is what was found out about one thing; an [`Influence`] says what an instance makes
+//! A [`Condition`] is what was found out about one thing; a [`TrackWeight`] says what an instance makes
 //! of it; all of its effects together give its [`Fitness`]. Weights mean what they mean in
 //! keepalived, whose users know them:
 //!
@@ -45,14 +45,14 @@ pub enum Condition {
 
 /// What an instance makes of a condition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Influence {
+pub struct TrackWeight {
     /// -253..=253 (for numbers 254 as well); 0: a fault.
     pub weight: i16,
     /// The other way round.
     pub reverse: bool,
 }
 
-impl From<&Tracked> for Influence {
+impl From<&Tracked> for TrackWeight {
     fn from(tracked: &Tracked) -> Self {
         Self {
             weight: tracked.weight,
@@ -85,7 +85,7 @@ impl fmt::Display for Effect {
     }
 }
 
-impl Influence {
+impl TrackWeight {
     /// What `condition` comes to; the table is in the module's documentation.
     pub fn of(self, condition: Condition) -> Effect {
         let signed = if self.reverse {
@@ -267,7 +267,7 @@ mod tests {
     use crate::config::model::TrackSubject;
 
     fn of(weight: i16, reverse: bool, condition: Condition) -> Effect {
-        Influence { weight, reverse }.of(condition)
+        TrackWeight { weight, reverse }.of(condition)
     }
 
     /// Every cell of the table, and its reverse.

@@ -18,7 +18,7 @@ use crate::{
     core::{
         desired::identity,
         time::Timestamp,
-        tracking::{Condition, Effect, Fitness, Influence, Monitor, Observation},
+        tracking::{Condition, Effect, Fitness, Monitor, Observation, TrackWeight},
     },
 };
 
@@ -44,12 +44,12 @@ impl Default {
         }
     }
 
-    const fn influence(self) -> Influence {
+    const fn weight(self) -> TrackWeight {
         let weight = match self {
             Self::Uplink | Self::DataPlane => 0,
             Self::Backends => -MAX_TRACK_WEIGHT,
         };
-        Influence {
+        TrackWeight {
             weight,
             reverse: false,
         }
@@ -173,7 +173,7 @@ impl Controller {
             TrackView {
                 name: default.name().to_owned(),
                 condition,
-                effect: default.influence().of(condition),
+                effect: default.weight().of(condition),
                 seen: self.default_seen(default, config, condition),
             }
         });
@@ -183,7 +183,7 @@ impl Controller {
             Some(TrackView {
                 name: track.name.clone(),
                 condition,
-                effect: Influence::from(tracked).of(condition),
+                effect: TrackWeight::from(tracked).of(condition),
                 seen: self.seen_of(tracked.track, track, condition),
             })
         });
@@ -200,12 +200,12 @@ impl Controller {
     fn effects<'a>(&'a self, config: &'a VrrpConfig) -> impl Iterator<Item = Effect> + 'a {
         let defaults = Self::defaults(config).map(move |default| {
             let condition = self.default_condition(default, config);
-            default.influence().of(condition)
+            default.weight().of(condition)
         });
         let configured = config
             .track
             .iter()
-            .map(|tracked| Influence::from(tracked).of(self.condition(tracked.track)));
+            .map(|tracked| TrackWeight::from(tracked).of(self.condition(tracked.track)));
         defaults.chain(configured)
     }
 
