@@ -71,7 +71,7 @@ use crate::{
         network::Network,
         time::Timestamp,
         tracking::Fitness,
-        vrrp::Advert,
+        vrrp::{Advert, Cause},
     },
 };
 
@@ -954,7 +954,12 @@ fn report(event: Event) {
             to,
             cause,
         } => {
-            info!(vrrp = name, %from, %to, %cause, "VRRP state changed");
+            // This node could not say in time that it is there.
+            if cause == Cause::LeaseLapsed {
+                warn!(vrrp = name, %from, %to, %cause, "VRRP state changed");
+            } else {
+                info!(vrrp = name, %from, %to, %cause, "VRRP state changed");
+            }
         }
         Event::Late {
             name,
