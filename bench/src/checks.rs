@@ -1,8 +1,8 @@
 //! What a backend that hangs does to the checks of the others: nothing, if each has its own time.
 //!
 //! Four backends answer plain HTTP checks and write down when each of them began and how long it took. In
-//! every other half of a round one of them takes connections, reads the request and never answers; each of
-//! its checks then lasts until it times out, as long as ten intervals.
+//! every other half of a round one of them takes connections and never answers; each of its checks then
+//! lasts until it times out, as long as ten intervals.
 
 use std::{
     io::{Read, Write},
