@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -157,13 +157,7 @@ impl Case {
 
 fn options() -> Options<'static> {
     Options {
-        node: None,
         config_id: "edge1".to_owned(),
-        addresses: Vec::new(),
-        peers: Vec::new(),
-        interfaces: Vec::new(),
-        hosts: Vec::new(),
-        variables: BTreeMap::new(),
         output: "xvip.toml".to_owned(),
         // Programs are there, certificates are not.
         read_file: &|path| {
@@ -178,7 +172,7 @@ fn options() -> Options<'static> {
                 Err(io::ErrorKind::NotFound.into())
             }
         },
-        include: &|_| Ok(Vec::new()),
+        ..Options::default()
     }
 }
 
@@ -330,7 +324,165 @@ fn every_keyword_is_known() {
     }
 }
 
-/// What is written may say too little, but it is TOML, with known keys of the right types.
+/// What becomes of these files, which need no others.
+fn imported(keepalived: &str, haproxy: &str) -> Result<Imported, Refusal> {
+    let input = |name: &str, text: &str| {
+        (!text.is_empty()).then(|| Input {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        })
+    };
+    let inputs = Inputs {
+        keepalived: input("k", keepalived),
+        haproxy: input("h", haproxy),
+        ..Inputs::default()
+    };
+    import::import(&inputs, &options())
+}
+
+/// The lines of the configuration that set one of `keys`, without where they come from.
+fn keys(toml: &str, keys: &[&str]) -> Vec<String> {
+    let is_wanted = |line: &&str| {
+        keys.iter()
+            .any(|key| line.starts_with(&format!("{key} = ")))
+    };
+    let lines = toml.lines().filter(is_wanted);
+    lines
+        .map(|line| line.split("  #").next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// Priority, state and strict mode decide together, as in vrrp_complete_instance() of keepalived 2.2.
+#[test]
+fn an_instance_is_what_keepalived_makes_of_it() {
+    for (global, lines, expected) in [
+        ("", "state MASTER", &["priority = 255"][..]),
+        ("", "state MASTER\n priority 300", &[]),
+        (
+            "",
+            "state MASTER\n priority 150\n nopreempt",
+            &["priority = 150"],
+        ),
+        (
+            "",
+            "state MASTER\n priority 150\n preempt_delay 5",
+            &["priority = 150"],
+        ),
+        ("", "priority 255\n nopreempt", &["priority = 255"]),
+        (
+            "",
+            "priority 150\n nopreempt",
+            &["priority = 150", "preempt = false"],
+        ),
+        (
+            "",
+            "priority 150\n preempt_delay 5",
+            &["priority = 150", "preempt_delay = \"5s\""],
+        ),
+        // In strict mode 255 alone is MASTER, and there is no delay and no password.
+        (
+            "vrrp_strict",
+            "state MASTER\n priority 150\n nopreempt\n authentication {\n auth_type PASS\n auth_pass x\n }",
+            &["priority = 150", "preempt = false"],
+        ),
+        (
+            "",
+            "strict_mode\n priority 150\n preempt_delay 5",
+            &["priority = 150"],
+        ),
+        (
+            "vrrp_strict",
+            "strict_mode off\n priority 150\n authentication {\n auth_type PASS\n auth_pass x\n }",
+            &[
+                "priority = 150",
+                "auth = { type = \"password\", secret = \"x\" }",
+            ],
+        ),
+        (
+            "",
+            "priority 150\n authentication {\n auth_type PASS\n }",
+            &["priority = 150"],
+        ),
+        // Each address once, and those of the first one's family.
+        (
+            "",
+            "priority 150\n virtual_ipaddress {\n 10.0.0.100/24\n fd00::100/64\n 10.0.0.100/32\n }",
+            &["priority = 150"],
+        ),
+    ] {
+        let text = format!(
+            "global_defs {{\n {global}\n}}\nvrrp_instance a {{\n interface eth0\n virtual_router_id 1\n {lines}\n \
+             virtual_ipaddress {{\n 10.0.0.100/24\n }}\n}}\n"
+        );
+        let found = imported(&text, "").unwrap_or_else(|refusal| panic!("{lines}: {refusal}"));
+        let found = keys(
+            &found.toml,
+            &["priority", "preempt", "preempt_delay", "auth"],
+        );
+        assert_eq!(found, expected, "{global:?}, {lines:?}");
+    }
+}
+
+/// Weights of a sync group's members: keepalived takes some for 0, and ignores what others stand at.
+#[test]
+fn weights_in_sync_groups_are_those_of_keepalived() {
+    let tracks = |group: &str, list: &str| {
+        let text = format!(
+            "vrrp_script s {{\n script /usr/bin/test\n weight -20\n user root\n}}\n\
+             vrrp_track_process p {{\n process etcd\n weight 5\n}}\n\
+             track_file f {{\n file /run/f\n}}\ntrack_file g {{\n file /run/g\n weight 2\n}}\n\
+             vrrp_sync_group G {{\n group {{\n a\n }}\n {group}\n}}\n\
+             vrrp_instance a {{\n interface eth0\n virtual_router_id 1\n priority 100\n {list}\n \
+             virtual_ipaddress {{\n 10.0.0.100/24\n }}\n}}\n"
+        );
+        let Imported { toml, report } = imported(&text, "").unwrap_or_else(|r| panic!("{r}"));
+        let (_, rest) = toml.split_once("track = [").unwrap_or_default();
+        let list = rest.split(']').next().unwrap_or_default().lines();
+        let list = list.filter_map(|line| line.split(",  #").next());
+        let list: Vec<_> = list.map(|line| line.trim().to_owned()).collect();
+        (
+            list.concat(),
+            report
+                .to_string()
+                .contains("BY HAND: keepalived ignores it"),
+        )
+    };
+    for (list, alone, weighted) in [
+        ("track_script {\n s\n }", "", "\"s\""),
+        (
+            "track_script {\n s weight 0\n }",
+            "{ name = \"s\", weight = 0 }",
+            "{ name = \"s\", weight = 0 }",
+        ),
+        ("track_process {\n p\n }", "\"p\"", "\"p\""),
+        (
+            "track_file {\n f\n }",
+            "{ name = \"f\", weight = 0 }",
+            "\"f\"",
+        ),
+        ("track_file {\n g\n }", "", "\"g\""),
+        (
+            "track_interface {\n eth1 weight 10\n }",
+            "{ name = \"interface-eth1\", weight = 0 }",
+            "{ name = \"interface-eth1\", weight = 10 }",
+        ),
+        // Its own interface is tracked as a fault, whatever is said.
+        ("track_interface {\n eth0 weight 10\n }", "", ""),
+    ] {
+        let (found, told) = tracks("", list);
+        assert_eq!(found, alone, "{list}");
+        assert_eq!(told, alone.is_empty() && !weighted.is_empty(), "{list}");
+        let (found, _) = tracks("sync_group_tracking_weight", list);
+        assert_eq!(found, weighted, "{list}");
+    }
+    // More than xvip has: said, and not written.
+    let (found, _) = tracks(
+        "sync_group_tracking_weight",
+        "track_script {\n s weight 254\n }",
+    );
+    assert_eq!(found, "\"s\"");
+}
+
 /// What an instance of keepalived accepts is what its words say, or strict mode, as keepalived.conf(5) has it.
 #[test]
 fn accept_mode_is_that_of_keepalived() {
@@ -375,6 +527,7 @@ fn accept_mode_is_that_of_keepalived() {
     }
 }
 
+/// What is written may say too little, but it is TOML, with known keys of the right types.
 fn assert_no_syntax_error(errors: &ConfigErrors) {
     for error in errors.errors() {
         let is_syntax = error.key.is_empty() || error.problem == "unknown key";

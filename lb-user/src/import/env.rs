@@ -343,21 +343,13 @@ mod tests {
             ..Default::default()
         };
         let options = Options {
-            node: None,
-            config_id: "m1".to_owned(),
-            addresses: Vec::new(),
-            peers: Vec::new(),
-            interfaces: Vec::new(),
-            hosts: Vec::new(),
-            variables: BTreeMap::new(),
-            output: "xvip.toml".to_owned(),
             read_file: &|path| {
                 let is_there = path.starts_with("/usr/local/bin");
                 is_there
                     .then(Vec::new)
                     .ok_or_else(|| std::io::ErrorKind::NotFound.into())
             },
-            include: &|_| Ok(Vec::new()),
+            ..Options::default()
         };
         match crate::import::import(&inputs, &options) {
             Ok(imported) => imported.report.to_string(),

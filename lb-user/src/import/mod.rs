@@ -19,7 +19,7 @@ mod report;
 mod script;
 mod tracks;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, fmt, io, net::IpAddr, path::Path};
 
 use crate::config::{self, ConfigErrors, HostFacts, ReadFile};
 
@@ -74,6 +74,24 @@ pub struct Options<'a> {
     pub read_file: ReadFile<'a>,
     /// Finds what keepalived.conf includes.
     pub include: Include<'a>,
+}
+
+impl Default for Options<'_> {
+    /// Nothing is known, and no file can be read.
+    fn default() -> Self {
+        Self {
+            node: None,
+            config_id: String::new(),
+            addresses: Vec::new(),
+            peers: Vec::new(),
+            interfaces: Vec::new(),
+            hosts: Vec::new(),
+            variables: BTreeMap::new(),
+            output: String::new(),
+            read_file: &|_| Err(io::ErrorKind::NotFound.into()),
+            include: &|_| Ok(Vec::new()),
+        }
+    }
 }
 
 impl Options<'_> {

@@ -99,17 +99,44 @@ impl Weight {
     }
 }
 
+/// A list of what an instance of keepalived tracks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tracked {
+    /// `track_interface`
+    Interface,
+    /// `track_script`
+    Script,
+    /// `track_file`
+    File,
+    /// `track_process`
+    Process,
+}
+
 /// An element of `vrrp.track`.
 #[derive(Clone, Debug)]
 pub(super) struct TrackUse {
     /// Of the track, or of the interface.
     pub(super) name: String,
-    /// Whether it is an interface.
-    pub(super) interface: bool,
+    /// Which list of keepalived it stands in.
+    pub(super) list: Tracked,
     /// In place of the track's own.
     pub(super) weight: Option<Weight>,
     /// The words that say its name.
     pub(super) words: Vec<WordId>,
+}
+
+impl TrackUse {
+    /// Whether it is an interface.
+    pub(super) fn is_interface(&self) -> bool {
+        self.list == Tracked::Interface
+    }
+
+    /// All words that it was made of.
+    pub(super) fn all_words(&self) -> Vec<WordId> {
+        let mut words = self.words.clone();
+        words.extend(self.weight.iter().flat_map(|weight| &weight.words));
+        words
+    }
 }
 
 /// Where a service listens.

@@ -10,7 +10,7 @@ use std::{
 use super::{
     document::{Key, Section, quoted},
     ledger::{Ledger, WordId},
-    plan::{Instance, LocalCheck, Plan, Subject, Track, TrackUse, Weight},
+    plan::{Instance, LocalCheck, Plan, Subject, Track, Weight},
 };
 
 /// Why a check through the proxy becomes no key.
@@ -48,7 +48,7 @@ pub(super) fn tracks(
         let used = plan.instances.iter().flat_map(|instance| &instance.tracks);
         let is_used = used
             .clone()
-            .any(|found| !found.interface && found.name == *name);
+            .any(|found| !found.is_interface() && found.name == *name);
         match section(name, track, services, is_own) {
             Some(section) if is_used => {
                 sections.insert(name.clone(), section);
@@ -154,12 +154,12 @@ fn key(
     let mut elements: Vec<(String, Vec<WordId>)> = Vec::new();
     let mut seen = BTreeSet::new();
     for found in &instance.tracks {
-        let words = words(found);
-        if !seen.insert((found.interface, &found.name)) {
+        let words = found.all_words();
+        if !seen.insert((found.is_interface(), &found.name)) {
             ledger.none(&words, "it is there already");
             continue;
         }
-        if found.interface {
+        if found.is_interface() {
             interfaces.insert(found.name.clone());
             let name = of_interface(&found.name);
             elements.push((reference(&name, found.weight.as_ref(), None), words));
@@ -177,12 +177,6 @@ fn key(
         elements.push((reference(&name, found.weight.as_ref(), own), words));
     }
     (!elements.is_empty()).then(|| Key::values("track", elements))
-}
-
-fn words(found: &TrackUse) -> Vec<WordId> {
-    let mut words = found.words.clone();
-    words.extend(found.weight.iter().flat_map(|weight| &weight.words));
-    words
 }
 
 /// A name, or a table where it says more than the track itself.

@@ -43,14 +43,19 @@ impl Accept {
         self.said = Some((statement.keyword() == "accept", words));
     }
 
-    /// Strict mode changes what an instance does that says nothing, and keeps version 2 from accepting
-    /// at all (its RFC 3768 has no such mode).
-    pub(super) fn key(&self, version: u8, context: &Context<'_>) -> Option<Key> {
-        let strict = match &self.strict {
+    /// The words that say strict mode, where it is on.
+    pub(super) fn strict<'a>(&'a self, context: &'a Context<'_>) -> Option<&'a Vec<WordId>> {
+        match &self.strict {
             Strict::Unsaid => context.globals.strict.as_ref(),
             Strict::Off => None,
             Strict::On(words) => Some(words),
-        };
+        }
+    }
+
+    /// Strict mode changes what an instance does that says nothing, and keeps version 2 from accepting
+    /// at all (its RFC 3768 has no such mode).
+    pub(super) fn key(&self, version: u8, context: &Context<'_>) -> Option<Key> {
+        let strict = self.strict(context);
         let key =
             |accepts: bool, words: &[WordId]| Some(Key::new("accept", accepts.to_string(), words));
         match (&self.said, strict) {

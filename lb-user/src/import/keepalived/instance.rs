@@ -23,7 +23,9 @@ use super::{
 /// What the lines of a block say.
 #[derive(Debug, Default)]
 struct Lines {
-    is_master: bool,
+    /// `state`: whether it is MASTER.
+    state: Option<(bool, Vec<WordId>)>,
+    priority: Priority,
     interface: Option<(String, Vec<WordId>)>,
     version: Option<(u8, Vec<WordId>)>,
     interval: Option<(f64, Vec<WordId>)>,
@@ -46,6 +48,46 @@ struct Lines {
     notify: Notify,
     /// `vrid` and `priority`
     keys: Vec<Key>,
+}
+
+/// What is known of `priority`.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Priority {
+    /// No line says one.
+    #[default]
+    Unsaid,
+    /// It is none that there is: keepalived takes its default.
+    Wrong,
+    Said(u8),
+}
+
+/// What keepalived makes of state, priority and strict mode together.
+#[derive(Clone, Copy, Debug)]
+struct Role {
+    /// Priority 255.
+    is_owner: bool,
+    /// Whether it begins as MASTER.
+    is_master: bool,
+    is_strict: bool,
+}
+
+impl Lines {
+    /// Without a priority a MASTER has 255, as without a state priority 255 is MASTER; strict mode takes no
+    /// other MASTER.
+    fn role(&self, context: &Context<'_>) -> Role {
+        let is_strict = self.accept.strict(context).is_some();
+        let says_master = self.state.as_ref().map(|(is_master, _)| *is_master);
+        let is_owner = match self.priority {
+            Priority::Said(priority) => priority == 255,
+            Priority::Unsaid => says_master == Some(true),
+            Priority::Wrong => false,
+        };
+        Role {
+            is_owner,
+            is_master: says_master.filter(|_| !is_strict).unwrap_or(is_owner),
+            is_strict,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -75,18 +117,20 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
         .first()
         .is_some_and(|(net, _)| net.addr().is_ipv6());
     let version = version(&lines, is_v6, context);
+    let role = lines.role(context);
     let mut keys = vec![Key::text("name", &name, &block.first(2))];
     if let Some((interface, words)) = &lines.interface {
         keys.push(Key::text("interface", interface, words));
     }
     keys.append(&mut lines.keys);
+    keys.extend(owner_key(&lines, role));
     let mut comments = Vec::new();
     keys.push(version_key(version, &lines, context, &mut comments));
     keys.extend(interval_key(&lines, version, ledger));
     keys.extend(checksum_key(&lines, version, is_v6, context));
     keys.extend(ttl_key(&lines, is_v6, ledger));
     keys.extend(lines.accept.key(version, context));
-    keys.extend(preemption(&lines, ledger));
+    keys.extend(preemption(&lines, role, ledger));
     keys.extend(context.globals.startup_delay.clone());
     for key in &context.globals.garp {
         if !lines.garp.iter().any(|own| own.name() == key.name()) {
@@ -94,8 +138,16 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
         }
     }
     keys.append(&mut lines.garp);
-    if let Some((group, words)) = context.sync.members.get(block.word(1)) {
+    let group = context.sync.members.get(block.word(1));
+    if let Some((group, words)) = group {
         keys.push(Key::text("sync_group", group, words));
+    }
+    let keeps_weights = group.is_none_or(|(group, _)| context.sync.weighted.contains(group));
+    if !keeps_weights || role.is_owner {
+        let uses = std::mem::take(&mut lines.tracks);
+        lines.tracks = context
+            .trackers
+            .without_weights(uses, !keeps_weights, ledger);
     }
     let of_group = context.sync.tracks.get(block.word(1));
     lines.tracks.extend(of_group.into_iter().flatten().cloned());
@@ -109,7 +161,8 @@ pub(super) fn read(block: &Statement, context: &Context<'_>, plan: &mut Plan) {
         twin.comments.push(once);
     }
     lines.addresses.extend(own);
-    keys.extend(auth_key(&lines, version, ledger));
+    keys.extend(auth_key(&lines, version, role, ledger));
+    strict_peers(&lines, role, ledger);
     if let Some((source, words)) = &lines.source {
         plan.own.push(*source);
         keys.push(Key::text("unicast_source", &source.to_string(), words));
@@ -150,12 +203,16 @@ fn read_line(statement: &Statement, context: &Context<'_>, lines: &mut Lines) {
     match statement.keyword() {
         "interface" => {}
         "state" => {
-            lines.is_master = statement.word(1) == "MASTER";
+            lines.state = Some((statement.word(1) == "MASTER", words.clone()));
             let why = "every xvip begins as Backup; the highest priority becomes the owner";
             ledger.none(&words, why);
         }
         "virtual_router_id" => number(statement, "vrid", ledger, lines),
-        "priority" => number(statement, "priority", ledger, lines),
+        "priority" => {
+            number(statement, "priority", ledger, lines);
+            let said = statement.word(1).parse().ok().filter(|number| *number > 0);
+            lines.priority = said.map_or(Priority::Wrong, Priority::Said);
+        }
         "advert_int" => lines.interval = decimal(statement, ledger),
         "version" if matches!(statement.word(1), "2" | "3") => {
             lines.version = Some((if statement.word(1) == "2" { 2 } else { 3 }, words));
@@ -329,22 +386,42 @@ fn interval_key(lines: &Lines, version: u8, ledger: &Ledger) -> Option<Key> {
     ))
 }
 
-/// keepalived ignores both where the state is MASTER, and the delay where nothing preempts.
-fn preemption(lines: &Lines, ledger: &Ledger) -> Option<Key> {
-    let ignored = "keepalived ignores it with state MASTER, so xvip's default is the same";
+/// What keepalived takes where a MASTER says no priority.
+fn owner_key(lines: &Lines, role: Role) -> Option<Key> {
+    let (_, words) = lines.state.as_ref()?;
+    let is_unsaid = lines.priority == Priority::Unsaid;
+    (is_unsaid && role.is_owner).then(|| Key::new("priority", "255", words))
+}
+
+/// keepalived ignores both where the state is MASTER or the priority 255, and the delay where nothing
+/// preempts and in strict mode.
+fn preemption(lines: &Lines, role: Role, ledger: &Ledger) -> Option<Key> {
+    let ignored = if role.is_owner {
+        Some("keepalived ignores it with priority 255, so xvip's default is the same")
+    } else if role.is_master {
+        Some("keepalived ignores it with state MASTER, so xvip's default is the same")
+    } else {
+        None
+    };
     if let Some(words) = &lines.nopreempt {
         if let Some((_, words)) = &lines.preempt_delay {
-            ledger.none(words, "nothing preempts, so nothing waits");
+            ledger.none(
+                words,
+                ignored.unwrap_or("nothing preempts, so nothing waits"),
+            );
         }
-        if lines.is_master {
-            ledger.none(words, ignored);
+        if let Some(why) = ignored {
+            ledger.none(words, why);
             return None;
         }
         return Some(Key::new("preempt", "false", words));
     }
     let (seconds, words) = lines.preempt_delay.as_ref()?;
-    if lines.is_master {
-        ledger.none(words, ignored);
+    let strict = role
+        .is_strict
+        .then_some("keepalived ignores it in strict mode, so xvip's default is the same");
+    if let Some(why) = ignored.or(strict) {
+        ledger.none(words, why);
         return None;
     }
     if *seconds > 1000.0 {
@@ -361,14 +438,22 @@ fn preemption(lines: &Lines, ledger: &Ledger) -> Option<Key> {
 }
 
 /// The first eight bytes count.
-fn auth_key(lines: &Lines, version: u8, ledger: &Ledger) -> Option<Key> {
+fn auth_key(lines: &Lines, version: u8, role: Role, ledger: &Ledger) -> Option<Key> {
     let auth = lines.auth.as_ref()?;
     let words = &auth.words;
+    if role.is_strict {
+        ledger.none(words, "keepalived sends none in strict mode");
+        return None;
+    }
     if version == 3 {
         ledger.none(
             words,
             "VRRP version 3 has no authentication; keepalived sends none either",
         );
+        return None;
+    }
+    if auth.password.is_none() {
+        ledger.none(words, "keepalived sends none without a password");
         return None;
     }
     if !auth.is_password {
@@ -383,6 +468,18 @@ fn auth_key(lines: &Lines, version: u8, ledger: &Ledger) -> Option<Key> {
         words,
         ledger,
     )
+}
+
+/// In strict mode keepalived refuses an instance with unicast peers.
+fn strict_peers(lines: &Lines, role: Role, ledger: &Ledger) {
+    if !role.is_strict {
+        return;
+    }
+    for (_, words) in &lines.peers {
+        let what = "keepalived refuses unicast peers in strict mode where the interface has multicast, and leaves this \
+                    instance out: xvip sends to them; see what is meant";
+        ledger.by_hand(words, what);
+    }
 }
 
 /// `auth` of a password.
@@ -493,11 +590,22 @@ fn addresses(block: &Statement, ledger: &Ledger, lines: &mut Lines, excluded: bo
     claim(block, &Known::Nothing(header), ledger);
     let interface = lines.interface.as_ref().map(|(name, _)| name.clone());
     for line in &block.block {
-        let address = address(line, interface.as_deref(), ledger);
-        if excluded {
-            lines.excluded.extend(address);
+        let Some((net, words)) = address(line, interface.as_deref(), ledger) else {
+            continue;
+        };
+        let mut known = lines.addresses.iter().chain(&lines.excluded);
+        let first = lines.addresses.first();
+        let is_v6 = first.map_or(net.addr().is_ipv6(), |(net, _)| net.addr().is_ipv6());
+        if known.any(|(known, _)| known.addr() == net.addr()) {
+            ledger.none(&words, "it stands there already");
+        } else if excluded {
+            lines.excluded.push((net, words));
+        } else if net.addr().is_ipv6() == is_v6 {
+            lines.addresses.push((net, words));
         } else {
-            lines.addresses.extend(address);
+            let what = "keepalived ignores it, because it is not of the first address's family: write a second [[vrrp]], \
+                        or put it into virtual_ipaddress_excluded before the import";
+            ledger.by_hand(&words, what);
         }
     }
 }

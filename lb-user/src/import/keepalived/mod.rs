@@ -10,7 +10,7 @@ pub(super) mod program;
 mod tracking;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use self::instance::password_key;
 use self::{
@@ -102,6 +102,8 @@ fn section(statement: &Statement, ledger: &Ledger) {
 struct Groups {
     /// Name of the group, and the words that say it, by member.
     members: BTreeMap<String, (String, Vec<WordId>)>,
+    /// Groups whose members may have weights.
+    weighted: BTreeSet<String>,
     /// What a group tracks: of its first member, which counts for all.
     tracks: BTreeMap<String, Vec<TrackUse>>,
 }
@@ -137,6 +139,12 @@ fn sync_groups<'a>(
             }
             match child.keyword() {
                 "group" => {}
+                "sync_group_tracking_weight" | "global_tracking" => {
+                    let why = "members keep the weights of what they track";
+                    ledger.none(&child.ids(), why);
+                    let name = plan::name(block.word(1), "group");
+                    groups.weighted.insert(name);
+                }
                 "track_interface" | "track_script" | "track_file" | "track_process"
                 | "track_bfd" => {
                     let uses = trackers.uses(child, ledger, None);

@@ -166,25 +166,17 @@ pub(super) fn group(line: &Statement, at: usize, ledger: &Ledger) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, io};
+    use std::io;
 
     use super::*;
 
     fn options() -> Options<'static> {
         Options {
-            node: None,
-            config_id: String::new(),
-            addresses: Vec::new(),
-            peers: Vec::new(),
-            interfaces: Vec::new(),
-            hosts: Vec::new(),
-            variables: BTreeMap::new(),
-            output: String::new(),
             read_file: &|path| match path.to_str() {
                 Some("/bin/sh" | "/usr/bin/pgrep" | "/opt/it" | "/opt/the one") => Ok(Vec::new()),
                 _ => Err(io::ErrorKind::NotFound.into()),
             },
-            include: &|_| Ok(Vec::new()),
+            ..Options::default()
         }
     }
 

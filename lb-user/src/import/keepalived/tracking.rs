@@ -8,7 +8,7 @@ use super::{
     super::{
         document::Key,
         ledger::{Ledger, WordId, base_name},
-        plan::{LocalCheck, Subject, Track, TrackUse, Weight},
+        plan::{LocalCheck, Subject, Track, TrackUse, Tracked, Weight},
         script::{self, CheckScript, Command},
     },
     parse::Statement,
@@ -402,6 +402,60 @@ impl Trackers {
         self.local_check.as_ref()
     }
 
+    /// What keepalived leaves of `uses` where weights cannot be: in a sync group (`of_group`), whose members must
+    /// not drift apart, and with priority 255, which nothing changes.
+    pub(super) fn without_weights(
+        &self,
+        uses: Vec<TrackUse>,
+        of_group: bool,
+        ledger: &Ledger,
+    ) -> Vec<TrackUse> {
+        let of = |found: &TrackUse| {
+            let own = self.tracks.get(&found.name);
+            let own = own.and_then(|track| track.weight.as_ref());
+            let weight = found
+                .weight
+                .as_ref()
+                .or(own.filter(|_| !found.is_interface()));
+            weight.map_or(0, |weight| weight.value)
+        };
+        let place = if of_group {
+            "in a sync group without sync_group_tracking_weight"
+        } else {
+            "with priority 255"
+        };
+        let keep = |mut found: TrackUse| {
+            let weight = of(&found);
+            let is_fault = match found.list {
+                _ if weight == 0 => return Some(found),
+                Tracked::Process => return Some(found),
+                Tracked::Interface => of_group,
+                // keepalived's default.
+                Tracked::File => weight == 1,
+                Tracked::Script => false,
+            };
+            let words = found.all_words();
+            if !is_fault {
+                let what = format!(
+                    "keepalived ignores it, because it has a weight {place}: if it matters, write it there without and import again"
+                );
+                ledger.by_hand(&words, what);
+                return None;
+            }
+            ledger.none(
+                &words,
+                format!("keepalived takes weight 0 {place}: a fault"),
+            );
+            let given = found.weight.take();
+            found.weight = Some(Weight {
+                words: given.map(|weight| weight.words).unwrap_or_default(),
+                ..Weight::plain(0)
+            });
+            Some(found)
+        };
+        uses.into_iter().filter_map(keep).collect()
+    }
+
     /// All of them, for the plan.
     pub(super) fn into_tracks(self) -> BTreeMap<String, Track> {
         self.tracks
@@ -427,15 +481,24 @@ impl Trackers {
                 "track_bfd" => Known::ByHand("xvip has no BFD"),
                 _ if self.tracks.contains_key(&name) => {
                     let given = entry.word(1) == "weight";
+                    let most = if list.keyword() == "track_file" {
+                        254
+                    } else {
+                        253
+                    };
                     let weight = if given {
-                        weight_at(entry, 1, 254, ledger)
+                        weight_at(entry, 1, most, ledger)
                     } else {
                         None
                     };
                     let words = entry.first(1);
                     uses.push(TrackUse {
                         name,
-                        interface: false,
+                        list: match list.keyword() {
+                            "track_file" => Tracked::File,
+                            "track_process" => Tracked::Process,
+                            _ => Tracked::Script,
+                        },
                         weight,
                         words,
                     });
@@ -460,17 +523,19 @@ fn interface(entry: &Statement, own: Option<&str>, ledger: &Ledger) -> Option<Tr
     } else {
         None
     };
-    let matters = weight
-        .as_ref()
-        .is_some_and(|weight| weight.value != 0 || weight.reverse);
-    if own == Some(entry.keyword()) && !matters {
-        let why = "every instance tracks its own interface: without carrier the node takes no part";
+    if own == Some(entry.keyword()) {
+        let is_weighted = weight.is_some_and(|weight| weight.value != 0 || weight.reverse);
+        let why = if is_weighted {
+            "keepalived ignores a weight of the instance's own interface: without carrier the node takes no part"
+        } else {
+            "every instance tracks its own interface: without carrier the node takes no part"
+        };
         claim_all(entry, &Known::Nothing(why), ledger);
         return None;
     }
     Some(TrackUse {
         name: entry.keyword().to_owned(),
-        interface: true,
+        list: Tracked::Interface,
         weight,
         words: entry.first(1),
     })

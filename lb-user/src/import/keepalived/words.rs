@@ -279,9 +279,6 @@ pub(super) fn instance(keyword: &str) -> Option<Known> {
             Known::Nothing("xvip takes the kernel's word for the state of an interface")
         }
         "vrf" => Known::ByHand("xvip has no VRF: start it in a network namespace"),
-        "global_tracking" | "sync_group_tracking_weight" => {
-            Known::Nothing("it is about tracking, which see")
-        }
         "lvs_sync_daemon_interface" => Known::Nothing(LVS),
         _ => return None,
     })
