@@ -483,6 +483,59 @@ fn weights_in_sync_groups_are_those_of_keepalived() {
     assert_eq!(found, "\"s\"");
 }
 
+/// Passwords and tokens are in the configuration, and in no line of the report.
+#[test]
+fn no_secret_is_reported() {
+    let keepalived = "$WORD=pw-0000\n$A_TOKEN=pw-0001\nvrrp_script s {\n \
+         script \"/usr/bin/test -H 'Authorization: Bearer pw-0002'\"\n user root\n}\n\
+         vrrp_instance a {\n interface eth0\n virtual_router_id 1\n priority 100\n authentication {\n auth_type PASS\n \
+         auth_pass $WORD\n @other auth_pass pw-0003\n }\n track_script {\n s\n }\n \
+         notify \"/opt/x --token=pw-0004\"\n virtual_ipaddress {\n 10.0.0.100/24\n }\n}\n\
+         auth_pass pw-0005\n";
+    let haproxy = "global\n setenv DB_PASSWORD pw-0006\nuserlist u\n user a insecure-password pw-0007\n user b password pw-0008\n\
+         listen stats\n mode http\n bind *:1\n stats enable\n stats auth admin:pw-0009\n\
+         listen a\n bind *:6443\n option httpchk\n http-check send meth GET uri / hdr Authorization \"Bearer pw-0010\" hdr Cookie pw-0011\n \
+         server m 10.0.0.11:6443 check agent-check agent-port 5 agent-send \"auth pw-0012\"\n\
+         listen b\n bind *:6379\n option tcp-check\n tcp-check send \"AUTH pw-0013\\r\\n\"\n tcp-check expect string +OK\n \
+         server r 10.0.0.21:6379 check\n\
+         listen c\n bind *:81\n option httpchk GET / HTTP/1.1\\r\\nAuthorization: Basic pw-0014\n server s 10.0.0.22:81 check\n\
+         listen d\n bind *:82\n option httpchk GET \"/${THE_TOKEN}\"\n server s 10.0.0.23:82 check\n";
+    let env = "KEEPALIVED_PASSWORD: pw-0016\nAWS_SESSION=pw-0017\nKEEPALIVED_VIRTUAL_IPS=10.0.0.101\nKEEPALIVED_ROUTER_ID=9\n";
+    let script = "#!/bin/sh\ncurl -sk -u admin:pw-0018 https://localhost:6443/ || exit 1\n";
+    let input = |text: &str| {
+        Some(Input {
+            name: "f".to_owned(),
+            text: text.to_owned(),
+        })
+    };
+    let inputs = Inputs {
+        keepalived: input(keepalived),
+        haproxy: input(haproxy),
+        check_script: input(script),
+        env: input(env),
+    };
+    let variables = [("THE_TOKEN".to_owned(), "pw-0015".to_owned())];
+    let options = Options {
+        variables: variables.into(),
+        ..options()
+    };
+    let imported = import::import(&inputs, &options).unwrap_or_else(|refusal| panic!("{refusal}"));
+    let report = imported.report.to_string();
+    assert!(!report.contains("pw-"), "{report}");
+    for number in [2, 10, 11, 12, 13, 14, 15] {
+        let secret = format!("pw-{number:04}");
+        assert!(
+            imported.toml.contains(&secret),
+            "{secret}: {}\n{report}",
+            imported.toml
+        );
+    }
+    // What is not written for another reason is not shown either.
+    let broken = keepalived.replace("virtual_router_id 1", "virtual_router_id 1000");
+    let refusal = self::imported(&broken, haproxy).unwrap_err();
+    assert!(!refusal.to_string().contains("pw-"), "{refusal}");
+}
+
 /// What an instance of keepalived accepts is what its words say, or strict mode, as keepalived.conf(5) has it.
 #[test]
 fn accept_mode_is_that_of_keepalived() {

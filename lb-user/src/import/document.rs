@@ -95,8 +95,6 @@ impl Key {
         let name = self.name;
         match &self.value {
             KeyValue::One(value, words) => {
-                // Secrets are not repeated on a screen.
-                let value = if name == "auth" { "{ ... }" } else { value };
                 ledger.mapped(words, format!("{prefix}.{name} = {value}"));
             }
             KeyValue::List(elements) => {

@@ -11,6 +11,7 @@ use super::{
     keepalived,
     ledger::{Ledger, Place, WordId},
     plan::{Instance, Plan},
+    secrets,
 };
 
 /// Lines of an input: more are no environment.
@@ -42,8 +43,9 @@ pub(super) fn read(
             let Some((name, value)) = text.split_once('=') else {
                 continue; // Left over: reported as unknown.
             };
-            if name == "KEEPALIVED_PASSWORD" {
-                ledger.hide(&word, "KEEPALIVED_PASSWORD=");
+            // The variables of others are nobody's business.
+            if !name.starts_with("KEEPALIVED_") || secrets::is_name(name) {
+                ledger.hide(&word, &format!("{name}="));
             }
             if name.starts_with("KEEPALIVED_") {
                 variables.insert(name.to_owned(), (value.to_owned(), word.id));
@@ -64,6 +66,13 @@ fn assignments(line: &str) -> Vec<String> {
     }
     let line = line.strip_prefix("export ").unwrap_or(line);
     let line = line.strip_prefix("- ").unwrap_or(line).trim_start();
+    // As YAML has it.
+    if let Some((name, value)) = line.split_once(": ")
+        && name.starts_with("KEEPALIVED_")
+        && is_name(name)
+    {
+        return vec![format!("{name}={}", unquoted(value.trim()))];
+    }
     let starts_with_name = line.split_once('=').is_some_and(|(name, _)| is_name(name));
     if starts_with_name && !line.contains(" -e ") && !line.contains(" --env ") {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
@@ -318,6 +327,7 @@ mod tests {
             format!("--env \"{list}\""),
             format!("export {}", list.replacen('=', "=\"", 1) + "\""),
             format!("  - {list}"),
+            format!("  {}", list.replacen('=', ": \"", 1) + "\""),
         ] {
             assert_eq!(assignments(&line), [list], "{line}");
         }

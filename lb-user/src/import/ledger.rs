@@ -6,7 +6,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::report::{Entry, Fate, Report};
+use super::{
+    report::{Entry, Fate, Report},
+    secrets,
+};
 
 /// A word of an input, as its quotes, escapes and variables leave it.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub(super) struct Place {
 struct Record {
     place: Place,
     shown: String,
+    /// The part that is not shown.
+    secret: Option<String>,
     claimed: bool,
     /// Understood, and without effect if nobody claims it.
     recognised: bool,
@@ -71,7 +76,8 @@ impl Ledger {
         let mut records = self.records.borrow_mut();
         records.push(Record {
             place,
-            shown: shown(&text),
+            shown: shown(&secrets::masked(&text)),
+            secret: secrets::split(&text).map(|(_, secret)| secret.to_owned()),
             claimed: false,
             recognised: false,
         });
@@ -89,7 +95,9 @@ impl Ledger {
     /// Never show this word, which is a secret; `prefix` is none.
     pub(super) fn hide(&self, word: &Word, prefix: &str) {
         if let Some(record) = self.records.borrow_mut().get_mut(word.id) {
-            record.shown = format!("{prefix}********");
+            record.shown = secrets::hidden(prefix);
+            let secret = word.text.strip_prefix(prefix).unwrap_or(&word.text);
+            record.secret = Some(secret.to_owned());
         }
     }
 
@@ -123,6 +131,9 @@ impl Ledger {
     /// What became of `words`, line by line. What was said already is not said again.
     pub(super) fn claim(&self, words: &[WordId], fate: &Fate) {
         let mut records = self.records.borrow_mut();
+        let of = |word: &WordId| records.get(*word)?.secret.clone();
+        let secrets: Vec<_> = words.iter().filter_map(of).collect();
+        let fate = &without_secrets(fate, &secrets);
         let mut lines: BTreeMap<(usize, usize), Vec<WordId>> = BTreeMap::new();
         for &word in words {
             if let Some(record) = records.get_mut(word) {
@@ -178,6 +189,17 @@ impl Ledger {
             fate,
         }));
         Report::new(entries)
+    }
+}
+
+/// What became of words that hold these secrets.
+fn without_secrets(fate: &Fate, secrets: &[String]) -> Fate {
+    match fate {
+        _ if secrets.is_empty() => fate.clone(),
+        Fate::Mapped(to) => Fate::Mapped(secrets::without_value(to)),
+        Fate::NoEquivalent(why) => Fate::NoEquivalent(secrets::without(why, secrets)),
+        Fate::ByHand(what) => Fate::ByHand(secrets::without(what, secrets)),
+        Fate::Unknown => Fate::Unknown,
     }
 }
 

@@ -17,6 +17,7 @@ mod ledger;
 mod plan;
 mod report;
 mod script;
+mod secrets;
 mod tracks;
 
 use std::{collections::BTreeMap, fmt, io, net::IpAddr, path::Path};
@@ -149,7 +150,7 @@ impl fmt::Display for Refusal {
                 for error in errors.errors() {
                     let line = error.line.checked_sub(1);
                     let text = line.and_then(|line| toml.lines().nth(line)).unwrap_or("");
-                    write!(f, "\n{error}\n    {text}")?;
+                    write!(f, "\n{error}\n    {}", secrets::masked(text))?;
                 }
                 Ok(())
             }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::super::{
     Input, Refusal,
     ledger::{Ledger, Place, Word, WordId},
+    secrets,
 };
 
 /// Words of an input: more are no configuration.
@@ -94,12 +95,14 @@ pub(super) fn parse(
             chars: text.chars().enumerate().peekable(),
             variables,
             missing: Vec::new(),
+            secrets: Vec::new(),
         };
         let mut words = Vec::new();
         while let Some((column, text)) = cutter.word() {
             let column = column + 1;
             words.push(ledger.word(Place { file, line, column }, text));
         }
+        hide_secrets(&words, &cutter.secrets, ledger);
         let ids: Vec<_> = words.iter().map(|word| word.id).collect();
         for name in cutter.missing {
             let what = format!(
@@ -133,12 +136,52 @@ pub(super) fn parse(
     Ok(sections)
 }
 
+/// Passwords of users, headers, what checks send, and variables.
+fn hide_secrets(words: &[Word], of_variables: &[String], ledger: &Ledger) {
+    let text = |at: usize| words.get(at).map_or("", |word| word.text.as_str());
+    let is_stats = text(0) == "stats" && text(1) == "auth";
+    let sends = text(0) == "tcp-check" && text(1).starts_with("send");
+    let sets = matches!(text(0), "setenv" | "presetenv") && secrets::is_name(text(1));
+    let mut rest = false;
+    for (at, word) in words.iter().enumerate() {
+        let before = at.checked_sub(1).map_or("", text);
+        let of_user = matches!(before, "password" | "insecure-password" | "ca-sign-pass");
+        let of_agent = before == "agent-send";
+        let of_header = at.checked_sub(2).is_some_and(|at| is_header(text(at)));
+        let logs_in = word.text.split_whitespace().any(|part| {
+            let part = part.to_ascii_lowercase();
+            matches!(part.as_str(), "auth" | "pass" | "login") || part.contains("password")
+        });
+        if rest
+            || (is_stats && at == 2)
+            || of_user
+            || (of_header && secrets::is_name(before))
+            || (sets && at == 2)
+            || ((sends || of_agent) && logs_in)
+            || of_variables
+                .iter()
+                .any(|value| !value.is_empty() && word.text.contains(value))
+        {
+            ledger.hide(word, "");
+        }
+        // A header of `option httpchk` whose spaces are not escaped.
+        rest |= word.text.to_ascii_lowercase().ends_with("authorization:");
+    }
+}
+
+/// Words that the name of a header and its value follow.
+fn is_header(text: &str) -> bool {
+    text == "hdr" || text.ends_with("-header")
+}
+
 /// Cuts a line into words.
 struct Cutter<'a, I: Iterator<Item = (usize, char)>> {
     chars: std::iter::Peekable<I>,
     variables: &'a BTreeMap<String, String>,
     /// Names of variables without a value.
     missing: Vec<String>,
+    /// Values of variables that hold secrets.
+    secrets: Vec<String>,
 }
 
 impl<I: Iterator<Item = (usize, char)>> Cutter<'_, I> {
@@ -223,7 +266,12 @@ impl<I: Iterator<Item = (usize, char)>> Cutter<'_, I> {
         };
         let name = name.trim_end_matches("[*]");
         match self.variables.get(name).map(String::as_str).or(default) {
-            Some(value) => text.push_str(value),
+            Some(value) => {
+                text.push_str(value);
+                if secrets::is_name(name) {
+                    self.secrets.push(value.to_owned());
+                }
+            }
             None => self.missing.push(super::super::ledger::printable(name)),
         }
     }
@@ -239,6 +287,7 @@ mod tests {
             chars: line.chars().enumerate().peekable(),
             variables: &variables,
             missing: Vec::new(),
+            secrets: Vec::new(),
         };
         let words = std::iter::from_fn(|| cutter.word().map(|(_, text)| text));
         words.collect()

@@ -313,9 +313,6 @@ fn auth(block: &Statement, ledger: &Ledger) -> Auth {
             }
             "auth_pass" => {
                 auth.password = line.words.get(1).cloned();
-                if let Some(password) = &auth.password {
-                    ledger.hide(password, "");
-                }
                 words.extend(line.first(2));
             }
             _ => {}

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::super::{
     Input, Options, Refusal,
     ledger::{Ledger, Place, Word},
+    secrets,
 };
 
 /// Blocks in blocks: keepalived has no more than five levels.
@@ -83,6 +84,7 @@ pub(in super::super) fn parse(
         ledger,
         options,
         definitions: BTreeMap::new(),
+        defined: Vec::new(),
         open: vec![Statement::default()],
         included: 0,
         definition: None,
@@ -96,6 +98,8 @@ struct Parser<'a> {
     ledger: &'a Ledger,
     options: &'a Options<'a>,
     definitions: BTreeMap<String, String>,
+    /// Name, value and words of every definition of one line.
+    defined: Vec<(String, String, Word)>,
     /// The root, and the last statement of every open block.
     open: Vec<Statement>,
     included: usize,
@@ -246,6 +250,11 @@ impl Parser<'_> {
         }
         let value = without_comment(value);
         let word = self.ledger.word(at, format!("${name}={value}"));
+        if secrets::is_name(name) {
+            self.ledger.hide(&word, &format!("${name}="));
+        }
+        self.defined
+            .push((name.to_owned(), value.to_owned(), word.clone()));
         self.ledger
             .mapped(&[word.id], format!("the value of ${name} further down"));
         if value == "\\" {
@@ -339,7 +348,12 @@ impl Parser<'_> {
             match token {
                 Token::Word(column, text) => {
                     let column = at.column + column;
-                    words.push(self.ledger.word(Place { column, ..at }, text));
+                    let word = self.ledger.word(Place { column, ..at }, text);
+                    let before = words.last().map(|word: &Word| word.text.as_str());
+                    if before == Some("auth_pass") {
+                        self.hide(&word);
+                    }
+                    words.push(word);
                 }
                 Token::Open(column) => {
                     let own = std::mem::take(&mut words);
@@ -356,6 +370,16 @@ impl Parser<'_> {
         }
         self.statement(words);
         Ok(())
+    }
+
+    /// A password, and the definition that it may come from.
+    fn hide(&self, password: &Word) {
+        self.ledger.hide(password, "");
+        for (name, value, word) in &self.defined {
+            if *value == password.text {
+                self.ledger.hide(word, &format!("${name}="));
+            }
+        }
     }
 
     fn statement(&mut self, words: Vec<Word>) {
