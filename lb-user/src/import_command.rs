@@ -181,6 +181,12 @@ fn include(directory: &Path, pattern: &str) -> Result<Vec<Input>, String> {
         return Err("only * and ? are understood".to_owned());
     }
     let parent = path.parent().unwrap_or(Path::new("."));
+    if parent
+        .to_str()
+        .is_none_or(|parent| parent.contains(['*', '?', '[', '{']))
+    {
+        return Err("wildcards are understood in the name of the file only".to_owned());
+    }
     let Ok(entries) = fs::read_dir(parent) else {
         return Ok(Vec::new());
     };

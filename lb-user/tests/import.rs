@@ -324,6 +324,10 @@ fn every_keyword_is_known() {
     }
 }
 
+/// An instance with one VIP.
+const INSTANCE: &str = "vrrp_instance v {\n interface eth0\n virtual_router_id 51\n virtual_ipaddress {\n \
+                        10.0.0.100/24\n }\n}\n";
+
 /// What becomes of these files, which need no others.
 fn imported(keepalived: &str, haproxy: &str) -> Result<Imported, Refusal> {
     let input = |name: &str, text: &str| {
@@ -352,7 +356,7 @@ fn keys(toml: &str, keys: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// Priority, state and strict mode decide together, as in vrrp_complete_instance() of keepalived 2.2.
+/// Priority, state and strict mode decide together, as keepalived 2.2 completes an instance.
 #[test]
 fn an_instance_is_what_keepalived_makes_of_it() {
     for (global, lines, expected) in [
@@ -534,6 +538,197 @@ fn no_secret_is_reported() {
     let broken = keepalived.replace("virtual_router_id 1", "virtual_router_id 1000");
     let refusal = self::imported(&broken, haproxy).unwrap_err();
     assert!(!refusal.to_string().contains("pw-"), "{refusal}");
+}
+
+/// How servers are checked, where haproxy's rules and its servers' options say different things.
+#[test]
+fn checks_are_those_of_haproxy() {
+    let found = |options: &str, lines: &str, server: &str| {
+        let haproxy = format!(
+            "listen a\n bind 10.0.0.100:6443\n {options}\n {lines}\n server m 10.0.0.11:6443 check {server}\n"
+        );
+        let found = Options {
+            read_file: &|_| Ok(Vec::new()),
+            ..self::options()
+        };
+        let inputs = Inputs {
+            keepalived: Some(Input {
+                name: "k".to_owned(),
+                text: INSTANCE.to_owned(),
+            }),
+            haproxy: Some(Input {
+                name: "h".to_owned(),
+                text: haproxy,
+            }),
+            ..Inputs::default()
+        };
+        // The file of certificates holds none.
+        let (toml, report) = match import::import(&inputs, &found) {
+            Ok(Imported { toml, report }) | Err(Refusal::Invalid { toml, report, .. }) => {
+                (toml, report)
+            }
+            Err(refusal) => panic!("{refusal}"),
+        };
+        let (_, toml) = toml.split_once("[service.health]").unwrap();
+        let health = toml.split("[[").next().unwrap().to_owned();
+        let asked = ["type", "path", "server_name", "verify"];
+        (keys(&health, &asked).join(", "), report.to_string())
+    };
+    for (options, lines, server, expected, by_hand) in [
+        // TLS of the traffic is that of checks, unless they go elsewhere.
+        (
+            "",
+            "",
+            "ssl verify none",
+            r#"type = "tls", verify = "none""#,
+            "",
+        ),
+        ("", "", "ssl verify none port 80", r#"type = "tcp""#, ""),
+        (
+            "",
+            "",
+            "check-ssl verify none port 80",
+            r#"type = "tls", verify = "none""#,
+            "",
+        ),
+        // A connection of its own takes the server's options only if it says so.
+        (
+            "option tcp-check",
+            "tcp-check connect",
+            "check-ssl verify none",
+            r#"type = "tcp""#,
+            "",
+        ),
+        (
+            "option tcp-check",
+            "tcp-check connect default",
+            "check-ssl verify none",
+            r#"type = "tls", verify = "none""#,
+            "",
+        ),
+        (
+            "option httpchk GET /a",
+            "http-check connect ssl\n http-check send meth GET uri /b\n http-check connect\n http-check send uri /c",
+            "verify none",
+            r#"type = "https", path = "/b", verify = "none""#,
+            "one connection and one request",
+        ),
+        // Without a name haproxy does not look at those of a certificate.
+        (
+            "",
+            "",
+            "check-ssl verify required ca-file /ca.pem",
+            r#"type = "tls", verify = "ca""#,
+            "does not look at the names",
+        ),
+        (
+            "",
+            "",
+            "check-ssl verify required ca-file /ca.pem verifyhost api",
+            r#"type = "tls", verify = "ca", server_name = "api""#,
+            "",
+        ),
+    ] {
+        let (keys, report) = found(options, lines, server);
+        assert_eq!(keys, expected, "{lines:?}, {server}");
+        // That the proxy itself began TLS is told as well.
+        let told = report
+            .lines()
+            .filter(|line| line.starts_with("h:") && line.contains("BY HAND"));
+        let told: Vec<_> = told
+            .filter(|line| !line.contains("does not end TLS"))
+            .collect();
+        assert_eq!(told.is_empty(), by_hand.is_empty(), "{server}: {told:?}");
+        assert!(
+            told.iter().all(|line| line.contains(by_hand)),
+            "{server}: {told:?}"
+        );
+    }
+}
+
+/// Variables that the file itself sets, and addresses that are no VIP.
+#[test]
+fn listeners_of_haproxy_are_vips() {
+    let haproxy = "global\n setenv PORT 6443\n presetenv PORT 1\n presetenv VIP 10.0.0.100\n\
+                   listen a\n bind \"${VIP}:8443\"\n bind 10.0.0.11:8443\n balance first\n \
+                   server m1 10.0.0.11:\"${PORT}\" check\n server m2 10.0.0.12:6443 check\n";
+    let own = Options {
+        addresses: vec!["10.0.0.11".parse().unwrap()],
+        ..options()
+    };
+    let inputs = Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text: INSTANCE.to_owned(),
+        }),
+        haproxy: Some(Input {
+            name: "h".to_owned(),
+            text: haproxy.to_owned(),
+        }),
+        ..Inputs::default()
+    };
+    let Imported { toml, report } = import::import(&inputs, &own).unwrap_or_else(|r| panic!("{r}"));
+    assert_eq!(toml.matches("[[service]]").count(), 1, "{toml}");
+    assert!(
+        toml.contains("address = \"10.0.0.100\"") && toml.contains("10.0.0.11:6443"),
+        "{toml}"
+    );
+    let report = report.to_string();
+    for expected in [
+        "h:7: 10.0.0.11:8443: BY HAND: not imported: it is an address of this node",
+        "h:8: balance first: BY HAND: haproxy fills one server after the other",
+        "h:2: setenv PORT 6443: it counts for",
+    ] {
+        assert!(report.contains(expected), "{expected}\n{report}");
+    }
+}
+
+/// A server that no VIP's family fits, and one that is another on every node, are told.
+#[test]
+fn servers_that_are_not_as_before_are_told() {
+    let haproxy = "listen a\n bind :::8443 v4v6\n server m1 127.0.0.1:6443 check fastinter 5s\n server m2 10.0.0.12:6443 check\n \
+                   server m3 [fd00::13]:6443 check\n";
+    let own = Options {
+        addresses: vec!["10.0.0.11".parse().unwrap()],
+        ..options()
+    };
+    let inputs = |keepalived: &str| Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text: keepalived.to_owned(),
+        }),
+        haproxy: Some(Input {
+            name: "h".to_owned(),
+            text: haproxy.to_owned(),
+        }),
+        ..Inputs::default()
+    };
+    let report = |keepalived: &str| {
+        import::import(&inputs(keepalived), &own)
+            .unwrap()
+            .report
+            .to_string()
+    };
+    let found = report(INSTANCE);
+    for expected in [
+        "h:3: 127.0.0.1:6443: BY HAND: it is this node itself, 10.0.0.11 for the others",
+        "h:3: fastinter 5s: BY HAND: xvip's is at most",
+        "h:5: server m3 fd00::13:6443: BY HAND: no VIP of the service is of its family",
+    ] {
+        assert!(
+            found.contains(&expected.replace("fd00::13:", "[fd00::13]:")),
+            "{expected}\n{found}"
+        );
+    }
+    // Those of an IPv6 VIP lead to it.
+    let v6 = INSTANCE
+        .replace("v {", "w {")
+        .replace("10.0.0.100/24", "fd00::100/64");
+    let haproxy_of_both = report(&format!("{INSTANCE}{v6}"));
+    assert!(
+        !haproxy_of_both.contains("of its family"),
+        "{haproxy_of_both}"
+    );
 }
 
 /// What an instance of keepalived accepts is what its words say, or strict mode, as keepalived.conf(5) has it.

@@ -383,6 +383,7 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
     let mut replies = Replies::default();
     for service in &plan.services {
         recognise(service, ledger);
+        let mut families = BTreeSet::new();
         for bind in &service.binds {
             let matching: Vec<IpAddr> = match &bind.listen {
                 Listen::Any { v4, v6 } => {
@@ -396,12 +397,22 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
                 ledger.by_hand(&bind.words, what);
             }
             if let Listen::At(address) = bind.listen
+                && !vips.is_empty()
+                && nodes.own.contains(&address)
+            {
+                let what = "not imported: it is an address of this node, which no other one takes over; if it is a VIP, \
+                            write it into vrrp.addresses, and a [[service]]";
+                ledger.by_hand(&bind.words, what);
+                continue;
+            }
+            if let Listen::At(address) = bind.listen
                 && !vips.contains(&address)
             {
                 let what = "no [[vrrp]] has this address, so no node will own it: add it to vrrp.addresses";
                 ledger.by_hand(&bind.words, what);
             }
             for vip in matching {
+                families.insert(vip.is_ipv4());
                 // keepalived's and haproxy's words for the same thing would be refused.
                 if !endpoints.insert((vip, bind.port, service.keys.iter().any(is_udp))) {
                     let what = format!("a service at {vip} port {} is there already", bind.port);
@@ -420,8 +431,26 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
                 }
             }
         }
+        strangers(service, &families, ledger);
     }
     made
+}
+
+/// Servers that a proxy may connect to, and a packet cannot reach: a service has VIPs, but none of their
+/// family.
+fn strangers(service: &Service, families: &BTreeSet<bool>, ledger: &Ledger) {
+    for server in &service.servers {
+        let v4 = match server.host {
+            Host::Address(address) => address.is_ipv4(),
+            Host::ThisNode { v4 } => v4,
+            Host::Name(_) => continue,
+        };
+        if !families.is_empty() && !families.contains(&v4) {
+            let words = [server.name_words.clone(), server.words.clone()].concat();
+            let what = "no VIP of the service is of its family, and xvip does not translate: give the server's other address";
+            ledger.by_hand(&words, what);
+        }
+    }
 }
 
 /// Words of a service have a meaning, also where no VIP is for it.
@@ -584,11 +613,17 @@ fn backend(
         Host::Address(address) => address,
         Host::ThisNode { v4 } => {
             let own = nodes.own_of_family(v4);
-            if own.is_none() {
-                let what =
-                    "it is this node itself, whose address is not known: give it with --address";
-                ledger.by_hand(&server.words, what);
-            }
+            let what = match own {
+                Some(own) => format!(
+                    "it is this node itself, {own} for the others: name it so on every node, where all services have the \
+                     same backends"
+                ),
+                None => {
+                    "it is this node itself, whose address is not known: give it with --address"
+                        .to_owned()
+                }
+            };
+            ledger.by_hand(&server.words, what);
             own?
         }
     };

@@ -241,6 +241,11 @@ fn addresses(variables: &Variables, interface: &str, ledger: &Ledger) -> Vec<(Ip
 
 fn peers(variables: &Variables, ledger: &Ledger) -> Vec<(IpAddr, Vec<WordId>)> {
     let Some((value, word)) = variables.get("KEEPALIVED_UNICAST_PEERS") else {
+        ledger.derived(super::Fate::ByHand(
+            "KEEPALIVED_UNICAST_PEERS is not there, and the image's own default is only an example: with the result adverts \
+             go to the multicast group; write vrrp.unicast_peers if the others had them"
+                .to_owned(),
+        ));
         return Vec::new();
     };
     let elements = elements(value);

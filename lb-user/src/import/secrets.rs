@@ -79,13 +79,13 @@ pub(super) fn without(text: &str, secrets: &[String]) -> String {
     text
 }
 
-/// The same of `KEY = VALUE` or `KEY: VALUE`.
+/// The same of `KEY = VALUE` or `KEY: VALUE`; other texts hold no value.
 pub(super) fn without_value(text: &str) -> String {
     let end = [" = ", ": "]
         .iter()
         .filter_map(|sign| Some(text.find(sign)? + sign.len()));
     let key = end.min().and_then(|end| text.get(..end));
-    key.map_or_else(|| HIDDEN.to_owned(), hidden)
+    key.map_or_else(|| text.to_owned(), hidden)
 }
 
 #[cfg(test)]

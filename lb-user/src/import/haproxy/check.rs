@@ -24,6 +24,10 @@ const INTER: Duration = Duration::from_secs(2);
 const NO_STEP: &str = "xvip's checks have no such step: see whether they can do without, or let a program check \
                        (type = \"command\")";
 
+/// What becomes of a further connection or request.
+const ONE_QUESTION: &str = "xvip's checks have one connection and one request: choose the ones that matter, or let a program \
+                            check (type = \"command\")";
+
 /// A value and the words that say it.
 type Said<T> = Option<(T, Vec<WordId>)>;
 
@@ -60,6 +64,11 @@ pub(super) struct Checks {
     path: Said<String>,
     host: Said<String>,
     tls: Vec<WordId>,
+    /// Whether a `connect` takes nothing from the server's line.
+    connects_plainly: bool,
+    /// Rules of an HTTP check that can be there once, and whether they are over.
+    seen: BTreeSet<&'static str>,
+    is_over: bool,
     port: Said<u16>,
     address: Said<IpAddr>,
     name: Said<String>,
@@ -85,6 +94,9 @@ impl Checks {
             self.headers.clear();
             self.steps.clear();
             self.tls.clear();
+            self.connects_plainly = false;
+            self.seen.clear();
+            self.is_over = false;
             self.port = None;
             self.address = None;
             self.name = None;
@@ -199,6 +211,9 @@ impl Checks {
     /// `http-check ...`
     pub(super) fn http_check(&mut self, line: &Line, ledger: &Ledger) {
         self.own_rules();
+        if self.is_second(line.word(1), &["connect", "send"]) {
+            return ledger.by_hand(&line.ids(), ONE_QUESTION);
+        }
         ledger.recognise(&line.first(2));
         let rest = line.words().get(2..).unwrap_or_default();
         match line.word(1) {
@@ -217,8 +232,17 @@ impl Checks {
         }
     }
 
+    /// Whether a rule comes after one of `once` that is there already.
+    fn is_second(&mut self, rule: &str, once: &[&'static str]) -> bool {
+        if let Some(&rule) = once.iter().find(|&&one| one == rule) {
+            self.is_over |= !self.seen.insert(rule);
+        }
+        self.is_over
+    }
+
     /// `connect [ssl] [sni NAME] [port N] ...`
     fn connect(&mut self, words: &[Word], ledger: &Ledger) {
+        self.connects_plainly = !words.iter().any(|word| word.text == "default");
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let ids = |value: Option<&Word>| {
@@ -411,6 +435,9 @@ impl Checks {
     /// `tcp-check ...`
     pub(super) fn tcp_check(&mut self, line: &Line, ledger: &Ledger) {
         self.own_rules();
+        if self.is_second(line.word(1), &["connect"]) {
+            return ledger.by_hand(&line.ids(), ONE_QUESTION);
+        }
         // What stands before the match of an expectation says how to report it.
         let mut at = 2;
         while line.word(1) == "expect" && OF_REPORTS.contains(&line.word(at)) {
@@ -465,11 +492,16 @@ impl Checks {
         let Some(check) = server.get("check") else {
             return vec![Key::text("type", "none", &[])];
         };
-        let own_tls = [server.get("check-ssl"), server.get("ssl")]
-            .into_iter()
-            .flatten()
-            .next();
-        let own_tls = own_tls.filter(|_| !server.has("no-check-ssl"));
+        // What is checked elsewhere does not speak TLS because the service does.
+        let is_elsewhere = server.has("port") || server.has("addr");
+        let of_traffic = server.get("ssl").filter(|_| !is_elsewhere);
+        let own_tls = server.get("check-ssl").or(of_traffic);
+        let own_tls = own_tls.filter(|_| !server.has("no-check-ssl") && !self.connects_plainly);
+        if let Some(set) = server.get("check-ssl").filter(|_| self.connects_plainly) {
+            let why =
+                "a connect rule that does not say default takes nothing from the server's line";
+            ledger.none(&set.words, why);
+        }
         let tls = own_tls.is_some() || !self.tls.is_empty();
         if let (Kind::Command, Some((program, words))) = (self.kind, &self.command) {
             if options.is_readable(program) {
@@ -641,6 +673,10 @@ impl Checks {
         });
         if let Some((name, words)) = name {
             keys.push(Key::text("server_name", name, words));
+        } else if let Some(ca) = keys.iter().find(|key| key.name() == "ca_file") {
+            let what = "haproxy does not look at the names in the certificates here; xvip wants the address that it asks in \
+                        them, or what server_name says: see that it is there";
+            ledger.by_hand(&ca.words(), what);
         }
         if let Some(set) = server.get("crt") {
             if readable(set) {
@@ -699,6 +735,12 @@ impl Checks {
         };
         keys.push(Key::duration("timeout", timeout, &words));
         let (fast, words) = time("fastinter").unwrap_or((interval, Vec::new()));
+        if fast > interval {
+            ledger.by_hand(
+                &words,
+                "xvip's is at most service.health.interval, which is written",
+            );
+        }
         keys.push(Key::duration("fast_interval", fast.min(interval), &words));
         if let Some((down, words)) = time("downinter") {
             keys.push(Key::duration("down_interval", down, &words));

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+pub(super) use self::words::AFFINITY;
 use self::{
     agent::Agents,
     check::Checks,
@@ -106,10 +107,12 @@ fn recognise(section: &Section, ledger: &Ledger) {
 
 /// A section that is no proxy.
 fn beside_proxies(kind: &str, section: &Section, ledger: &Ledger) {
-    let Some(known) = words::section(kind) else {
+    let Some(of_section) = words::section(kind) else {
         return;
     };
     for line in std::iter::once(&section.head).chain(&section.lines) {
+        let own = words::global(line.keyword()).filter(|_| kind == "global");
+        let known = own.unwrap_or(of_section);
         if line.keyword() == "spread-checks" {
             let why = "xvip spreads checks as well: service.health.spread says how far";
             ledger.none(&line.ids(), why);

@@ -85,6 +85,7 @@ pub(super) fn parse(
     ledger: &Ledger,
 ) -> Result<Vec<Section>, Refusal> {
     let file = ledger.file(&input.name);
+    let mut variables = variables.clone();
     let mut sections: Vec<Section> = Vec::new();
     for (index, text) in input.text.lines().enumerate() {
         let line = index + 1;
@@ -93,7 +94,7 @@ pub(super) fn parse(
         }
         let mut cutter = Cutter {
             chars: text.chars().enumerate().peekable(),
-            variables,
+            variables: &variables,
             missing: Vec::new(),
             secrets: Vec::new(),
         };
@@ -121,6 +122,12 @@ pub(super) fn parse(
             continue;
         }
         let line = Line { words };
+        if sections
+            .last()
+            .is_some_and(|section| section.head.keyword() == "global")
+        {
+            set(&line, &mut variables);
+        }
         if SECTIONS.contains(&line.keyword()) {
             let lines = Vec::new();
             sections.push(Section { head: line, lines });
@@ -134,6 +141,23 @@ pub(super) fn parse(
         }
     }
     Ok(sections)
+}
+
+/// What `setenv` and its kin make of variables: lines below see it.
+fn set(line: &Line, variables: &mut BTreeMap<String, String>) {
+    let (name, value) = (line.word(1).to_owned(), line.word(2).to_owned());
+    match line.keyword() {
+        "setenv" => {
+            variables.insert(name, value);
+        }
+        "presetenv" => {
+            variables.entry(name).or_insert(value);
+        }
+        "unsetenv" => {
+            variables.remove(&name);
+        }
+        _ => {}
+    }
 }
 
 /// Passwords of users, headers, what checks send, and variables.

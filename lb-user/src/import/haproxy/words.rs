@@ -28,7 +28,7 @@ const NAMES: &str = "names of servers are looked up by the node's own resolver (
                      node.resolve_interval; the last good address stays";
 const STICKY: &str = "xvip has no stickiness: each new connection goes where the hash of its addresses and \
                       ports says";
-const AFFINITY: &str = "xvip keeps a connection, not a client, at a backend: each new connection goes where the hash of \
+pub(in crate::import) const AFFINITY: &str = "xvip keeps a connection, not a client, at a backend: each new connection goes where the hash of \
                         its addresses and ports says; see that the servers do not count on more";
 const CONTENT: &str =
     "xvip does not look into connections: keep a balancer that does where this matters";
@@ -46,6 +46,10 @@ pub(super) fn proxy(keyword: &str, second: &str) -> Option<Known> {
             Known::Nothing("it takes back what xvip does not do either")
         }
         "balance" if keeps_clients(second) => Known::ByHand(AFFINITY),
+        "balance" if second == "first" => Known::ByHand(
+            "haproxy fills one server after the other, and xvip spreads connections over all: write backup = true for \
+             those that shall wait until another is down",
+        ),
         "timeout" => Known::Nothing(TIMERS),
         "log" | "log-format" | "log-format-sd" | "log-tag" | "error-log-format"
         | "unique-id-format" | "unique-id-header" | "declare" | "capture" | "log-steps" => {
@@ -460,6 +464,25 @@ pub(super) fn server(name: &str, value: &str) -> Option<Known> {
         other if other.starts_with("no-") || other.starts_with("force-") => {
             Known::Nothing("it takes back what xvip does not do either")
         }
+        _ => return None,
+    })
+}
+
+/// What becomes of lines of `global` that are about something else than the process.
+pub(super) fn global(keyword: &str) -> Option<Known> {
+    Some(match keyword {
+        "log" | "log-tag" | "log-send-hostname" => Known::Nothing(LOGS),
+        "stats" => Known::Nothing(STATS),
+        "setenv" | "presetenv" | "unsetenv" => {
+            Known::Nothing("it counts for \"${NAME}\" in the lines below")
+        }
+        "resetenv" => {
+            Known::ByHand("not followed: give what \"${NAME}\" stands for with --define NAME=VALUE")
+        }
+        "ca-base" | "crt-base" | "key-base" => {
+            Known::Nothing("files of certificates are named by their whole path")
+        }
+        other if other.starts_with("ssl-") || other.starts_with("tune.ssl.") => Known::Nothing(TLS),
         _ => return None,
     })
 }

@@ -203,6 +203,11 @@ fn read_line(line: &Statement, ledger: &Ledger, service: &mut Service) {
             "UDP" => service.keys.push(Key::text("protocol", "udp", &words)),
             _ => ledger.by_hand(&words, "xvip forwards TCP and UDP"),
         },
+        "lb_algo" | "lvs_sched"
+            if matches!(line.word(1), "sh" | "mh" | "dh" | "lblc" | "lblcr") =>
+        {
+            ledger.by_hand(&words, haproxy::AFFINITY);
+        }
         "lb_algo" | "lvs_sched" => ledger.none(
             &words,
             "xvip chooses by Maglev hashing of addresses and ports, in proportion to weights",

@@ -324,11 +324,13 @@ impl Parser<'_> {
         match (self.options.include)(pattern) {
             Ok(inputs) => {
                 let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
-                let to = match names.as_slice() {
-                    [] => "no file has such a name".to_owned(),
-                    names => format!("reads {}", names.join(", ")),
-                };
-                self.ledger.mapped(&[word.id], to);
+                if names.is_empty() {
+                    let what = "no file has such a name here: if the node has some, import there";
+                    self.ledger.by_hand(&[word.id], what);
+                } else {
+                    let to = format!("reads {}", names.join(", "));
+                    self.ledger.mapped(&[word.id], to);
+                }
                 for input in &inputs {
                     self.included += 1;
                     self.file(input, depth + 1)?;
