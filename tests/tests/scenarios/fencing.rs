@@ -11,7 +11,7 @@ use lb_tests::{
     claims::{self, Claims, Form, claims, false_claims},
     cluster::{Cluster, PATIENCE},
     control_plane::{BOTH, VIP4, be_patient},
-    kernel::{Starved, sysctl},
+    kernel::{Starved, sysctl, sysctl_value},
     skip, skip_unless_root,
 };
 use lb_user::admin::model::VrrpState;
@@ -237,6 +237,13 @@ fn changed_settings_are_put_right_or_said() {
     };
     shows("repaired: /proc/sys/net/ipv4/conf/all/arp_ignore: 0 -> 1");
     shows("repaired: /proc/sys/net/ipv4/conf/eth0/promote_secondaries: 0 -> 1");
+    // What is said may be of an earlier change than the last one of the loop above.
+    cluster
+        .wait("arp_ignore to be put right", || {
+            let value = (m1.namespace()).enter(|| sysctl_value("net/ipv4/conf/all/arp_ignore"))?;
+            Ok((value == "1").then_some(()))
+        })
+        .unwrap();
     claims.wait_rounds(2, PATIENCE).unwrap();
     let mark = claims.mark();
     claims.wait_rounds(ROUNDS, PATIENCE).unwrap();
