@@ -31,6 +31,7 @@ const TEST_TOOLS: &[(&str, &str, &str)] = &[
         "keepalived",
         "VRRP tests against another speaker",
     ),
+    ("strace", "strace", "a pause at the worst moment"),
     ("tshark", "tshark", "another reader of what xvip sends"),
 ];
 

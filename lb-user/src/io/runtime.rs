@@ -360,15 +360,15 @@ impl Engine {
 
     /// Take in all that has happened, do all that is due, carry out all that follows.
     fn turn(&mut self) {
-        // A decision that rests on silence needs the sockets to be drained.
-        self.drain_sockets();
+        // A decision that rests on silence is one for the time until which the sockets are known to
+        // be drained: this thread may be stopped anywhere below, for longer than a takeover needs.
+        let heard_until = self.drain_sockets();
         if self.socket_retry.is_some_and(|at| at <= Instant::now()) {
             self.open_sockets();
         }
         self.feed();
-        let now = clock::now();
-        if self.controller.poll_timeout() <= now {
-            self.controller.handle_timeout(now);
+        if self.controller.poll_timeout() <= heard_until {
+            self.controller.handle_timeout(heard_until);
         }
         self.feed();
     }
@@ -650,7 +650,10 @@ impl Engine {
         }
     }
 
-    fn drain_sockets(&mut self) {
+    /// Takes in every advert that waits. Everything that came before the time that is returned is in
+    /// the inputs.
+    fn drain_sockets(&mut self) -> Timestamp {
+        let before = clock::now();
         for position in 0..self.sockets.len() {
             while let Some(received) = self
                 .sockets
@@ -665,6 +668,7 @@ impl Engine {
                 }
             }
         }
+        before
     }
 
     fn take_packet(&mut self, instance: usize, received: Result<Received, VrrpSocketError>) {

@@ -12,7 +12,7 @@ use lb_tests::{
     cluster::{Cluster, PATIENCE},
     control_plane::{BOTH, VIP4, be_patient},
     kernel::{Starved, sysctl, sysctl_value},
-    skip, skip_unless_root,
+    skip, skip_unless_installed, skip_unless_root,
 };
 use lb_user::admin::model::VrrpState;
 
@@ -185,6 +185,47 @@ fn an_owner_that_is_paused_or_starved_claims_nothing_beside_another() {
     scene.answers(mark, "m1");
     drop((starved, hog));
     scene.stepped_back("m2");
+    scene.nothing_false();
+}
+
+/// A Backup that stands still for longer than a takeover needs, just after it has looked for adverts
+/// and before it decides: what came in meanwhile is no silence.
+#[test]
+fn a_backup_that_stands_still_before_it_decides_takes_over_nothing() {
+    skip_unless_root!();
+    skip_unless_installed!("strace");
+    let scene = Scene::new();
+    let xvip = scene.cluster.xvip("m2").pid().to_string();
+    // Down after 3.26 s without an advert. Later than half an advert more it would listen again.
+    let pauses = "inject=recvmsg:delay_exit=3350000:when=23+23";
+    let strace = [
+        "-f",
+        "-qq",
+        "-e",
+        "trace=recvmsg",
+        "-e",
+        pauses,
+        "-p",
+        &xvip,
+    ];
+    let strace = (scene.cluster.node("m2"))
+        .start("strace", "strace", &strace)
+        .unwrap();
+    let taken = scene.cluster.wait("m2 to stand still", || {
+        let log = strace.output();
+        if log.contains("Operation not permitted") {
+            return Ok(Some(false));
+        }
+        Ok((log.matches("(DELAYED)").count() >= 4).then_some(true))
+    });
+    if !taken.unwrap() {
+        return skip::note("no process may be traced");
+    }
+    strace.terminate(PATIENCE).unwrap();
+    scene.cluster.wait_settled("m1").unwrap();
+    for vrrp in scene.cluster.status("m2").unwrap().vrrp {
+        assert_eq!((vrrp.transitions, &*vrrp.cause), (1, "startup"), "{vrrp:?}");
+    }
     scene.nothing_false();
 }
 

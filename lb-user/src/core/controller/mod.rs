@@ -363,7 +363,9 @@ impl Controller {
         }
     }
 
-    /// Do what is due at `now`.
+    /// Do what is due at `now`. Every advert that came before `now` must have been handed in, so it
+    /// may be earlier than the time of the inputs before it: whoever reads the clock after the
+    /// sockets takes a pause in between for the silence of the others.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         for health in &mut self.health {
             health.handle_timeout(now);

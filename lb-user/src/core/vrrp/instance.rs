@@ -12,8 +12,10 @@
 //! renew: it becomes Backup and listens for a full down interval (the lapse rule).
 //!
 //! Takeovers are decided in [`Instance::handle_timeout`] alone. A caller that is late must hand
-//! in what has queued up in its socket first: then silence is silence of the others, not
-//! deafness of its own. One that is later than half an interval listens for another one.
+//! in what has queued up in its socket first, with a time from before it looked there: then
+//! silence is silence of the others, not deafness of its own. One that is later than half an
+//! interval listens for another one. A takeover whose advert is not sent within an interval is
+//! none: others may have taken over meanwhile.
 
 use std::{collections::VecDeque, net::IpAddr, num::NonZeroU8, time::Duration};
 
@@ -141,10 +143,11 @@ struct Ownership {
 }
 
 impl Active {
-    /// When the right to be Active ends if nothing renews it.
+    /// When the right to be Active ends if nothing renews it. Before the first advert it rests on a
+    /// silence that ages.
     fn ends_at(&self, settings: &Settings) -> Timestamp {
         self.owned.as_ref().map_or_else(
-            || self.since + timing::lease(settings.interval),
+            || self.since + settings.interval.duration(),
             |owned| owned.deadline,
         )
     }
@@ -437,7 +440,7 @@ impl Instance {
     }
 
     /// Do what is due. Calls that are early or repeated do nothing; late ones do everything
-    /// once.
+    /// once. All adverts that were received before `now` have been handed in.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.watch_timers(now);
         self.lapse_if_due(now);

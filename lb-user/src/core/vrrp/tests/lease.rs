@@ -67,16 +67,14 @@ fn a_takeover_without_an_advert_is_none() {
     assert_eq!(net.moves(), [(7_218_750, 0, "active")]);
 }
 
-/// A takeover whose report never comes ends with the lease that it would have had.
+/// A takeover whose report never comes ends after an interval.
 #[test]
 fn an_unreported_takeover_ends() {
     let now = Timestamp::from_nanos(0);
     let mut instance = Instance::new(&config(255), now);
-    for second in 1..3 {
-        instance.handle_timeout(now + ms(second * 1_000));
-    }
+    instance.handle_timeout(now + ms(999));
     assert_eq!(instance.state(), State::Active);
-    instance.handle_timeout(now + ms(3_000));
+    instance.handle_timeout(now + ms(1_000));
     assert_eq!(instance.state(), State::Backup);
     assert_eq!(drain(&mut instance), [], "claims are withdrawn");
 }
@@ -221,6 +219,41 @@ fn late_timers_fire_once() {
     );
     net.run(ms(500));
     assert_eq!(net.trace(), [(3_000_000, 0, "advert")]);
+}
+
+/// A pause between the look at the sockets and the decision: the time is the earlier one, and what came
+/// in meanwhile is heard at the next look.
+#[test]
+fn a_pause_after_the_last_look_is_no_silence() {
+    let mut net = Net::new([config(200), config(100)]);
+    net.run(ms(10_000));
+    net.freeze(1);
+    let looked = net.now;
+    net.run(ms(3_700));
+    let woken = net.now;
+    let backup = net.instance_mut(1);
+    assert!(backup.poll_timeout().is_some_and(|due| due <= woken));
+    backup.handle_timeout(looked);
+    assert_eq!(backup.state(), State::Backup);
+    net.thaw(1);
+    net.run(ms(10_000));
+    assert_eq!(net.owners(), [0]);
+    assert_eq!(net.instance(1).counters().became_active, 0);
+}
+
+/// A takeover that is not announced within an interval is none: others may have taken over.
+#[test]
+fn a_takeover_goes_stale() {
+    let now = Timestamp::from_nanos(0);
+    let limit = now + ms(1_000);
+    let mut instance = Instance::new(&config(255), now);
+    assert!(matches!(
+        drain(&mut instance)[..],
+        [VrrpAction::SendAdvert { not_after, .. }] if not_after == limit
+    ));
+    instance.handle_advert_sent(limit, limit);
+    assert_eq!(instance.state(), State::Backup);
+    assert_eq!(instance.lease_deadline(), None);
 }
 
 /// A report about an advert of an earlier time as Active does not confirm a new takeover.

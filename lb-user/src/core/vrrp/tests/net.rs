@@ -230,6 +230,11 @@ impl Net {
         self.nodes[node].instance.as_ref().unwrap()
     }
 
+    /// For what a caller may do that this one does not.
+    pub(super) fn instance_mut(&mut self, node: usize) -> &mut Instance {
+        self.nodes[node].instance.as_mut().unwrap()
+    }
+
     // --- Machinery ----------------------------------------------------------------------------
 
     fn running(&self) -> impl Iterator<Item = usize> {
