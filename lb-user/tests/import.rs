@@ -646,6 +646,61 @@ fn checks_are_those_of_haproxy() {
     }
 }
 
+/// What stands around a pattern is no part of it, and a program runs as haproxy did.
+#[test]
+fn expectations_are_those_of_haproxy() {
+    let haproxy = |lines: &str| {
+        format!(
+            "global\n user prober\nlisten a\n bind 10.0.0.100:8443\n {lines}\n server m1 10.0.0.11:6443 check\n"
+        )
+    };
+    let http = "option httpchk GET /\n http-check expect";
+    let tcp = "option tcp-check\n tcp-check";
+    for (lines, expected) in [
+        (
+            format!("{tcp} expect string +OK\\ ready comment POP\\ protocol"),
+            "{ expect = \"+OK ready\" }",
+        ),
+        (
+            format!("{tcp} send PING\\r\\n comment ping"),
+            "{ send = \"PING\\r\\n\" }",
+        ),
+        (
+            format!("{tcp} expect comment x rstring ^2.."),
+            "{ expect_regex = \"^2..\" }",
+        ),
+        (
+            format!("{http} string ok comment x"),
+            "expect_body = \"ok\"",
+        ),
+        (
+            format!("{http} status 200,401 comment x"),
+            "expect_status = [200, 401]",
+        ),
+        (
+            format!("{http} rstatus ^(200|401)$"),
+            "expect_status = [200, 401]",
+        ),
+        (
+            format!("{http} ! rstatus ^[45]"),
+            "expect_status = [\"200-399\"]",
+        ),
+        (
+            "option external-check\n external-check command /usr/local/bin/probe".to_owned(),
+            "user = \"prober\"",
+        ),
+    ] {
+        let Imported { toml, report } = imported(INSTANCE, &haproxy(&lines)).unwrap();
+        assert!(toml.contains(expected), "{lines}\n{toml}");
+        let report = report.to_string();
+        let mut told = report.lines().filter(|line| line.starts_with("h:"));
+        assert!(
+            !told.any(|line| line.contains("BY HAND") || line.contains("nothing that is")),
+            "{report}"
+        );
+    }
+}
+
 /// Variables that the file itself sets, and addresses that are no VIP.
 #[test]
 fn listeners_of_haproxy_are_vips() {
@@ -680,6 +735,33 @@ fn listeners_of_haproxy_are_vips() {
         "h:2: setenv PORT 6443: it counts for",
     ] {
         assert!(report.contains(expected), "{expected}\n{report}");
+    }
+}
+
+/// A check of this node that nothing takes over is told; one of the proxy is built in.
+#[test]
+fn checks_of_this_node_are_not_lost() {
+    let keepalived = |port: u16| {
+        format!(
+            "vrrp_script s {{\n script \"/usr/bin/curl -k https://localhost:{port}/\"\n}}\n\
+             vrrp_instance v {{\n interface eth0\n virtual_router_id 51\n track_script {{\n s\n }}\n \
+             virtual_ipaddress {{\n 10.0.0.100/24\n }}\n}}\n"
+        )
+    };
+    let haproxy = "listen a\n bind 10.0.0.100:8443\n server m1 10.0.0.11:6443 check\n server m2 10.0.0.12:6443 check\n";
+    for (port, told, toml_has) in [
+        (6443, "track.type = \"local_backend\"", true),
+        (8443, "s: built in:", false),
+        (
+            2379,
+            "s: BY HAND: nothing checks it: no service leads to port 2379",
+            false,
+        ),
+    ] {
+        let Imported { toml, report } = imported(&keepalived(port), haproxy).unwrap();
+        let report = report.to_string();
+        assert!(report.contains(told), "{port}\n{report}");
+        assert_eq!(toml.contains("local_backend"), toml_has, "{port}");
     }
 }
 

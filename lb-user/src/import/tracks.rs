@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    Fate,
     document::{Key, Section, quoted},
     ledger::{Ledger, WordId},
     plan::{Instance, LocalCheck, Plan, Subject, Track, Weight},
@@ -53,13 +54,14 @@ pub(super) fn tracks(
             Some(section) if is_used => {
                 sections.insert(name.clone(), section);
             }
-            Some(_) => claim(track, NOBODY, ledger),
-            None => claim(track, BUILT_IN, ledger),
+            Some(_) => claim(track, &Fate::NoEquivalent(NOBODY.to_owned()), ledger),
+            None => claim(track, &instead(track, services), ledger),
         }
     }
     let mut interfaces = BTreeSet::new();
     let keys = plan.instances.iter();
-    let keys = keys.map(|instance| key(instance, plan, &sections, &mut interfaces, ledger));
+    let keys =
+        keys.map(|instance| key(instance, plan, services, &sections, &mut interfaces, ledger));
     let keys: Vec<_> = keys.collect();
     let interfaces = interfaces.into_iter().map(|name| {
         let mut section = Section::new("[[track]]");
@@ -82,22 +84,42 @@ fn of_interface(name: &str) -> String {
     format!("interface-{name}")
 }
 
+/// What stands in for a check that becomes no section.
+fn instead(track: &Track, services: &[Candidate<'_>]) -> Fate {
+    let Subject::Local(check) = &track.subject else {
+        return Fate::NoEquivalent(BUILT_IN.to_owned());
+    };
+    let leads = |service: &Candidate<'_>| {
+        let mut ports = service.backends.iter().map(SocketAddr::port);
+        service.port == check.port || ports.any(|port| port == check.port)
+    };
+    if services.iter().any(leads) {
+        Fate::NoEquivalent(BUILT_IN.to_owned())
+    } else {
+        Fate::ByHand(format!(
+            "nothing checks it: no service leads to port {} that it asks; write one, or let a [[track]] with type = \
+             \"command\" ask",
+            check.port
+        ))
+    }
+}
+
 /// All words of a track that becomes no section.
-fn claim(track: &Track, why: &str, ledger: &Ledger) {
-    ledger.none(&track.words, why);
+fn claim(track: &Track, why: &Fate, ledger: &Ledger) {
+    ledger.claim(&track.words, why);
     for key in &track.keys {
         // Others may have the same user by the same words.
         if key.name() == "user" {
             ledger.recognise(&key.words());
         } else {
-            ledger.none(&key.words(), why);
+            ledger.claim(&key.words(), why);
         }
     }
     if let Some(weight) = &track.weight {
-        ledger.none(&weight.words, why);
+        ledger.claim(&weight.words, why);
     }
     if let Subject::Local(check) = &track.subject {
-        ledger.none(&check.words, why);
+        ledger.claim(&check.words, why);
     }
 }
 
@@ -147,6 +169,7 @@ fn service_of<'a>(
 fn key(
     instance: &Instance,
     plan: &Plan,
+    services: &[Candidate<'_>],
     sections: &BTreeMap<String, Section>,
     interfaces: &mut BTreeSet<String>,
     ledger: &Ledger,
@@ -165,14 +188,14 @@ fn key(
             elements.push((reference(&name, found.weight.as_ref(), None), words));
             continue;
         }
+        let track = plan.tracks.get(&found.name);
         if !sections.contains_key(&found.name) {
-            ledger.none(&words, BUILT_IN);
+            if let Some(track) = track {
+                ledger.claim(&words, &instead(track, services));
+            }
             continue;
         }
-        let own = plan
-            .tracks
-            .get(&found.name)
-            .and_then(|track| track.weight.as_ref());
+        let own = track.and_then(|track| track.weight.as_ref());
         let name = super::plan::name(&found.name, "track");
         elements.push((reference(&name, found.weight.as_ref(), own), words));
     }

@@ -28,6 +28,8 @@ const NO_STEP: &str = "xvip's checks have no such step: see whether they can do 
 const ONE_QUESTION: &str = "xvip's checks have one connection and one request: choose the ones that matter, or let a program \
                             check (type = \"command\")";
 
+/// Whom haproxy runs as, and the words that say it.
+pub(super) type User = (String, Vec<WordId>);
 /// A value and the words that say it.
 type Said<T> = Option<(T, Vec<WordId>)>;
 
@@ -349,25 +351,26 @@ impl Checks {
     /// `expect [OPTION]... [!] MATCH PATTERN`
     fn expect(&mut self, line: &Line, words: &[Word], ledger: &Ledger) {
         let mut words = words.iter();
-        let mut negated = false;
+        let mut negation: Vec<WordId> = Vec::new();
         while let Some(word) = words.next() {
+            let negated = !negation.is_empty();
             match word.text.as_str() {
                 "!" => {
-                    negated = true;
-                    ledger.recognise(&[word.id]);
+                    negation = vec![word.id];
+                    ledger.recognise(&negation);
                 }
                 "status" | "rstatus" => {
-                    let rest: Vec<_> = words.by_ref().collect();
-                    let all = std::iter::once(word).chain(rest.iter().copied());
-                    let ids: Vec<_> = all.map(|word| word.id).collect();
-                    let text = rest.iter().map(|word| word.text.as_str());
-                    let parts = text.flat_map(|text| text.split(',')).map(str::to_owned);
-                    let parts: Vec<String> = if word.text == "rstatus" {
-                        parts.flat_map(|pattern| by_pattern(&pattern)).collect()
+                    let pattern = words.next();
+                    let mut ids = std::mem::take(&mut negation);
+                    ids.push(word.id);
+                    ids.extend(pattern.map(|pattern| pattern.id));
+                    let pattern = pattern.map_or("", |pattern| pattern.text.as_str());
+                    let wanted = if word.text == "rstatus" {
+                        by_pattern(pattern)
                     } else {
-                        parts.collect()
+                        statuses(pattern.split(','))
                     };
-                    match statuses(parts.iter().map(String::as_str)) {
+                    match wanted {
                         Some(wanted) => {
                             ledger.recognise(&ids);
                             self.expect_statuses(&wanted, negated, ids);
@@ -375,7 +378,7 @@ impl Checks {
                         None => ledger.by_hand(&ids, "write service.health.expect_status"),
                     }
                 }
-                "string" | "rstring" if !negated => self.expect_text(word, words.by_ref(), ledger),
+                "string" | "rstring" if !negated => self.expect_text(word, words.next(), ledger),
                 report if OF_REPORTS.contains(&report) => {
                     let mut ids = vec![word.id];
                     ids.extend(words.next().map(|value| value.id));
@@ -404,19 +407,12 @@ impl Checks {
     }
 
     /// `string TEXT` or `rstring PATTERN` of an answer's body.
-    fn expect_text<'w>(
-        &mut self,
-        word: &Word,
-        rest: &mut impl Iterator<Item = &'w Word>,
-        ledger: &Ledger,
-    ) {
-        let rest: Vec<_> = rest.collect();
+    fn expect_text(&mut self, word: &Word, pattern: Option<&Word>, ledger: &Ledger) {
         let mut ids = vec![word.id];
-        ids.extend(rest.iter().map(|word| word.id));
-        let text: Vec<_> = rest.iter().map(|word| word.text.as_str()).collect();
-        let text = text.join(" ");
+        ids.extend(pattern.map(|pattern| pattern.id));
+        let text = pattern.map_or("", |pattern| pattern.text.as_str());
         let is_text = word.text == "string";
-        if text.is_empty() || (!is_text && regex::Regex::new(&text).is_err()) {
+        if text.is_empty() || (!is_text && regex::Regex::new(text).is_err()) {
             ledger.by_hand(
                 &ids,
                 "write service.health.expect_body or expect_body_regex",
@@ -429,7 +425,7 @@ impl Checks {
             "expect_body_regex"
         };
         ledger.recognise(&ids);
-        self.body = Some(Key::text(key, &text, &ids));
+        self.body = Some(Key::text(key, text, &ids));
     }
 
     /// `tcp-check ...`
@@ -438,17 +434,12 @@ impl Checks {
         if self.is_second(line.word(1), &["connect"]) {
             return ledger.by_hand(&line.ids(), ONE_QUESTION);
         }
-        // What stands before the match of an expectation says how to report it.
+        // What stands around the match of an expectation says how to report it.
         let mut at = 2;
         while line.word(1) == "expect" && OF_REPORTS.contains(&line.word(at)) {
             at += 2;
         }
-        let text = |skip: usize| {
-            let words = line.words().iter().skip(skip);
-            let words: Vec<_> = words.map(|word| word.text.as_str()).collect();
-            words.join(" ")
-        };
-        let (key, text) = match (line.word(1), line.word(at)) {
+        let (key, last) = match (line.word(1), line.word(at)) {
             ("connect", _) => {
                 self.connect(line.words().get(2..).unwrap_or_default(), ledger);
                 ledger.none(&line.first(2), "its parts follow");
@@ -458,23 +449,29 @@ impl Checks {
                 ledger.none(&line.ids(), "a comment");
                 return;
             }
-            ("send", _) => ("send", text(2)),
-            ("send-binary", _) => ("send_hex", text(2)),
-            ("expect", "string") => ("expect", text(at + 1)),
-            ("expect", "binary") => ("expect_hex", text(at + 1)),
-            ("expect", "rstring") => ("expect_regex", text(at + 1)),
-            _ => ("", String::new()),
+            ("send", _) => ("send", 2),
+            ("send-binary", _) => ("send_hex", 2),
+            ("expect", "string") => ("expect", at + 1),
+            ("expect", "binary") => ("expect_hex", at + 1),
+            ("expect", "rstring") => ("expect_regex", at + 1),
+            _ => ("", 2),
         };
+        let text = line.word(last);
+        let mut after = last + 1;
+        while OF_REPORTS.contains(&line.word(after)) {
+            after += 2;
+        }
+        let is_whole = after >= line.words().len();
         let is_hex = !text.is_empty() && text.chars().all(|c| c.is_ascii_hexdigit());
         let is_good = match key {
             "" => false,
             "send_hex" | "expect_hex" => is_hex && text.len().is_multiple_of(2),
-            "expect_regex" => !text.is_empty() && regex::Regex::new(&text).is_ok(),
+            "expect_regex" => !text.is_empty() && regex::Regex::new(text).is_ok(),
             _ => !text.is_empty(),
         };
-        if is_good && self.steps.len() < MAX_STEPS {
+        if is_good && is_whole && self.steps.len() < MAX_STEPS {
             ledger.recognise(&line.ids());
-            let text = super::super::document::quoted(&text);
+            let text = super::super::document::quoted(text);
             self.steps
                 .push((format!("{{ {key} = {text} }}"), line.ids()));
         } else {
@@ -487,6 +484,7 @@ impl Checks {
         &self,
         server: &ServerOptions,
         options: &Options<'_>,
+        user: &User,
         ledger: &Ledger,
     ) -> Vec<Key> {
         let Some(check) = server.get("check") else {
@@ -505,7 +503,7 @@ impl Checks {
         let tls = own_tls.is_some() || !self.tls.is_empty();
         if let (Kind::Command, Some((program, words))) = (self.kind, &self.command) {
             if options.is_readable(program) {
-                return self.command_keys(program, words, server, ledger);
+                return self.command_keys((program, words), user, server, ledger);
             }
             let what =
                 "cannot be read here: write type = \"command\" and command into [service.health]";
@@ -543,8 +541,8 @@ impl Checks {
     /// Keys of a check by a program.
     fn command_keys(
         &self,
-        program: &str,
-        words: &[WordId],
+        (program, words): (&str, &[WordId]),
+        (user, of_user): &User,
         server: &ServerOptions,
         ledger: &Ledger,
     ) -> Vec<Key> {
@@ -556,6 +554,7 @@ impl Checks {
         let mut keys = vec![
             Key::text("type", "command", &of_type),
             Key::new("command", command, words),
+            Key::text("user", user, of_user),
         ];
         self.time_keys(server, ledger, &mut keys);
         keys
@@ -804,57 +803,12 @@ fn is_header(name: &str) -> bool {
         && !sent.iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
-/// The statuses that a regular expression means, where it is one that people write for it: digits,
-/// `.`, `[0-9]` and alternatives in parentheses.
-fn by_pattern(pattern: &str) -> Vec<String> {
-    let pattern = pattern.trim_start_matches('^').trim_end_matches('$');
-    let matches = (200..=599_u16).filter(|status| fits(pattern, &status.to_string()));
-    let matches: Vec<_> = matches.map(|status| status.to_string()).collect();
-    if matches.is_empty() {
-        // What statuses() refuses.
-        vec!["?".to_owned()]
-    } else {
-        matches
-    }
-}
-
-/// Whether `status` fits a pattern of three places, or as many as it has.
-fn fits(pattern: &str, status: &str) -> bool {
-    if pattern.len() > 64 {
-        return false;
-    }
-    let mut digits = status.chars();
-    let mut rest = pattern;
-    while let Some(c) = rest.chars().next() {
-        let Some(digit) = digits.next() else {
-            return false;
-        };
-        let (choices, after) = match c {
-            '[' => match rest.split_once(']') {
-                Some((set, after)) => (set.trim_start_matches('[').to_owned(), after),
-                None => return false,
-            },
-            '(' => match rest.split_once(')') {
-                Some((set, after)) => (set.trim_start_matches('(').replace('|', ""), after),
-                None => return false,
-            },
-            '.' => ("0-9".to_owned(), rest.get(1..).unwrap_or_default()),
-            c if c.is_ascii_digit() => (c.to_string(), rest.get(1..).unwrap_or_default()),
-            _ => return false,
-        };
-        if !chosen(&choices, digit) {
-            return false;
-        }
-        rest = after;
-    }
-    true
-}
-
-fn chosen(choices: &str, digit: char) -> bool {
-    match choices.split_once('-') {
-        Some((first, last)) => (first..=last).contains(&digit.to_string().as_str()),
-        None => choices.contains(digit),
-    }
+/// The statuses that a regular expression finds, if it is one that xvip has as well.
+fn by_pattern(pattern: &str) -> Option<BTreeSet<u16>> {
+    let pattern = regex::Regex::new(pattern).ok()?;
+    let fits = |status: &u16| pattern.is_match(&status.to_string());
+    let fitting: BTreeSet<u16> = (200..=599).filter(fits).collect();
+    (!fitting.is_empty()).then_some(fitting)
 }
 
 #[cfg(test)]
@@ -864,10 +818,8 @@ mod tests {
     /// Patterns for statuses as they stand in real files.
     #[test]
     fn understands_patterns_of_statuses() {
-        let statuses = |pattern| {
-            let statuses = statuses(by_pattern(pattern).iter().map(String::as_str));
-            statuses.and_then(|statuses| spelled_statuses(&statuses))
-        };
+        let statuses =
+            |pattern| by_pattern(pattern).and_then(|statuses| spelled_statuses(&statuses));
         assert_eq!(
             statuses("(2|3)[0-9][0-9]").as_deref(),
             Some("[\"200-399\"]")
@@ -876,6 +828,9 @@ mod tests {
         assert_eq!(statuses("200").as_deref(), Some("[200]"));
         let several = statuses("[2-3]0[01]");
         assert_eq!(several.as_deref(), Some("[\"200-201\", \"300-301\"]"));
+        let alternatives = statuses("^(200|401|403)$");
+        assert_eq!(alternatives.as_deref(), Some("[200, 401, 403]"));
         assert_eq!(statuses("x+"), None);
+        assert_eq!(statuses("(2"), None);
     }
 }

@@ -16,7 +16,7 @@ use std::{
 pub(super) use self::words::AFFINITY;
 use self::{
     agent::Agents,
-    check::Checks,
+    check::{Checks, User},
     parse::{Line, Section},
     rules::Rules,
     server::{ServerOptions, Set, split_port},
@@ -55,6 +55,7 @@ impl Settings {
 struct Context<'a> {
     ledger: &'a Ledger,
     options: &'a Options<'a>,
+    user: User,
 }
 
 /// Reads a haproxy.cfg into `plan`.
@@ -65,7 +66,11 @@ pub(super) fn read(
     plan: &mut Plan,
 ) -> Result<(), Refusal> {
     let sections = parse::parse(input, &options.variables, ledger)?;
-    let context = Context { ledger, options };
+    let context = Context {
+        ledger,
+        options,
+        user: user(&sections),
+    };
     let settings = inherit(&sections, &context);
     let mut backends = Backends::new();
     for (section, settings) in sections.iter().zip(&settings) {
@@ -86,6 +91,19 @@ pub(super) fn read(
         }
     }
     Ok(())
+}
+
+/// Whom haproxy runs as: root, if `global` says no other.
+fn user(sections: &[Section]) -> User {
+    let globals = sections
+        .iter()
+        .filter(|section| section.head.keyword() == "global");
+    let mut lines = globals.flat_map(|section| &section.lines);
+    let last = lines.rfind(|line| line.keyword() == "user");
+    last.map_or_else(
+        || ("root".to_owned(), Vec::new()),
+        |line| (line.word(1).to_owned(), line.first(2)),
+    )
 }
 
 /// Sections with servers, by name.
@@ -307,7 +325,7 @@ fn pool(section: &Section, settings: &Settings, context: &Context<'_>) -> Pool {
         }
         let keys = settings
             .checks
-            .keys(&effective, context.options, context.ledger);
+            .keys(&effective, context.options, &context.user, context.ledger);
         let is_used = server.is_some();
         if let (true, Some(set)) = (is_used, effective.get("slowstart")) {
             slow_start(set, &mut pool.keys, context.ledger);
