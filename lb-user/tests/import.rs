@@ -765,6 +765,41 @@ fn checks_of_this_node_are_not_lost() {
     }
 }
 
+/// Two servers at one address are one, and servers of other services are no peers of this node.
+#[test]
+fn a_backend_and_a_peer_are_there_once() {
+    let haproxy = "listen a\n bind :::8443\n server m1 10.0.0.11:6443 check\n server again 10.0.0.11:6443 check\n \
+                   server m2 10.0.0.12:6443 check\nlisten b\n bind 10.0.0.100:80\n server m2 10.0.0.32:80 check\n \
+                   server w 10.0.0.33:80 check\n";
+    let inputs = Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text: INSTANCE.to_owned(),
+        }),
+        haproxy: Some(Input {
+            name: "h".to_owned(),
+            text: haproxy.to_owned(),
+        }),
+        ..Inputs::default()
+    };
+    let own = Options {
+        addresses: vec!["10.0.0.11".parse().unwrap()],
+        ..options()
+    };
+    let Imported { toml, report } = import::import(&inputs, &own).unwrap_or_else(|r| panic!("{r}"));
+    let (_, peers) = toml.split_once("[[peer]]").unwrap();
+    let peers = peers.split("[[vrrp]]").next().unwrap();
+    assert_eq!(
+        keys(peers, &["name", "address", "addresses"]),
+        ["name = \"m2\"", "address = \"10.0.0.12\""]
+    );
+    let report = report.to_string();
+    assert!(
+        report.contains("h:4: server again 10.0.0.11:6443: BY HAND: another server"),
+        "{report}"
+    );
+}
+
 /// A server that no VIP's family fits, and one that is another on every node, are told.
 #[test]
 fn servers_that_are_not_as_before_are_told() {

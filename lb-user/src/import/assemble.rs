@@ -214,7 +214,14 @@ fn peers(
         return peers;
     }
     if is_server {
-        for server in servers(plan) {
+        // Those beside this node; servers of other services are other machines.
+        let is_own = |server: &Server| matches!(server.host, Host::Address(address) if nodes.own.contains(&address));
+        let alike = plan
+            .services
+            .iter()
+            .filter(|service| service.servers.iter().any(is_own));
+        let alike: Vec<_> = alike.flat_map(|service| &service.servers).collect();
+        for server in &alike {
             if let Host::Name(host) = &server.host {
                 ledger.derived(Fate::ByHand(format!(
                     "server {:?} is named by {host}: if it runs xvip like this node, write a [[peer]] with its \
@@ -223,7 +230,7 @@ fn peers(
                 )));
             }
         }
-        let others = servers(plan).filter_map(|server| match server.host {
+        let others = alike.iter().filter_map(|server| match server.host {
             Host::Address(address) if !nodes.own.contains(&address) => {
                 Some((server.name.clone(), address))
             }
@@ -422,6 +429,7 @@ fn services(plan: &Plan, nodes: &Nodes, ledger: &Ledger) -> Vec<OneService> {
                 let name = unique(&service.name, vip, &mut names);
                 let port = bind.port;
                 let Some(one) = one(service, &name, vip, port, &bind.words, nodes, ledger) else {
+                    names.remove(&name);
                     continue;
                 };
                 let is_udp = service.keys.iter().any(is_udp);
@@ -533,10 +541,23 @@ fn one(
     nodes: &Nodes,
     ledger: &Ledger,
 ) -> Option<OneService> {
+    let mut seen = Vec::new();
     let (addresses, backends): (Vec<_>, Vec<_>) = service
         .servers
         .iter()
-        .filter_map(|server| backend(server, vip, port, nodes, ledger))
+        .filter_map(|server| {
+            let (address, keys) = backend(server, vip, port, nodes, ledger)?;
+            let endpoint = keys.iter().find(|key| key.name() == "address");
+            if endpoint.is_some_and(|key| seen.iter().any(|other: &Key| other.says_same(key))) {
+                let words = [server.name_words.clone(), server.words.clone()].concat();
+                let what = "another server of the service has this address, and xvip takes it once: weight gives it more \
+                            connections";
+                ledger.by_hand(&words, what);
+                return None;
+            }
+            seen.extend(endpoint.cloned());
+            Some((address, keys))
+        })
         .unzip();
     if backends.is_empty() {
         let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };

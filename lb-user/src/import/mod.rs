@@ -26,7 +26,11 @@ use crate::config::{self, ConfigErrors, HostFacts, ReadFile};
 
 pub use report::{Entry, Fate, Report};
 
-use self::{ledger::Ledger, plan::Plan, script::CheckScript};
+use self::{
+    ledger::Ledger,
+    plan::Plan,
+    script::{Around, CheckScript},
+};
 
 /// One input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,14 +169,20 @@ pub fn import(inputs: &Inputs, options: &Options<'_>) -> Result<Imported, Refusa
     let ledger = Ledger::default();
     let mut plan = Plan::default();
     let script = match &inputs.check_script {
-        Some(input) => script::read(input, &ledger)?.map(|check| CheckScript {
-            name: ledger::base_name(&input.name).to_owned(),
-            check,
-        }),
+        Some(input) => {
+            script::read(input, inputs.haproxy.is_some(), &ledger)?.map(|check| CheckScript {
+                name: ledger::base_name(&input.name).to_owned(),
+                check,
+            })
+        }
         None => None,
     };
     if let Some(input) = &inputs.keepalived {
-        keepalived::read(input, script.as_ref(), &ledger, options, &mut plan)?;
+        let around = Around {
+            script: script.as_ref(),
+            has_haproxy: inputs.haproxy.is_some(),
+        };
+        keepalived::read(input, around, &ledger, options, &mut plan)?;
     }
     if let Some(input) = &inputs.env {
         env::read(input, &ledger, options, &mut plan)?;

@@ -2,7 +2,7 @@
 //! proxy in front of it.
 
 use super::{
-    Input, Refusal,
+    Fate, Input, Refusal,
     ledger::{Ledger, Place},
     plan::LocalCheck,
 };
@@ -21,13 +21,22 @@ pub(super) struct CheckScript {
     pub(super) check: LocalCheck,
 }
 
+/// What is known beside keepalived.conf.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around<'a> {
+    /// The check script, if it was given.
+    pub(super) script: Option<&'a CheckScript>,
+    /// Whether haproxy.cfg is imported as well.
+    pub(super) has_haproxy: bool,
+}
+
 /// What a command of `vrrp_script` is.
 #[derive(Debug)]
 pub(super) enum Command {
     /// It asks an apiserver, or a proxy, of this node.
     Local(LocalCheck),
-    /// It sees whether a proxy runs.
-    Proxy,
+    /// It sees whether this proxy runs.
+    Proxy(Proxy),
     /// It sees whether a process of this name runs.
     Process(String),
     /// A script in a file with this path.
@@ -36,13 +45,49 @@ pub(super) enum Command {
     Other,
 }
 
+/// A proxy as people put them in front of apiservers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proxy {
+    Haproxy,
+    Nginx,
+}
+
+impl Proxy {
+    /// The program of this name, as processes and units have it.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        let name = name.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        match name.strip_suffix(".service").unwrap_or(name) {
+            "haproxy" => Some(Self::Haproxy),
+            "nginx" => Some(Self::Nginx),
+            _ => None,
+        }
+    }
+
+    /// What becomes of a check that it runs: it goes if its configuration is imported.
+    pub(super) fn fate(self, has_haproxy: bool) -> Fate {
+        let why = match self {
+            Self::Haproxy if has_haproxy => {
+                let why =
+                    "there is no proxy to watch: the kernel forwards, also while xvip restarts";
+                return Fate::NoEquivalent(why.to_owned());
+            }
+            Self::Haproxy => "no haproxy.cfg was given",
+            Self::Nginx => "what nginx does is not imported",
+        };
+        Fate::ByHand(format!(
+            "{why}: nothing is needed where xvip takes its place; if it stays, and the VIP shall go when it dies, write a \
+             [[track]] with type = \"process\""
+        ))
+    }
+}
+
 /// What `text`, the command of a `vrrp_script`, is.
 pub(super) fn command(text: &str) -> Command {
     if let Some(check) = local_check(text) {
         return Command::Local(check);
     }
-    if asks_for_proxy(text) {
-        return Command::Proxy;
+    if let Some(proxy) = asks_for_proxy(text) {
+        return Command::Proxy(proxy);
     }
     if let Some(name) = process(text) {
         return Command::Process(name);
@@ -65,31 +110,27 @@ fn has_extension(word: &str) -> bool {
         .any(|end| word.ends_with(end))
 }
 
-/// Whether a program is a proxy as people put them in front of apiservers.
-pub(super) fn is_proxy(name: &str) -> bool {
-    let name = name.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-    matches!(
-        name.strip_suffix(".service").unwrap_or(name),
-        "haproxy" | "nginx"
-    )
-}
-
 /// `killall -0 haproxy`, `pidof nginx`, `systemctl is-active haproxy` and the like.
-fn asks_for_proxy(text: &str) -> bool {
+fn asks_for_proxy(text: &str) -> Option<Proxy> {
     let asks = ["killall", "pidof", "pgrep", "systemctl", "pkill", "ps "];
-    text.split_whitespace().any(is_proxy) && asks.iter().any(|word| text.contains(word))
+    let proxy = text.split_whitespace().find_map(Proxy::of)?;
+    asks.iter().any(|word| text.contains(word)).then_some(proxy)
 }
 
-/// The name of a process that `killall -0 NAME`, `pidof NAME` or `pgrep [-x] NAME` asks for.
+/// The name of a process that `killall -0 NAME`, `pidof NAME` or `pgrep -x NAME` asks for. With other
+/// options, and `pgrep` without, they look for something else than a name.
 fn process(text: &str) -> Option<String> {
     let mut words = text.split_whitespace();
     let program = words.next()?.rsplit('/').next()?;
-    let rest: Vec<_> = words.filter(|word| !word.starts_with('-')).collect();
-    let asks = match program {
-        "killall" => text.contains(" -0 "),
-        "pidof" | "pgrep" => true,
-        _ => false,
+    let (options, rest): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with('-'));
+    let (needed, known): (&[&str], &[&str]) = match program {
+        "killall" => (&["-0"], &["-0", "-q", "--quiet"]),
+        "pidof" => (&[], &["-s", "-q"]),
+        "pgrep" => (&["-x"], &["-x"]),
+        _ => return None,
     };
+    let asks = needed.iter().all(|option| options.contains(option))
+        && options.iter().all(|option| known.contains(option));
     match rest.as_slice() {
         [name] if asks => {
             let name = name.rsplit('/').next().unwrap_or(name);
@@ -174,8 +215,12 @@ pub(super) fn asks_this_node(text: &str) -> bool {
 }
 
 /// Reads a script file. Lines that are neither shell around such a question nor the question
-/// itself are for somebody to look at.
-pub(super) fn read(input: &Input, ledger: &Ledger) -> Result<Option<LocalCheck>, Refusal> {
+/// itself are for somebody to look at. `has_haproxy` is whether haproxy.cfg is imported as well.
+pub(super) fn read(
+    input: &Input,
+    has_haproxy: bool,
+    ledger: &Ledger,
+) -> Result<Option<LocalCheck>, Refusal> {
     let file = ledger.file(&input.name);
     let mut found = None;
     let mut variables = Vec::new();
@@ -202,9 +247,8 @@ pub(super) fn read(input: &Input, ledger: &Ledger) -> Result<Option<LocalCheck>,
             found.get_or_insert(check);
         } else if asks_the_vip(text) {
             ledger.none(&[word.id], BUILT_IN);
-        } else if asks_for_proxy(text) {
-            let why = "there is no proxy to watch: the kernel forwards, also while xvip restarts";
-            ledger.none(&[word.id], why);
+        } else if let Some(proxy) = asks_for_proxy(text) {
+            ledger.claim(&[word.id], &proxy.fate(has_haproxy));
         } else if is_shell(text) {
             ledger.none(
                 &[word.id],
@@ -305,6 +349,18 @@ fn is_shell(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// A check of a proxy goes with the proxy, and only then.
+    #[test]
+    fn proxies_go_if_they_are_imported() {
+        let told = |proxy: Proxy, has_haproxy| match proxy.fate(has_haproxy) {
+            Fate::ByHand(what) => what,
+            _ => String::new(),
+        };
+        assert_eq!(told(Proxy::Haproxy, true), "");
+        assert!(told(Proxy::Haproxy, false).starts_with("no haproxy.cfg was given"));
+        assert!(told(Proxy::Nginx, true).starts_with("what nginx does is not imported"));
+    }
+
     /// The ways in which guides ask the local apiserver.
     #[test]
     fn finds_the_question() {
@@ -346,7 +402,7 @@ mod tests {
             "/usr/bin/pidof haproxy",
             "systemctl is-active --quiet nginx",
         ] {
-            assert!(matches!(command(proxy), Command::Proxy), "{proxy}");
+            assert!(matches!(command(proxy), Command::Proxy(_)), "{proxy}");
         }
         for file in [
             "/etc/keepalived/check_apiserver.sh",
@@ -364,7 +420,17 @@ mod tests {
                 "{text}"
             );
         }
-        for other in ["/usr/bin/test -e /run/x", "killall x", "true", ""] {
+        for other in [
+            "/usr/bin/test -e /run/x",
+            "killall x",
+            "killall -9 x",
+            // A part of a name, and of a command line.
+            "pgrep etcd",
+            "pgrep -f etcd-backup.py",
+            "pidof -x backup.sh",
+            "true",
+            "",
+        ] {
             assert!(matches!(command(other), Command::Other), "{other}");
         }
     }

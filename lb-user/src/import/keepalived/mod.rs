@@ -26,7 +26,7 @@ use super::{
     document::Key,
     ledger::{Ledger, WordId},
     plan::{self, Group, Plan, TrackUse},
-    script::CheckScript,
+    script::Around,
 };
 
 /// What mapping a part of the file needs beside it.
@@ -48,10 +48,10 @@ impl Context<'_> {
     }
 }
 
-/// Reads a keepalived.conf into `plan`; `script` is what its check script asks, if that was given.
+/// Reads a keepalived.conf into `plan`.
 pub(super) fn read(
     input: &Input,
-    script: Option<&CheckScript>,
+    around: Around<'_>,
     ledger: &Ledger,
     options: &Options<'_>,
     plan: &mut Plan,
@@ -65,7 +65,7 @@ pub(super) fn read(
         options,
         globals: &globals,
     };
-    let trackers = tracking::read(&file, script, tools);
+    let trackers = tracking::read(&file, around, tools);
     if let Some(check) = trackers.local_check() {
         plan.local_check = Some(check.clone());
     }

@@ -6,18 +6,17 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     super::{
+        Fate,
         document::Key,
         ledger::{Ledger, WordId, base_name},
         plan::{LocalCheck, Subject, Track, TrackUse, Tracked, Weight},
-        script::{self, CheckScript, Command},
+        script::{self, Around, Command, Proxy},
     },
     parse::Statement,
     program::{self, Tools},
-    words::{Known, claim, claim_all},
+    words::{Known, claim, claim_all, claim_each},
 };
 
-/// Why a check of haproxy becomes no key.
-const NO_PROXY: &str = "there is no proxy to watch: the kernel forwards, also while xvip restarts";
 /// What becomes of scripts in files that may do what a check does that is built in.
 const FILE: &str = "name the file with --check-script: it may ask the apiserver, which [[track]] with type = \
                     \"local_backend\" does; if not, track it with type = \"command\"";
@@ -31,13 +30,12 @@ const OF_SCRIPT: &str = "it belongs to the script above";
 pub(super) struct Trackers {
     tracks: BTreeMap<String, Track>,
     /// Those that become nothing, and why.
-    others: BTreeMap<String, Known>,
+    others: BTreeMap<String, Fate>,
     local_check: Option<LocalCheck>,
 }
 
-/// Reads `vrrp_script`, `vrrp_track_process` and `track_file`. `script` is what the script file
-/// asks, if it was given.
-pub(super) fn read(file: &[Statement], script: Option<&CheckScript>, tools: Tools<'_>) -> Trackers {
+/// Reads `vrrp_script`, `vrrp_track_process` and `track_file`.
+pub(super) fn read(file: &[Statement], around: Around<'_>, tools: Tools<'_>) -> Trackers {
     let ledger = tools.ledger;
     let mut trackers = Trackers::default();
     let files = file.iter().filter(|statement| {
@@ -50,9 +48,9 @@ pub(super) fn read(file: &[Statement], script: Option<&CheckScript>, tools: Tool
     let is_single = files.count() == 1;
     for statement in file {
         match statement.keyword() {
-            "vrrp_script" => read_script(statement, (script, is_single), tools, &mut trackers),
+            "vrrp_script" => read_script(statement, (around, is_single), tools, &mut trackers),
             "vrrp_track_process" | "track_process" => {
-                read_process(statement, ledger, &mut trackers);
+                read_process(statement, around, ledger, &mut trackers);
             }
             "track_file" | "vrrp_track_file" => read_file(statement, ledger, &mut trackers),
             _ => {}
@@ -64,7 +62,7 @@ pub(super) fn read(file: &[Statement], script: Option<&CheckScript>, tools: Tool
 /// One that runs a command.
 fn read_script(
     block: &Statement,
-    (script, is_single): (Option<&CheckScript>, bool),
+    (around, is_single): (Around<'_>, bool),
     tools: Tools<'_>,
     trackers: &mut Trackers,
 ) {
@@ -80,7 +78,7 @@ fn read_script(
     let words = line.ids();
     match script::command(line.word(1)) {
         Command::Local(check) => local(block, LocalCheck { words, ..check }, ledger, trackers),
-        Command::File(path) => match script {
+        Command::File(path) => match around.script {
             Some(given) if is_single || base_name(&path) == given.name => {
                 let check = given.check.clone();
                 local(block, LocalCheck { words, ..check }, ledger, trackers);
@@ -89,9 +87,8 @@ fn read_script(
             _ => by_program(block, line, tools, trackers),
         },
         Command::Process(name) => process_by_script(block, &name, &words, ledger, trackers),
-        Command::Proxy => {
-            trackers.other(block, Known::Nothing(NO_PROXY));
-            claim_all(block, &Known::Nothing(NO_PROXY), ledger);
+        Command::Proxy(proxy) => {
+            of_proxy(block, &proxy.fate(around.has_haproxy), ledger, trackers);
         }
         Command::Other => by_program(block, line, tools, trackers),
     }
@@ -105,20 +102,33 @@ fn may_ask_this_node(path: &str, tools: Tools<'_>) -> bool {
     }
 }
 
+/// One that sees whether a proxy runs.
+fn of_proxy(block: &Statement, fate: &Fate, ledger: &Ledger, trackers: &mut Trackers) {
+    match fate {
+        Fate::ByHand(what) => by_hand(block, what, ledger, trackers),
+        fate => {
+            trackers.other(block, fate.clone());
+            claim_each(block, fate, ledger);
+        }
+    }
+}
+
 /// One that somebody must write.
 fn by_hand(block: &Statement, what: &str, ledger: &Ledger, trackers: &mut Trackers) {
     trackers.other(
         block,
-        Known::ByHand("nothing tracks it: see where it is defined"),
+        Known::ByHand("nothing tracks it: see where it is defined").fate(),
     );
     claim(block, &Known::Nothing("its lines follow"), ledger);
-    if block.child("script").is_none() {
+    if block.child("script").or(block.child("process")).is_none() {
         ledger.by_hand(&block.ids(), what);
     }
     for statement in &block.block {
         match statement.keyword() {
-            "script" => ledger.by_hand(&statement.ids(), what),
-            "interval" | "timeout" | "rise" | "fall" | "weight" | "user" | "init_fail" => {
+            "script" | "process" => ledger.by_hand(&statement.ids(), what),
+            "interval" | "timeout" | "rise" | "fall" | "weight" | "user" | "init_fail"
+            | "quorum" | "quorum_max" | "param_match" | "full_command" | "delay" | "fork_delay"
+            | "terminate_delay" => {
                 claim_all(statement, &Known::Nothing(OF_SCRIPT), ledger);
             }
             _ => {}
@@ -273,15 +283,13 @@ fn process_by_script(
 }
 
 /// `vrrp_track_process`
-fn read_process(block: &Statement, ledger: &Ledger, trackers: &mut Trackers) {
+fn read_process(block: &Statement, around: Around<'_>, ledger: &Ledger, trackers: &mut Trackers) {
     let Some(line) = block.child("process") else {
         return;
     };
     let name = line.word(1).rsplit('/').next().unwrap_or_default();
-    if script::is_proxy(name) {
-        trackers.other(block, Known::Nothing(NO_PROXY));
-        claim_all(block, &Known::Nothing(NO_PROXY), ledger);
-        return;
+    if let Some(proxy) = Proxy::of(name) {
+        return of_proxy(block, &proxy.fate(around.has_haproxy), ledger, trackers);
     }
     let mut keys = vec![
         Key::text("type", "process", &line.first(1)),
@@ -393,8 +401,8 @@ impl Trackers {
         self.tracks.insert(block.word(1).to_owned(), track);
     }
 
-    fn other(&mut self, block: &Statement, known: Known) {
-        self.others.insert(block.word(1).to_owned(), known);
+    fn other(&mut self, block: &Statement, fate: Fate) {
+        self.others.insert(block.word(1).to_owned(), fate);
     }
 
     /// What a script on the command line asks.
@@ -473,12 +481,12 @@ impl Trackers {
         let mut uses = Vec::new();
         for entry in &list.block {
             let name = entry.keyword().to_owned();
-            let known = match list.keyword() {
+            let fate = match list.keyword() {
                 "track_interface" => {
                     uses.extend(interface(entry, own, ledger));
                     continue;
                 }
-                "track_bfd" => Known::ByHand("xvip has no BFD"),
+                "track_bfd" => Known::ByHand("xvip has no BFD").fate(),
                 _ if self.tracks.contains_key(&name) => {
                     let given = entry.word(1) == "weight";
                     let most = if list.keyword() == "track_file" {
@@ -505,11 +513,11 @@ impl Trackers {
                     continue;
                 }
                 _ => match self.others.get(&name) {
-                    Some(known) => *known,
-                    None => Known::Nothing("nothing of this name is defined"),
+                    Some(fate) => fate.clone(),
+                    None => Known::Nothing("nothing of this name is defined").fate(),
                 },
             };
-            claim_all(entry, &known, ledger);
+            claim_each(entry, &fate, ledger);
         }
         uses
     }

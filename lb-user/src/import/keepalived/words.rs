@@ -1,6 +1,9 @@
 //! The words of keepalived.conf that become no key, and why.
 
-use super::{super::ledger::Ledger, parse::Statement};
+use super::{
+    super::{Fate, ledger::Ledger},
+    parse::Statement,
+};
 
 /// What becomes of a word and all that belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,17 +14,29 @@ pub(super) enum Known {
     ByHand(&'static str),
 }
 
+impl Known {
+    /// The same for a report.
+    pub(super) fn fate(self) -> Fate {
+        match self {
+            Self::Nothing(why) => Fate::NoEquivalent(why.to_owned()),
+            Self::ByHand(what) => Fate::ByHand(what.to_owned()),
+        }
+    }
+}
+
 /// Claims a statement and everything in its block.
 pub(super) fn claim_all(statement: &Statement, known: &Known, ledger: &Ledger) {
-    statement.each(&mut |statement| claim(statement, known, ledger));
+    claim_each(statement, &known.fate(), ledger);
+}
+
+/// The same for what is said with words of its own.
+pub(super) fn claim_each(statement: &Statement, fate: &Fate, ledger: &Ledger) {
+    statement.each(&mut |statement| ledger.claim(&statement.ids(), fate));
 }
 
 /// Claims the words of a statement.
 pub(super) fn claim(statement: &Statement, known: &Known, ledger: &Ledger) {
-    match known {
-        Known::Nothing(why) => ledger.none(&statement.ids(), *why),
-        Known::ByHand(what) => ledger.by_hand(&statement.ids(), *what),
-    }
+    ledger.claim(&statement.ids(), &known.fate());
 }
 
 const MAIL: &str = "xvip sends no mail: watch its log or `xvip status --json`";
