@@ -800,6 +800,37 @@ fn a_backend_and_a_peer_are_there_once() {
     );
 }
 
+/// A list of peers that serves all nodes holds this one as well.
+#[test]
+fn a_node_is_no_peer_of_its_own() {
+    let text = INSTANCE.replace(
+        "virtual_ipaddress",
+        "unicast_peer {\n 10.0.0.11\n 10.0.0.12\n }\n virtual_ipaddress",
+    );
+    let inputs = Inputs {
+        keepalived: Some(Input {
+            name: "k".to_owned(),
+            text,
+        }),
+        ..Inputs::default()
+    };
+    let own = Options {
+        addresses: vec!["10.0.0.11".parse().unwrap()],
+        ..options()
+    };
+    let Imported { toml, report } = import::import(&inputs, &own).unwrap_or_else(|r| panic!("{r}"));
+    assert!(
+        !toml.contains("10.0.0.11") && toml.contains("10.0.0.12"),
+        "{toml}"
+    );
+    assert!(
+        report
+            .to_string()
+            .contains("10.0.0.11: it is this node's own address"),
+        "{report}"
+    );
+}
+
 /// A server that no VIP's family fits, and one that is another on every node, are told.
 #[test]
 fn servers_that_are_not_as_before_are_told() {

@@ -64,7 +64,7 @@ pub(super) fn assemble(
         document.push(&peer(name, addresses), ledger);
     }
     for (instance, track) in plan.instances.iter().zip(&tracks.keys) {
-        let mut section = vrrp(instance);
+        let mut section = vrrp(instance, &nodes, ledger);
         section.keys(track.clone());
         document.push(&section, ledger);
         notify(&mut document, "[vrrp.notify]", &instance.notify, ledger);
@@ -326,7 +326,7 @@ fn peer(name: &str, addresses: &[IpAddr]) -> Section {
     section
 }
 
-fn vrrp(instance: &Instance) -> Section {
+fn vrrp(instance: &Instance, nodes: &Nodes, ledger: &Ledger) -> Section {
     let mut section = Section::new("[[vrrp]]");
     for comment in &instance.comments {
         section.comment(comment);
@@ -337,9 +337,14 @@ fn vrrp(instance: &Instance) -> Section {
         .iter()
         .map(|(net, words)| (net.to_string(), words.clone()));
     section.key(Key::list("addresses", addresses.collect()));
-    if !instance.peers.is_empty() {
-        let peers = instance
-            .peers
+    // One list may serve all nodes.
+    let is_own = |(ip, _): &&(IpAddr, Vec<WordId>)| nodes.own.contains(ip);
+    let (own, others): (Vec<_>, Vec<_>) = instance.peers.iter().partition(is_own);
+    for (_, words) in own {
+        ledger.none(words, "it is this node's own address");
+    }
+    if !others.is_empty() {
+        let peers = others
             .iter()
             .map(|(ip, words)| (ip.to_string(), words.clone()));
         section.key(Key::list("unicast_peers", peers.collect()));

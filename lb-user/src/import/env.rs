@@ -44,7 +44,7 @@ pub(super) fn read(
                 continue; // Left over: reported as unknown.
             };
             // The variables of others are nobody's business.
-            if !name.starts_with("KEEPALIVED_") || secrets::is_name(name) {
+            if is_name(name) && (!name.starts_with("KEEPALIVED_") || secrets::is_name(name)) {
                 ledger.hide(&word, &format!("{name}="));
             }
             if name.starts_with("KEEPALIVED_") {
@@ -213,7 +213,7 @@ fn addresses(variables: &Variables, interface: &str, ledger: &Ledger) -> Vec<(Ip
         ));
         return Vec::new();
     };
-    let mut nets = Vec::new();
+    let mut nets: Vec<(IpNet, Vec<WordId>)> = Vec::new();
     let mut parts = elements(value).into_iter();
     while let Some(text) = parts.next() {
         // What keepalived.conf has behind an address.
@@ -229,11 +229,21 @@ fn addresses(variables: &Variables, interface: &str, ledger: &Ledger) -> Vec<(Ip
         }
         let net = text.parse::<IpNet>().ok();
         let net = net.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        if let Some(net) = net {
-            nets.push((net, vec![*word]));
-        } else {
+        let is_v6 = nets.first().map(|(first, _)| first.addr().is_ipv6());
+        let Some(net) = net else {
             let what = format!("{text:?} is no address: write it into vrrp.addresses");
             ledger.by_hand(&[*word], what);
+            continue;
+        };
+        if nets.iter().any(|(known, _)| known.addr() == net.addr()) {
+            ledger.none(&[*word], format!("{text}: it stands there already"));
+        } else if is_v6.is_some_and(|is_v6| is_v6 != net.addr().is_ipv6()) {
+            let what = format!(
+                "{text}: keepalived ignores it, because it is not of the first address's family: write a second [[vrrp]]"
+            );
+            ledger.by_hand(&[*word], what);
+        } else {
+            nets.push((net, vec![*word]));
         }
     }
     nets
@@ -398,6 +408,19 @@ mod tests {
                 "KEEPALIVED_VIRTUAL_IPS=#PYTHON2BASH:['10.0.0.8/24 dev eth0']",
                 "dev eth0: xvip adds",
             ),
+            (
+                "KEEPALIVED_VIRTUAL_IPS=10.0.0.8/24, fd00::8/64",
+                "BY HAND: fd00::8/64: keepalived ignores it",
+            ),
+            (
+                "KEEPALIVED_VIRTUAL_IPS=10.0.0.8/24 10.0.0.8",
+                "10.0.0.8: it stands there already",
+            ),
+            (
+                "KEEPALIVED_ROUTER_ID=78",
+                "BY HAND: KEEPALIVED_UNICAST_PEERS is not there",
+            ),
+            ("--restart=always", "--restart=always"),
             (
                 "KEEPALIVED_VIRTUAL_IPS=10.0.0.8/24 dev eth7",
                 "BY HAND: dev eth7: xvip adds",
