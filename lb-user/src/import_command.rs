@@ -239,6 +239,21 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// Files that are not looked for are no files that are not there.
+    #[test]
+    fn wildcards_in_directories_are_told() {
+        for pattern in ["conf.d/*/a.conf", "conf.?/*.conf", "[ab].conf"] {
+            assert!(
+                include(Path::new("/nowhere"), pattern).is_err(),
+                "{pattern}"
+            );
+        }
+        assert_eq!(
+            include(Path::new("/nowhere"), "conf.d/*.conf"),
+            Ok(Vec::new())
+        );
+    }
+
     #[test]
     fn wildcards_fit_names() {
         for (pattern, name, fits) in [

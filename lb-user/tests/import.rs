@@ -479,6 +479,20 @@ fn weights_in_sync_groups_are_those_of_keepalived() {
         let (found, _) = tracks("sync_group_tracking_weight", list);
         assert_eq!(found, weighted, "{list}");
     }
+    // Two interfaces on a line: keepalived does not know the second one.
+    let text = INSTANCE.replace(
+        "virtual_ipaddress",
+        "track_interface {\n eth0 eth1\n }\n virtual_ipaddress",
+    );
+    let Imported { report, .. } = imported(&text, "").unwrap();
+    let unknown = report
+        .entries()
+        .iter()
+        .filter(|entry| entry.fate == Fate::Unknown);
+    assert_eq!(
+        unknown.map(|entry| entry.text.as_str()).collect::<Vec<_>>(),
+        ["eth1"]
+    );
     // More than xvip has: said, and not written.
     let (found, _) = tracks(
         "sync_group_tracking_weight",

@@ -532,13 +532,18 @@ fn interface(entry: &Statement, own: Option<&str>, ledger: &Ledger) -> Option<Tr
         None
     };
     if own == Some(entry.keyword()) {
-        let is_weighted = weight.is_some_and(|weight| weight.value != 0 || weight.reverse);
+        let is_weighted = weight
+            .as_ref()
+            .is_some_and(|weight| weight.value != 0 || weight.reverse);
         let why = if is_weighted {
             "keepalived ignores a weight of the instance's own interface: without carrier the node takes no part"
         } else {
             "every instance tracks its own interface: without carrier the node takes no part"
         };
-        claim_all(entry, &Known::Nothing(why), ledger);
+        // What else stands there keepalived does not know either.
+        let mut words = entry.first(1);
+        words.extend(weight.into_iter().flat_map(|weight| weight.words));
+        ledger.none(&words, why);
         return None;
     }
     Some(TrackUse {
