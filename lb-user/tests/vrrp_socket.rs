@@ -431,7 +431,7 @@ impl Router {
     fn new(namespace: &Namespace, config: &VrrpConfig) -> Self {
         let socket = namespace.open(config).unwrap();
         let mut instance = Instance::new(config, clock::now());
-        instance.set_source_address(socket.source());
+        instance.handle_listening(clock::now(), socket.source());
         Self { instance, socket }
     }
 

@@ -609,7 +609,7 @@ impl Engine {
         match VrrpSocket::open(config, ifindex) {
             Ok(socket) => {
                 let address = socket.source();
-                self.inputs.push_back(Input::VrrpSource {
+                self.inputs.push_back(Input::Listening {
                     instance: position,
                     address,
                 });

@@ -53,8 +53,8 @@ pub enum Input {
         /// Slot of the instance.
         instance: usize,
     },
-    /// Adverts of an instance leave from this address.
-    VrrpSource {
+    /// An instance's socket was opened: adverts are heard from now on, and leave from this address.
+    Listening {
         /// Slot of the instance.
         instance: usize,
         /// This node's own address.

@@ -265,8 +265,8 @@ impl Controller {
             Input::AdvertFailed { instance } => {
                 self.with_instance(instance, |vrrp| vrrp.handle_advert_failed(now));
             }
-            Input::VrrpSource { instance, address } => {
-                self.with_instance(instance, |vrrp| vrrp.set_source_address(address));
+            Input::Listening { instance, address } => {
+                self.with_instance(instance, |vrrp| vrrp.handle_listening(now, address));
             }
             Input::Probed { service, result } => {
                 self.clear_suspicion(service, &result);

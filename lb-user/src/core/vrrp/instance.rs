@@ -309,10 +309,14 @@ impl Instance {
         }
     }
 
-    /// This node's own primary address, the source of its adverts: breaks ties, and tells own
-    /// adverts from others. Unknown, ties are lost.
-    pub fn set_source_address(&mut self, source: IpAddr) {
+    /// This node listens from `now` on, and its adverts leave from `source`: that breaks ties, and tells
+    /// own adverts from others. Unknown, ties are lost. Silence before says nothing: nobody listened.
+    pub fn handle_listening(&mut self, now: Timestamp, source: IpAddr) {
         self.source = Some(source);
+        let silent_until = now.max(self.not_before) + self.down_interval();
+        if let Phase::Backup(backup) = &mut self.phase {
+            backup.down_at = backup.down_at.map(|at| at.max(silent_until));
+        }
     }
 
     /// The configuration changed, but for interface, VRID and family. The state stays: an owner goes

@@ -191,7 +191,7 @@ impl Node {
         controller.restore(self.now, saved);
         for (instance, vrrp) in self.config.vrrp.iter().enumerate() {
             let address = self.source(vrrp.is_ipv6());
-            controller.handle(self.now, Input::VrrpSource { instance, address });
+            controller.handle(self.now, Input::Listening { instance, address });
         }
         self.controller = Some(controller);
         self.wake();
@@ -662,7 +662,7 @@ impl Node {
                     .map(VrrpConfig::is_ipv6);
                 if let Some(is_ipv6) = is_ipv6.filter(|_| ifindex.is_some()) {
                     let address = self.source(is_ipv6);
-                    let input = Input::VrrpSource { instance, address };
+                    let input = Input::Listening { instance, address };
                     self.inputs.push_back(input);
                 }
             }

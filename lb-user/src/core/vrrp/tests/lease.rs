@@ -241,6 +241,25 @@ fn a_pause_after_the_last_look_is_no_silence() {
     assert_eq!(net.instance(1).counters().became_active, 0);
 }
 
+/// Nobody listened before the socket was open: silence counts from then on, also when it had to be opened
+/// again.
+#[test]
+fn silence_counts_from_the_opening_of_the_socket() {
+    let now = Timestamp::from_nanos(0);
+    let address = "10.0.2.11".parse().unwrap();
+    let mut instance = Instance::new(&config(100), now);
+    for opened in [ms(3_000), ms(6_500)] {
+        instance.handle_listening(now + opened, address);
+        let almost = now + opened + ms(3_609);
+        instance.handle_timeout(almost);
+        assert_eq!(instance.state(), State::Backup);
+    }
+    instance.handle_timeout(now + ms(6_500 + 3_610));
+    assert_eq!(instance.state(), State::Active);
+    instance.handle_listening(now + ms(10_200), address);
+    assert_eq!(instance.state(), State::Active);
+}
+
 /// A takeover that is not announced within an interval is none: others may have taken over.
 #[test]
 fn a_takeover_goes_stale() {

@@ -133,7 +133,7 @@ impl Net {
             config, address, ..
         } = &self.nodes[node];
         let mut instance = Instance::new(config, self.now);
-        instance.set_source_address(*address);
+        instance.handle_listening(self.now, *address);
         self.nodes[node].instance = Some(instance);
         self.nodes[node].frozen = false;
         self.nodes[node].lease = None;
