@@ -330,10 +330,10 @@ impl Engine {
         loop {
             self.turn();
             if self.controller.is_stopping() {
-                // Nobody waits for this node any more.
-                self.notifier.finish().await;
                 let result = self.virtual_macs.clear(&mut self.netlink);
                 warn_of("cannot give up a virtual MAC", result);
+                // Nobody waits for this node any more.
+                self.notifier.finish().await;
                 info!("xvip stops; the data plane goes on (xvip detach removes it)");
                 return Ok(());
             }
