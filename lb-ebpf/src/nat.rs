@@ -63,7 +63,7 @@ fn set_entry<C: Context, F: Family>(
 }
 
 /// Allocate a source port for the flow `scratch.flow` to backend id `id`, and write both entries: the
-/// return entry first, and only where it is free. The result is an [`Outcome`].
+/// return entry only where it is free. The result is an [`Outcome`].
 #[inline(always)]
 pub(crate) fn commit<C: Context, F: Family>(ctx: &C, id: u32) -> u64 {
     let Some(scratch) = F::scratch() else {
@@ -85,17 +85,15 @@ fn try_commit<C: Context, F: Family>(
     let new = udp || scratch.facts.segment().is_syn();
     let silent = udp || maps::find(F::services(), &scratch.service_key).is_none_or(Service::silent);
     let path = set_entry::<C, F>(ctx, scratch, id)?;
-    let Some(nat_port) = allocate::<F>(scratch, id) else {
+    scratch.flow.translate(0, path);
+    let Some(nat_port) = allocate::<F>(scratch, id)? else {
+        maps::remove_lru(F::half_flows(), &scratch.key);
         return if silent {
             Err(Reason::NatPortsExhausted)
         } else {
             Ok(Outcome::Reset(Reason::NatPortsReset, id))
         };
     };
-    scratch.flow.translate(nat_port, path);
-    if !maps::put_lru(F::half_flows(), &scratch.key, &scratch.flow) {
-        return Err(Reason::ConntrackFailed);
-    }
     Ok(Outcome::Forward(Target {
         backend: id,
         nat_port,
@@ -106,31 +104,50 @@ fn try_commit<C: Context, F: Family>(
 
 /// A source port whose return entry is the flow's own now.
 #[inline(always)]
-fn allocate<F: Family>(scratch: &mut Scratch<F::Addr>, backend: u32) -> Option<u16> {
+fn allocate<F: Family>(
+    scratch: &mut Scratch<F::Addr>,
+    backend: u32,
+) -> Result<Option<u16>, Reason> {
     for attempt in 0..TRIES {
         let port = candidate::<F>(&scratch.key, attempt);
-        if F::claim(backend, u32::from(port)) != 0 {
-            return Some(port);
+        match F::claim(backend, u32::from(port)) {
+            TAKEN => {}
+            CLAIMED => return Ok(Some(port)),
+            _ => return Err(Reason::ConntrackFailed),
         }
     }
-    None
+    Ok(None)
 }
 
+/// Result of [`claim_port`]: the port belongs to another flow, or to a service.
+const TAKEN: u64 = 0;
+/// Result of [`claim_port`]: the port is the flow's own.
+const CLAIMED: u64 = 1;
+/// Result of [`claim_port`]: the flow's entry cannot be written.
+const FAILED: u64 = 2;
+
 /// Try to make `port` the source port of the flow in the scratch memory towards backend id
-/// `backend`; 0: it belongs to another one. A stage of its own: the verifier checks it once, not for
-/// each port that is tried.
+/// `backend`. A stage of its own: the verifier checks it once, not for each port that is tried.
+///
+/// The flow's entry is written first: another CPU that finds the return entry asks it whether the
+/// port is in use.
 #[inline(always)]
 pub(crate) fn claim_port<F: Family>(backend: u32, port: u32) -> u64 {
     let (Some(scratch), Some(backend)) = (F::scratch(), F::backends().get(backend)) else {
-        return 0;
+        return TAKEN;
     };
     let (vip, proto) = (scratch.key.dst(), scratch.key.proto());
     scratch.service_key = ServiceKey::new(vip, port as u16, proto);
     if maps::find(F::services(), &scratch.service_key).is_some() {
-        return 0;
+        return TAKEN;
     }
     set_back::<F>(scratch, backend, port as u16);
-    u64::from(claim::<F>(scratch))
+    let path = scratch.flow.path();
+    scratch.flow.translate(port as u16, path);
+    if !maps::put_lru(F::half_flows(), &scratch.key, &scratch.flow) {
+        return FAILED;
+    }
+    if claim::<F>(scratch) { CLAIMED } else { TAKEN }
 }
 
 /// Who has a return entry.
@@ -163,19 +180,28 @@ fn owner<F: Family, const N: usize>(
 }
 
 /// Write the return entry if it is free, already this flow's own, or one of a flow that is over.
+///
+/// The half-open entry comes before the look at the established ones: [`promote`] writes there
+/// before it takes its half-open entry away, so that one of the two is always seen.
 #[inline(always)]
 fn claim<F: Family>(scratch: &mut Scratch<F::Addr>) -> bool {
-    match owner::<F, _>(F::returns(), scratch) {
-        Owner::Own => return true,
+    let fresh = maps::put_new_lru(F::half_returns(), &scratch.back, &scratch.entry);
+    let of_established = match owner::<F, _>(F::returns(), scratch) {
+        Owner::Nobody => None,
+        Owner::Own => Some(true),
+        Owner::Other if holds::<F>(scratch) => Some(false),
         Owner::Other => {
-            if holds::<F>(scratch) {
-                return false;
-            }
             maps::remove_lru(F::returns(), &scratch.back);
+            None
         }
-        Owner::Nobody => {}
+    };
+    if let Some(own) = of_established {
+        if fresh {
+            maps::remove_lru(F::half_returns(), &scratch.back);
+        }
+        return own;
     }
-    if maps::put_new_lru(F::half_returns(), &scratch.back, &scratch.entry) {
+    if fresh {
         return true;
     }
     match owner::<F, _>(F::half_returns(), scratch) {
@@ -192,11 +218,11 @@ fn claim<F: Family>(scratch: &mut Scratch<F::Addr>) -> bool {
 /// themselves, and with one backend there are no more than 64,512 ports. One that is over is
 /// removed, so that what its client may still send does not end up in the new flow.
 ///
-/// A holder whose own entry is missing was evicted (or is being made on another CPU right now,
-/// which costs that client one more SYN).
+/// A holder whose own entry is missing was evicted. The half-open entries come first: a flow that
+/// is established right now is written there before it leaves here.
 #[inline(always)]
 fn holds<F: Family>(scratch: &Scratch<F::Addr>) -> bool {
-    needs_port(F::flows(), scratch) || needs_port(F::half_flows(), scratch)
+    needs_port(F::half_flows(), scratch) || needs_port(F::flows(), scratch)
 }
 
 /// [`holds`], by the entries in `map`.

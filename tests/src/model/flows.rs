@@ -413,6 +413,8 @@ impl Model {
                 return Err(Reason::Flood);
             }
             let Some((port, path)) = self.allocate(packet, id, backend, now) else {
+                // It named the port that was tried last.
+                self.state.half_flows.remove(&key);
                 let silent = service.flags & abi::Service::SILENT != 0;
                 return if packet.is_udp() || silent {
                     Err(Reason::NatPortsExhausted)

@@ -153,7 +153,7 @@ impl Model {
     /// Whether a flow still needs its port. One that is over is removed.
     fn needs(&mut self, holder: Tuple, port: u16, now: u32) -> bool {
         self.touch(holder);
-        for map in [&mut self.state.flows, &mut self.state.half_flows] {
+        for map in [&mut self.state.half_flows, &mut self.state.flows] {
             if let Some(held) = map.get(&holder).filter(|held| held.nat_port == port) {
                 if !held.is_over(now) {
                     return true;
