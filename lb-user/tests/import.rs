@@ -330,18 +330,22 @@ const INSTANCE: &str = "vrrp_instance v {\n interface eth0\n virtual_router_id 5
 
 /// What becomes of these files, which need no others.
 fn imported(keepalived: &str, haproxy: &str) -> Result<Imported, Refusal> {
+    import::import(&inputs(keepalived, haproxy), &options())
+}
+
+/// `keepalived` in a file `k` and `haproxy` in a file `h`; an empty one was not given.
+fn inputs(keepalived: &str, haproxy: &str) -> Inputs {
     let input = |name: &str, text: &str| {
         (!text.is_empty()).then(|| Input {
             name: name.to_owned(),
             text: text.to_owned(),
         })
     };
-    let inputs = Inputs {
+    Inputs {
         keepalived: input("k", keepalived),
         haproxy: input("h", haproxy),
         ..Inputs::default()
-    };
-    import::import(&inputs, &options())
+    }
 }
 
 /// The lines of the configuration that set one of `keys`, without where they come from.
@@ -725,17 +729,7 @@ fn listeners_of_haproxy_are_vips() {
         addresses: vec!["10.0.0.11".parse().unwrap()],
         ..options()
     };
-    let inputs = Inputs {
-        keepalived: Some(Input {
-            name: "k".to_owned(),
-            text: INSTANCE.to_owned(),
-        }),
-        haproxy: Some(Input {
-            name: "h".to_owned(),
-            text: haproxy.to_owned(),
-        }),
-        ..Inputs::default()
-    };
+    let inputs = inputs(INSTANCE, haproxy);
     let Imported { toml, report } = import::import(&inputs, &own).unwrap_or_else(|r| panic!("{r}"));
     assert_eq!(toml.matches("[[service]]").count(), 1, "{toml}");
     assert!(
@@ -785,17 +779,7 @@ fn a_backend_and_a_peer_are_there_once() {
     let haproxy = "listen a\n bind :::8443\n server m1 10.0.0.11:6443 check\n server again 10.0.0.11:6443 check\n \
                    server m2 10.0.0.12:6443 check\nlisten b\n bind 10.0.0.100:80\n server m2 10.0.0.32:80 check\n \
                    server w 10.0.0.33:80 check\n";
-    let inputs = Inputs {
-        keepalived: Some(Input {
-            name: "k".to_owned(),
-            text: INSTANCE.to_owned(),
-        }),
-        haproxy: Some(Input {
-            name: "h".to_owned(),
-            text: haproxy.to_owned(),
-        }),
-        ..Inputs::default()
-    };
+    let inputs = inputs(INSTANCE, haproxy);
     let own = Options {
         addresses: vec!["10.0.0.11".parse().unwrap()],
         ..options()
@@ -854,17 +838,7 @@ fn servers_that_are_not_as_before_are_told() {
         addresses: vec!["10.0.0.11".parse().unwrap()],
         ..options()
     };
-    let inputs = |keepalived: &str| Inputs {
-        keepalived: Some(Input {
-            name: "k".to_owned(),
-            text: keepalived.to_owned(),
-        }),
-        haproxy: Some(Input {
-            name: "h".to_owned(),
-            text: haproxy.to_owned(),
-        }),
-        ..Inputs::default()
-    };
+    let inputs = |keepalived: &str| inputs(keepalived, haproxy);
     let report = |keepalived: &str| {
         import::import(&inputs(keepalived), &own)
             .unwrap()
