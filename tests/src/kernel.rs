@@ -275,24 +275,12 @@ fn maker(name: &str) -> Option<u32> {
 
 /// Sets a sysctl of the calling thread's network namespace, such as `net/ipv6/conf/all/forwarding`.
 pub fn sysctl(name: &str, value: &str) -> Result<()> {
-    let path = sysctl_path(name);
+    let path = Path::new("/proc/sys").join(name);
+    // The path is looked up in the namespace of the thread that opens it.
     if !path.exists() {
         bail!("this kernel has no {}", path.display());
     }
     fs::write(&path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
-}
-
-/// The value of a sysctl of the calling thread's network namespace.
-pub fn sysctl_value(name: &str) -> Result<String> {
-    let path = sysctl_path(name);
-    let value = fs::read_to_string(&path);
-    let value = value.with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(value.trim().to_owned())
-}
-
-/// The path is looked up in the namespace of the thread that opens it.
-fn sysctl_path(name: &str) -> PathBuf {
-    Path::new("/proc/sys").join(name)
 }
 
 #[cfg(test)]

@@ -11,10 +11,13 @@ use lb_tests::{
     claims::{self, Claims, Form, claims, false_claims},
     cluster::{Cluster, PATIENCE},
     control_plane::{BOTH, VIP4, be_patient},
-    kernel::{Starved, sysctl, sysctl_value},
+    kernel::{Starved, sysctl},
     skip, skip_unless_installed, skip_unless_root,
 };
-use lb_user::admin::model::VrrpState;
+use lb_user::{
+    admin::model::VrrpState,
+    io::sysctl::{ipv4_conf, read},
+};
 
 /// Rounds of questions that a state is looked at for.
 const ROUNDS: u64 = 20;
@@ -281,8 +284,9 @@ fn changed_settings_are_put_right_or_said() {
     // What is said may be of an earlier change than the last one of the loop above.
     cluster
         .wait("arp_ignore to be put right", || {
-            let value = (m1.namespace()).enter(|| sysctl_value("net/ipv4/conf/all/arp_ignore"))?;
-            Ok((value == "1").then_some(()))
+            let path = ipv4_conf("all", "arp_ignore")?;
+            let value = m1.namespace().enter(|| Ok(read(&path)?))?;
+            Ok((value == 1).then_some(()))
         })
         .unwrap();
     claims.wait_rounds(2, PATIENCE).unwrap();
