@@ -71,6 +71,15 @@ fn tail_sum(length: u32) -> u64 {
     u64::from(length.to_be()) + u64::from(u32::from(IPPROTO_TCP).to_be())
 }
 
+/// Sum of an IPv6 address's words, in native order.
+///
+/// No loop: verifiers before Linux 6.3 refuse one whose first instruction follows a call.
+#[inline(always)]
+fn sum_of_words(addr: &[u8; 16]) -> u64 {
+    let [a, b, c, d] = maps::words(*addr);
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
+}
+
 /// An IP version.
 pub(crate) trait Family: 'static {
     /// Address type.
@@ -565,11 +574,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn pseudo_sum(src: &[u8; 16], dst: &[u8; 16], length: u32) -> u64 {
-        let mut sum = tail_sum(length);
-        for word in maps::words(*src).into_iter().chain(maps::words(*dst)) {
-            sum += u64::from(word);
-        }
-        sum
+        tail_sum(length) + sum_of_words(src) + sum_of_words(dst)
     }
 
     const HEADER_LEN: usize = Ipv6Header::LEN;

@@ -13,9 +13,9 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_csum_diff, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-        bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_map_lookup_elem, bpf_map_update_elem,
-        bpf_set_retval, bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skc_lookup_tcp,
+        bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_map_lookup_elem,
+        bpf_map_update_elem, bpf_set_retval, bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
     },
     macros::btf_map,
 };
@@ -36,7 +36,7 @@ use lb_common::{
 
 use crate::{
     family::Family,
-    packet::{CHUNK, Context, SockAddr, SockLookup},
+    packet::{self, CHUNK, Context, SockAddr, SockLookup},
     parse::Transport,
 };
 
@@ -367,6 +367,27 @@ pub(crate) fn dry_run() -> bool {
     unsafe { (&raw const DRY_RUN).read_volatile() != 0 }
 }
 
+/// What kernels since Linux 5.15 do not all have: the loader writes 0 to each of these where the running
+/// one lacks it. The verifier knows the values and does not look at code that they switch off.
+///
+/// 1: XDP frames of several buffers, and helpers for them (`bpf_xdp_get_buff_len`,
+/// `bpf_xdp_load_bytes`): Linux 5.18.
+#[unsafe(no_mangle)]
+pub(crate) static XDP_BUFFERS: u32 = 1;
+/// 1: a clock that is a timer tick old at most (`bpf_ktime_get_coarse_ns`): Linux 5.11.
+#[unsafe(no_mangle)]
+pub(crate) static COARSE_CLOCK: u32 = 1;
+/// 1: hooks choose the error of the system call that they refuse (`bpf_set_retval`): Linux 5.18.
+#[unsafe(no_mangle)]
+pub(crate) static SET_RETVAL: u32 = 1;
+
+/// Whether the running kernel has what one of the constants above is about.
+#[inline(always)]
+pub(crate) fn kernel_has(what: &'static u32) -> bool {
+    // SAFETY: a static; volatile, because the loader may have set another value.
+    unsafe { core::ptr::from_ref(what).read_volatile() != 0 }
+}
+
 #[btf_map(name = "scratch4")]
 static SCRATCH4: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map(name = "scratch6")]
@@ -545,21 +566,26 @@ pub(crate) fn add_part<C: Context>(
     length: usize,
     seed: u32,
 ) -> Option<u32> {
+    if length == 0 || length > CHUNK {
+        return None;
+    }
+    // The same length, from 1 to CHUNK by its form: verifiers before Linux 6.8 learn nothing from a
+    // comparison with 0.
+    let length = (packet::settled(length as u64 - 1) as usize & (CHUNK - 1)) + 1;
     // The helper sums words: what is missing in the last one is zero.
-    let rounded = (length + 3) & 0x3fc;
-    let last = rounded.wrapping_sub(4) & 0x1fc;
+    let last = (length - 1) & !3;
     let words = chunk.0.as_mut_ptr();
     // SAFETY: `last` is a multiple of 4 below CHUNK, and the chunk is aligned.
     #[expect(clippy::cast_ptr_alignment, reason = "a chunk is aligned for words")]
     unsafe {
         words.add(last).cast::<u32>().write_volatile(0);
     };
-    if length == 0 || length > CHUNK || rounded > CHUNK || !ctx.copy(offset, &mut chunk.0, length) {
+    if !ctx.copy(offset, &mut chunk.0, length) {
         return None;
     }
+    let rounded = last as u32 + 4;
     // SAFETY: the helper reads at most CHUNK bytes, a multiple of 4.
-    let sum =
-        unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.cast(), rounded as u32, seed) };
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, words.cast(), rounded, seed) };
     // The sum, or a negative errno, which makes the checksum a wrong one.
     Some(sum.cast_unsigned() as u32)
 }
@@ -655,14 +681,19 @@ pub(crate) fn uplink_mac(ifindex: u32, tags: u32) -> Option<Mac> {
     get(&UPLINKS, &UplinkKey::new(ifindex, tags)).map(|uplink| uplink.mac())
 }
 
-/// Nanoseconds of the coarse monotonic clock: a timer tick old at most, and cheap.
+/// Nanoseconds of the monotonic clock: the coarse one, a timer tick old at most and cheap, where the
+/// kernel has it.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
-    // SAFETY: the helper has no preconditions.
+    if !kernel_has(&COARSE_CLOCK) {
+        // SAFETY: the helper has no preconditions.
+        return unsafe { bpf_ktime_get_ns() };
+    }
+    // SAFETY: as above.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Seconds of the coarse monotonic clock.
+/// Seconds of [`now_ns`].
 #[inline(always)]
 pub(crate) fn now_seconds() -> u32 {
     (now_ns() / 1_000_000_000) as u32
@@ -721,9 +752,12 @@ pub(crate) fn in_node_netns(addr: &SockAddr) -> bool {
         .is_some_and(|node| node.netns_cookie() == cookie)
 }
 
-/// Make the hooked system call fail with -`errno`.
+/// Make the hooked system call fail with -`errno`; with `EPERM` where the kernel leaves no choice.
 #[inline(always)]
 pub(crate) fn set_errno(errno: i32) {
+    if !kernel_has(&SET_RETVAL) {
+        return;
+    }
     // SAFETY: the helper has no preconditions in the hooks that use it (connect, sendmsg).
     unsafe { bpf_set_retval(-errno) };
 }

@@ -18,6 +18,8 @@ use lb_common::{
     headers::{EthHeader, Wire},
 };
 
+use crate::maps;
+
 /// A program's view of the frame, implemented by XDP and tc contexts.
 pub(crate) trait Context {
     /// Address of the first byte of the frame.
@@ -57,6 +59,10 @@ const PACKET_HOST: u32 = 0;
 /// Bytes that [`Context::copy`] copies at most: what `bpf_csum_diff` takes on all kernels.
 pub(crate) const CHUNK: usize = 512;
 
+/// Bound of the offsets that [`copy_linear`] reads at, for the verifier: longer than any segment whose
+/// checksum is verified.
+const MAX_OFFSET: usize = 0x3fff;
+
 impl Context for XdpContext {
     #[inline(always)]
     fn data(&self) -> usize {
@@ -81,6 +87,9 @@ impl Context for XdpContext {
 
     #[inline(always)]
     fn length(&self) -> usize {
+        if !maps::kernel_has(&maps::XDP_BUFFERS) {
+            return linear(self);
+        }
         // SAFETY: the program's own context.
         unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
     }
@@ -111,6 +120,9 @@ impl Context for XdpContext {
 
     #[inline(always)]
     fn copy(&self, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool {
+        if !maps::kernel_has(&maps::XDP_BUFFERS) {
+            return copy_linear(self, offset, to, length);
+        }
         let to = to.as_mut_ptr().cast();
         // SAFETY: callers pass at most CHUNK bytes, which the verifier checks.
         unsafe { bpf_xdp_load_bytes(self.ctx, offset as u32, to, length as u32) == 0 }
@@ -235,6 +247,43 @@ impl Context for TcContext {
     }
 }
 
+/// [`Context::copy`] of a frame that lies in one buffer, for kernels without a helper for that.
+#[inline(always)]
+fn copy_linear<C: Context>(ctx: &C, offset: usize, to: &mut [u8; CHUNK], length: usize) -> bool {
+    const WORD: usize = 8;
+    let (words, rest) = to.as_chunks_mut::<WORD>();
+    debug_assert!(rest.is_empty());
+    let mut at = offset & MAX_OFFSET;
+    let mut left = length;
+    for word in words {
+        if left < WORD {
+            return copy_rest(ctx, at, word, left);
+        }
+        let Some(bytes) = load(ctx, at) else {
+            return false;
+        };
+        *word = bytes;
+        at += WORD;
+        left -= WORD;
+    }
+    true
+}
+
+/// Copy the last `length` bytes, fewer than a word.
+#[inline(always)]
+fn copy_rest<C: Context>(ctx: &C, offset: usize, to: &mut [u8; 8], length: usize) -> bool {
+    for (at, byte) in to.iter_mut().enumerate() {
+        if at >= length {
+            break;
+        }
+        let Some(read) = load(ctx, offset + at) else {
+            return false;
+        };
+        *byte = read;
+    }
+    true
+}
+
 /// Whether the packet was received by this node, whatever its way was since.
 #[inline(always)]
 pub(crate) fn came_in(ctx: &TcContext) -> bool {
@@ -249,9 +298,12 @@ pub(crate) fn linear<C: Context>(ctx: &C) -> usize {
 }
 
 /// Whether the frame has at least `length` bytes.
+///
+/// Lengths are compared, not pointers: verifiers before Linux 6.14 refuse to add a length that they
+/// know no bound of to a packet pointer.
 #[inline(always)]
 pub(crate) fn holds<C: Context>(ctx: &C, length: usize) -> bool {
-    ctx.data() + length <= ctx.data_end() || length <= ctx.length()
+    length <= linear(ctx) || length <= ctx.length()
 }
 
 /// The only bounds check: a pointer to a `T` at `offset`, if all of it lies in the frame.
