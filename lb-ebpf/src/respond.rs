@@ -146,6 +146,28 @@ pub(crate) fn sum_part<C: Context, F: Family>(ctx: &C, at: u32, length: u32, see
         .map_or(NO_SUM, u64::from)
 }
 
+/// One's complement sum of `seed` and the `length` bytes at `at`, or [`NO_SUM`]. A stage, so that what
+/// follows it is verified once and not for each number of parts.
+#[inline(always)]
+pub(crate) fn sum<C: Stages<F>, F: Family>(ctx: &C, at: u32, length: u32, seed: u32) -> u64 {
+    const PART: u32 = CHUNK as u32;
+    let (mut at, mut left, mut sum) = (at, length, seed);
+    for _ in 0..CHUNKS {
+        if left == 0 {
+            break;
+        }
+        let part = if left < PART { left } else { PART };
+        let next = ctx.sum_part(at, part, sum);
+        if next == NO_SUM {
+            return NO_SUM;
+        }
+        sum = next as u32;
+        at = at.wrapping_add(part);
+        left -= part;
+    }
+    u64::from(sum)
+}
+
 /// Whether the checksums of the IP header and the segment are right: nobody answers garbage.
 #[inline(always)]
 fn intact<C: Stages<F>, F: Family>(
@@ -162,21 +184,7 @@ fn intact<C: Stages<F>, F: Family>(
         return false;
     }
     let pseudo = F::pseudo_sum(scratch.key.src_ref(), scratch.key.dst_ref(), length as u32);
-    let mut sum = u32::from(checksum::fold32(pseudo));
-    let mut left = length;
-    let mut at = l4;
-    for _ in 0..CHUNKS {
-        if left == 0 {
-            break;
-        }
-        let part = if left < CHUNK { left } else { CHUNK };
-        let next = ctx.sum_part(at as u32, part as u32, sum);
-        if next == NO_SUM {
-            return false;
-        }
-        sum = next as u32;
-        at += part;
-        left -= part;
-    }
-    checksum::fold32(u64::from(sum)) == u16::MAX
+    let seed = u32::from(checksum::fold32(pseudo));
+    let sum = ctx.sum(l4 as u32, length as u32, seed);
+    sum != NO_SUM && checksum::fold32(sum) == u16::MAX
 }
