@@ -367,8 +367,7 @@ pub(crate) fn dry_run() -> bool {
     unsafe { (&raw const DRY_RUN).read_volatile() != 0 }
 }
 
-/// What kernels since Linux 5.15 do not all have: the loader writes 0 to each of these where the running
-/// one lacks it. The verifier knows the values and does not look at code that they switch off.
+/// What kernels do not all have: the loader writes 0 to each of these where the running one lacks it. The verifier knows the values and does not look at code that they switch off.
 ///
 /// 1: XDP frames of several buffers, and helpers for them (`bpf_xdp_get_buff_len`,
 /// `bpf_xdp_load_bytes`): Linux 5.18.
@@ -380,6 +379,10 @@ pub(crate) static COARSE_CLOCK: u32 = 1;
 /// 1: hooks choose the error of the system call that they refuse (`bpf_set_retval`): Linux 5.18.
 #[unsafe(no_mangle)]
 pub(crate) static SET_RETVAL: u32 = 1;
+/// 1: packet programs write to socket maps. Linux 7.3 does not let them any more: there the controller
+/// keeps `listeners`.
+#[unsafe(no_mangle)]
+pub(crate) static SOCKMAP_UPDATE: u32 = 1;
 
 /// Whether the running kernel has what one of the constants above is about.
 #[inline(always)]
@@ -638,7 +641,13 @@ pub(crate) fn assign_listener<F: Family>(
     let Some(sock) = kept_listener(slot) else {
         return false;
     };
-    F::bound(&sock).same(addr) && sock.port() == u32::from(port) && sock.take(lookup)
+    is_bound::<F>(&sock, addr, port) && sock.take(lookup)
+}
+
+/// Whether a socket is bound to `addr`:`port`.
+#[inline(always)]
+fn is_bound<F: Family>(sock: &Sock, addr: &F::Addr, port: u16) -> bool {
+    F::bound(sock).same(addr) && sock.port() == u32::from(port)
 }
 
 /// Backend id in `slot` of Maglev table `table`; 0 if there is none.
@@ -874,7 +883,7 @@ pub(crate) fn socket<C: Context, F: Family>(
 }
 
 /// Let packets for a service's VIP reach the listener at `addr`:`port` of this node, by keeping it
-/// in `listeners`; false if there is none.
+/// in `listeners`; false if there is none, or if it cannot be kept.
 #[inline(always)]
 pub(crate) fn find_listener<C: Context, F: Family>(
     ctx: &C,
@@ -887,18 +896,17 @@ pub(crate) fn find_listener<C: Context, F: Family>(
     let (tuple, size) = as_tuple(&mut tuple);
     // SAFETY: the tuple is initialised and of the size said.
     let sock = unsafe { bpf_sk_lookup_tcp(ctx.raw(), tuple, size, CURRENT_NETNS, 0) };
-    keep(NonNull::new(sock).map(Sock), slot)
-}
-
-#[inline(always)]
-fn keep(sock: Option<Sock>, slot: u32) -> bool {
-    let Some(sock) = sock else {
+    let Some(sock) = NonNull::new(sock).map(Sock) else {
         return false;
     };
     if sock.state() != TCP_LISTEN {
         return false;
     }
-    keep_listener(slot, &sock)
+    if kernel_has(&SOCKMAP_UPDATE) {
+        return keep_listener(slot, &sock);
+    }
+    drop(sock);
+    kept_listener(slot).is_some_and(|kept| is_bound::<F>(&kept, addr, port))
 }
 
 /// Whether the hooked socket's network namespace has a listener for this flow (TCP), or a socket

@@ -337,6 +337,17 @@ pub(crate) fn settled(mut sum: u64) -> u64 {
     sum
 }
 
+/// The same value in a register that the verifier takes for no copy of another one. That of Linux 7.0
+/// remembers what a constant added to a copy, and goes on adding it to pointers that are made from
+/// what is computed of it.
+#[inline(always)]
+pub(crate) fn unlinked(value: u32) -> u32 {
+    let mut value = u64::from(value);
+    // SAFETY: changes nothing.
+    unsafe { asm!("{0} |= 0", inout(reg) value, options(nomem, nostack)) };
+    value as u32
+}
+
 /// Words of a [`Wire`] type that are moved at once at most, see [`fetch`].
 macro_rules! for_words {
     ($word:ident) => {

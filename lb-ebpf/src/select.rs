@@ -6,7 +6,7 @@ use lb_common::{
     reason::Reason,
 };
 
-use crate::{family::Family, maps};
+use crate::{family::Family, maps, packet};
 
 /// Slots tried when a backend is not to be used. What they miss the service's fallback finds.
 const TRIES: u32 = 8;
@@ -129,6 +129,7 @@ pub(crate) fn select<F: Family>(
     let rate = |id| F::usable(id, service.id(), avoid.node, avoid.backend);
     let mut last = 0;
     for attempt in 0..TRIES {
+        let flow_hash = packet::unlinked(flow_hash);
         let slot = hash::slot(flow_hash.wrapping_add(attempt.wrapping_mul(STEP)));
         let id = maps::maglev(service.table(), slot);
         match rate(id) {
