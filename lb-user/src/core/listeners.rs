@@ -14,6 +14,10 @@ pub struct Listener {
     pub only_v6: bool,
     /// It speaks MPTCP.
     pub mptcp: bool,
+    /// By which `/proc` shows it.
+    pub inode: u64,
+    /// Which no other socket ever has.
+    pub cookie: u64,
 }
 
 impl Listener {
@@ -57,6 +61,22 @@ pub fn complaints(asked: &[SocketAddr], listeners: &[Listener]) -> Vec<String> {
     asked.iter().filter_map(complaint).collect()
 }
 
+/// The listener at `server` that connections to `to` have to be given to: none if one takes them by
+/// itself, or if it speaks MPTCP.
+pub fn to_be_given(
+    to: SocketAddr,
+    server: SocketAddr,
+    listeners: &[Listener],
+) -> Option<&Listener> {
+    if listeners.iter().any(|listener| listener.takes(to)) {
+        return None;
+    }
+    let is_server = |listener: &&Listener| {
+        !listener.mptcp && listener.is_bound(to) && listener.at.ip().to_canonical() == server.ip()
+    };
+    listeners.iter().find(is_server)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +86,8 @@ mod tests {
             at: at.parse().unwrap(),
             only_v6: false,
             mptcp,
+            inode: 0,
+            cookie: 0,
         }
     }
 
@@ -112,5 +134,25 @@ mod tests {
             listener("127.0.0.1:6443", true),
         ];
         assert!(!complains(VIP4, &others) && !complains(VIP4, &[]));
+    }
+
+    /// The server's own listener is given connections that nobody takes by himself.
+    #[test]
+    fn bound_listeners_are_given_connections() {
+        let (to, server) = (VIP4.parse().unwrap(), "10.0.2.10:6443".parse().unwrap());
+        let bound = listener("10.0.2.10:6443", false);
+        let others = [
+            listener("10.0.2.11:6443", false),
+            listener("127.0.0.1:6443", false),
+        ];
+        let all = [others[0], others[1], bound];
+        assert_eq!(to_be_given(to, server, &all), Some(&bound));
+        assert_eq!(to_be_given(to, server, &others), None);
+        assert_eq!(
+            to_be_given(to, server, &[listener("10.0.2.10:6443", true)]),
+            None
+        );
+        let taken = [bound, listener("0.0.0.0:6443", false)];
+        assert_eq!(to_be_given(to, server, &taken), None);
     }
 }

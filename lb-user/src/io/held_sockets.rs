@@ -1,6 +1,7 @@
-//! Ends TCP connections of other processes where the kernel has no `SOCK_DESTROY`: by a copy of the
-//! process's own descriptor (`pidfd_getfd`, Linux 5.6), which is told to connect to nowhere. The
-//! kernel then sends a RST, and the process gets `ECONNRESET` from its next call (or whatever its
+//! Sockets of other processes, by copies of their descriptors (`pidfd_getfd`, Linux 5.6).
+//!
+//! Where the kernel has no `SOCK_DESTROY`, TCP connections are ended so: the copy is told to connect to
+//! nowhere. The kernel then sends a RST, and the process gets `ECONNRESET` from its next call (or whatever its
 //! kernel says to one that waits already: `EPIPE` on Linux 6.18).
 //!
 //! A connection that no process has a descriptor of any more is not found. It waits for nobody.
@@ -24,6 +25,15 @@ pub type Sockets = BTreeMap<u64, u64>;
 /// Ends the connections of `sockets` (cookies by inode), in whatever process and network namespace.
 /// How many were ended, of those whose processes could be looked into.
 pub fn end(sockets: &Sockets) -> io::Result<usize> {
+    for_each(sockets, |socket, _| end_one(socket))
+}
+
+/// Hands a copy of one descriptor of each of `sockets` to `act`, with the socket's cookie. For how many
+/// it succeeded, of those whose processes could be looked into.
+pub fn for_each<E: From<Errno>>(
+    sockets: &Sockets,
+    mut act: impl FnMut(&OwnedFd, u64) -> Result<(), E>,
+) -> io::Result<usize> {
     let mut left = sockets.clone();
     if left.is_empty() {
         return Ok(0);
@@ -35,8 +45,9 @@ pub fn end(sockets: &Sockets) -> io::Result<usize> {
         };
         for (number, inode) in descriptors(&path) {
             // Several descriptors may be of one socket: the first one does.
-            if let Some(cookie) = left.get(&inode)
-                && matches!(end_one(pid, number, *cookie), Ok(true))
+            if let Some(cookie) = left.get(&inode).copied()
+                && let Ok(Some(socket)) = copy(pid, number, cookie)
+                && act(&socket, cookie).is_ok()
             {
                 left.remove(&inode);
             }
@@ -62,20 +73,21 @@ fn descriptors(path: &Path) -> Vec<(i32, u64)> {
     sockets.collect()
 }
 
-/// Ends the connection behind a process's descriptor if it is (still) the one with this cookie.
-fn end_one(pid: Pid, number: i32, cookie: u64) -> Result<bool, Errno> {
+/// A copy of a process's descriptor if it is (still) of the socket with this cookie.
+fn copy(pid: Pid, number: i32, cookie: u64) -> Result<Option<OwnedFd>, Errno> {
     let process = pidfd_open(pid, PidfdFlags::empty())?;
-    let socket: OwnedFd = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
-    if socket_cookie(&socket)? != cookie {
-        return Ok(false);
-    }
-    match connect_unspec(&socket) {
+    let socket = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
+    Ok((socket_cookie(&socket)? == cookie).then_some(socket))
+}
+
+/// Ends the connection behind a descriptor.
+fn end_one(socket: &OwnedFd) -> Result<(), Errno> {
+    match connect_unspec(socket) {
         // Linux 6.4 to 6.7, while a thread waits in a call for this socket: that one gets the end of
         // the stream instead.
-        Err(Errno::BUSY) => shutdown(&socket, Shutdown::Both)?,
-        other => other?,
+        Err(Errno::BUSY) => shutdown(socket, Shutdown::Both),
+        other => other,
     }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ impl Engine {
             facts,
             reloads: Reloads::new(config_file, probe_runtime.clone(), now),
             collector: Collector::start(Conntrack::open(&pins)?)?,
-            listeners: ListenerWatch::start(&pins)?,
+            listeners: ListenerWatch::start(&pins, false)?,
             settings,
             observer,
             operator_file,

@@ -209,7 +209,9 @@ fn request(family: u8, protocol: u8, more: u8, states: u32, id: &[u8; ID]) -> Ve
 
 /// A listening socket; `None` for what is none. Those of MPTCP are TCP sockets with an upper layer.
 fn listener(message: &[u8]) -> Option<Listener> {
-    let at = connected(message, IPPROTO_TCP)?.connection.local;
+    let Connected {
+        connection, inode, ..
+    } = connected(message, IPPROTO_TCP)?;
     let (mut only_v6, mut mptcp) = (false, false);
     for attribute in NlasIterator::new(message.get(MESSAGE..)?).flatten() {
         match attribute.kind() {
@@ -221,7 +223,13 @@ fn listener(message: &[u8]) -> Option<Listener> {
             _ => {}
         }
     }
-    Some(Listener { at, only_v6, mptcp })
+    Some(Listener {
+        at: connection.local,
+        only_v6,
+        mptcp,
+        inode,
+        cookie: connection.cookie,
+    })
 }
 
 /// `struct inet_diag_msg`; `None` for what is none.
