@@ -28,6 +28,7 @@ pub mod datagram;
 pub mod endpoint;
 pub mod flood;
 pub mod fuzz;
+pub mod guest;
 pub mod ip_options;
 pub mod keepalived;
 pub mod kernel;

@@ -8,6 +8,7 @@ mod setup;
 mod shell;
 mod tally;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -35,6 +35,31 @@ const TEST_TOOLS: &[(&str, &str, &str)] = &[
     ("tshark", "tshark", "another reader of what xvip sends"),
 ];
 
+/// What boots kernels in guests, and what those are made with.
+const VM_TOOLS: &[(&str, &str, &str)] = &[
+    (
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "emulates a machine for each kernel",
+    ),
+    (
+        "busybox",
+        "busybox-static",
+        "the shell and small programs of a guest",
+    ),
+    ("depmod", "kmod", "which modules of a kernel need which"),
+    ("xz", "xz-utils", "unpacks modules"),
+    ("zstd", "zstd", "unpacks modules"),
+    (
+        "strip",
+        "binutils",
+        "binaries for guests without debug information",
+    ),
+    ("nft", "nftables", "rule sets that a guest gets"),
+    ("iptables", "iptables", "rule sets that a guest gets"),
+    ("ipvsadm", "ipvsadm", "IPVS in a guest"),
+];
+
 /// What compiling needs: the sources of `core` and the BPF linker.
 pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {
     rust_src(workspace)?;
@@ -113,6 +138,12 @@ pub(crate) fn test_tools() -> Result<()> {
         println!("xtask: going on without: {error:#}");
     }
     Ok(())
+}
+
+/// What guests are made with and run by.
+pub(crate) fn vm_tools() -> Result<()> {
+    system_tools()?;
+    install_missing(VM_TOOLS)
 }
 
 fn install_missing(tools: &[(&str, &str, &str)]) -> Result<()> {

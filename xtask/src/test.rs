@@ -1,10 +1,12 @@
 //! `cargo xtask test`: every check that a change must pass, and one line with the counts.
 
 use std::{
-    fs,
-    io::{BufRead, BufReader},
+    fs::{self, OpenOptions},
+    io::{BufRead, BufReader, Write as _},
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    thread::{self, ScopedJoinHandle},
 };
 
 use anyhow::{Context, Result};
@@ -14,6 +16,7 @@ use crate::{
     bpf, setup,
     shell::{self, Workspace},
     tally::Tally,
+    vm,
 };
 
 /// What to test.
@@ -22,7 +25,14 @@ pub(crate) struct TestArgs {
     /// Run one part only.
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Names of tests and other arguments for the test binaries.
+    /// Record how much the kernels' verifiers have to do, in docs/KERNELS.md (parts bpf and vm).
+    #[arg(long)]
+    bless: bool,
+    /// Of the part vm: one step of each guest only, and of that only tests whose names contain TEXT.
+    #[arg(long = "step", value_name = "STEP[=TEXT]")]
+    steps: Vec<String>,
+    /// Names of tests and other arguments for the test binaries; of the part vm: kernels, such as
+    /// `6.12`, `7.x`, `trixie`, `./linux-image.deb` or `./DIRECTORY`.
     #[arg(last = true)]
     filter: Vec<String>,
 }
@@ -38,6 +48,8 @@ enum Part {
     Bpf,
     /// Scenarios in network namespaces (tests/tests/net, tests/tests/scenarios).
     Net,
+    /// The programs and the daemon on other kernels, in emulated guests.
+    Vm,
     /// Documentation builds without warnings.
     Docs,
 }
@@ -53,14 +65,11 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         setup::cargo_deny(workspace)?;
     }
     bpf::build(workspace)?;
-    if wants(Part::Bpf) {
+    if wants(Part::Bpf) || wants(Part::Vm) {
         bpf::build_log(workspace)?;
     }
 
-    let mut session = Session::start(workspace)?;
-    if wants(Part::Lint) {
-        session.lint();
-    }
+    let mut session = Session::start(workspace, args.bless)?;
     if args.only.is_none() {
         // One build for all parts: the same features everywhere, nothing compiled twice.
         session.cargo_test(&["--workspace", "--exclude", "lb-ebpf"], &args.filter)?;
@@ -87,10 +96,41 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         ];
         session.cargo_test(&suites, &args.filter)?;
     }
-    if wants(Part::Docs) {
-        session.docs();
+    // Nothing here measures time, so guests run beside the compiler; tests of the network do.
+    let guests = || vm::run(workspace, &args.guests());
+    let outcome = thread::scope(|scope| {
+        let guests = wants(Part::Vm).then(|| match vm::unavailable() {
+            Some(reason) => Err(reason),
+            None => Ok(scope.spawn(guests)),
+        });
+        if wants(Part::Lint) {
+            session.lint();
+        }
+        if wants(Part::Docs) {
+            session.docs();
+        }
+        guests.map(|guests| guests.map(ScopedJoinHandle::join))
+    });
+    match outcome {
+        Some(Ok(outcome)) => {
+            session.add_guests(outcome.unwrap_or_else(|panic| resume_unwind(panic)))?;
+        }
+        Some(Err(reason)) => session.skip(&format!("vm: {reason}")),
+        None => {}
     }
     session.finish()
+}
+
+impl TestArgs {
+    /// What the part vm makes of the arguments.
+    fn guests(&self) -> vm::Options<'_> {
+        let only = self.only == Some(Part::Vm);
+        vm::Options {
+            kernels: if only { &self.filter } else { &[] },
+            steps: &self.steps,
+            bless: self.bless,
+        }
+    }
 }
 
 /// One run: what has been counted, and which steps failed.
@@ -98,11 +138,14 @@ struct Session<'a> {
     workspace: &'a Workspace,
     tally: Tally,
     failed: Vec<String>,
+    /// Parts that were skipped as a whole.
+    skipped: Vec<String>,
     skip_notes: PathBuf,
+    bless: bool,
 }
 
 impl<'a> Session<'a> {
-    fn start(workspace: &'a Workspace) -> Result<Self> {
+    fn start(workspace: &'a Workspace, bless: bool) -> Result<Self> {
         let skip_notes = workspace.target.join("skipped-tests");
         fs::write(&skip_notes, "")
             .with_context(|| format!("cannot write {}", skip_notes.display()))?;
@@ -110,7 +153,9 @@ impl<'a> Session<'a> {
             workspace,
             tally: Tally::default(),
             failed: Vec::new(),
+            skipped: Vec::new(),
             skip_notes,
+            bless,
         })
     }
 
@@ -160,6 +205,26 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Adds what came of the guests.
+    fn add_guests(&mut self, outcome: Result<vm::Outcome>) -> Result<()> {
+        match outcome {
+            Ok(outcome) => {
+                self.tally += outcome.tally;
+                self.failed.extend(outcome.failed);
+                let mut notes = OpenOptions::new().append(true).open(&self.skip_notes)?;
+                notes.write_all(outcome.skipped.as_bytes())?;
+            }
+            Err(error) => self.fail(format!("vm: {error:#}")),
+        }
+        Ok(())
+    }
+
+    /// A part that cannot run here.
+    fn skip(&mut self, what: &str) {
+        self.tally.skipped += 1;
+        self.skipped.push(what.to_owned());
+    }
+
     fn fail(&mut self, what: String) {
         eprintln!("xtask: {what}");
         self.tally += Tally::FAILED_STEP;
@@ -182,6 +247,9 @@ impl<'a> Session<'a> {
             .env("XVIP_SKIPPED_TESTS", &self.skip_notes);
         if let Some((variable, sudo)) = self.runner() {
             command.env(variable, sudo);
+        }
+        if self.bless {
+            command.env("XVIP_BLESS", "1");
         }
         command.arg("--").args(filter);
         let (counts, success) = run_counting(&mut command)?;
@@ -208,11 +276,14 @@ impl<'a> Session<'a> {
         println!("xtask: tests that touch the kernel need root: through sudo");
         Some((
             format!("CARGO_TARGET_{host}_RUNNER"),
-            "sudo --preserve-env=PATH,XVIP_SKIPPED_TESTS".to_owned(),
+            "sudo --preserve-env=PATH,XVIP_BLESS,XVIP_SKIPPED_TESTS".to_owned(),
         ))
     }
 
     fn finish(mut self) -> Result<ExitCode> {
+        for what in &self.skipped {
+            println!("skipped {what}");
+        }
         let notes = read(&self.skip_notes)?;
         for note in notes.lines() {
             println!("skipped {note}");

@@ -1,0 +1,146 @@
+//! What a guest runs: test binaries with arguments, an environment and a limit of time.
+
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+use super::Options;
+
+/// Packets that the model plays in a guest: emulation is some twenty times slower.
+const MODEL_PACKETS: &str = "20000";
+
+/// One run of a test binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// What it is called in the output.
+    pub(crate) name: &'static str,
+    /// The test target of the package lb-tests.
+    pub(crate) binary: &'static str,
+    /// Its arguments.
+    pub(crate) args: Vec<String>,
+    /// Its environment beyond the usual.
+    pub(crate) env: Vec<(&'static str, &'static str)>,
+    /// It is killed after that.
+    pub(crate) limit: Duration,
+}
+
+impl Step {
+    fn new(name: &'static str, binary: &'static str, args: &[&str], seconds: u64) -> Self {
+        Self {
+            name,
+            binary,
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: Vec::new(),
+            limit: Duration::from_secs(seconds),
+        }
+    }
+
+    fn with(mut self, variable: &'static str, value: &'static str) -> Self {
+        self.env.push((variable, value));
+        self
+    }
+}
+
+/// The steps of a guest that is alone: every program by itself, the rows of the program runs, the
+/// model, and what needs a machine of its own.
+pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
+    let mut verifier = Step::new("verifier", "bpf", &["verifier::", "--nocapture"], 240);
+    if options.bless {
+        verifier = verifier.with("XVIP_BLESS", "1");
+    }
+    let rows = ["--skip", "verifier::", "--skip", "model::"];
+    let steps = vec![
+        verifier,
+        Step::new("rows", "bpf", &rows, 600),
+        Step::new("model", "bpf", &["model::"], 300).with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
+        // Its scenarios measure time: one after the other.
+        Step::new("guest", "guest", &["--test-threads=1"], 600),
+    ];
+    chosen(steps, options.steps)
+}
+
+/// The steps that were asked for, each with its filter; all if none was.
+fn chosen(mut steps: Vec<Step>, wanted: &[String]) -> Vec<Step> {
+    if wanted.is_empty() {
+        return steps;
+    }
+    let filter = |step: &Step| {
+        wanted.iter().find_map(|word| {
+            let (name, filter) = word.split_once('=').unwrap_or((word, ""));
+            (name == step.name).then_some(filter)
+        })
+    };
+    steps.retain(|step| filter(step).is_some());
+    for step in &mut steps {
+        let filter = filter(step).filter(|filter| !filter.is_empty());
+        step.args.extend(filter.map(str::to_owned));
+    }
+    steps
+}
+
+/// The script that the guest's init reads: where each test binary is says `binary`.
+pub(crate) fn script<'a>(steps: &[Step], binary: impl Fn(&str) -> &'a Path) -> String {
+    let mut script = String::new();
+    for step in steps {
+        let env = step
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"));
+        let words = [
+            step.name.to_owned(),
+            step.limit.as_secs().to_string(),
+            "env".to_owned(),
+        ];
+        let program = binary(step.binary).to_string_lossy().into_owned();
+        let words = words
+            .into_iter()
+            .chain(env)
+            .chain([program])
+            .chain(step.args.iter().cloned());
+        let words: Vec<_> = words.map(|word| quoted(&word)).collect();
+        // Writing to a string does not fail.
+        let _ = writeln!(script, "step {}", words.join(" "));
+    }
+    script
+}
+
+/// A word for the shell.
+pub(crate) fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(steps: &[String]) -> Options<'_> {
+        Options {
+            kernels: &[],
+            steps,
+            bless: true,
+        }
+    }
+
+    /// All steps, or those that were named, with the filter that was named with them.
+    #[test]
+    fn steps_can_be_chosen() {
+        let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
+        assert_eq!(
+            names(&alone(&options(&[]))),
+            ["verifier", "rows", "model", "guest"]
+        );
+        let wanted = ["guest=journey::".to_owned(), "verifier".to_owned()];
+        let steps = alone(&options(&wanted));
+        assert_eq!(names(&steps), ["verifier", "guest"]);
+        assert_eq!(steps[1].args, ["--test-threads=1", "journey::"]);
+        assert_eq!(steps[0].args, ["verifier::", "--nocapture"]);
+    }
+
+    /// The script has each word in quotes, the environment before the program.
+    #[test]
+    fn the_script_runs_each_step() {
+        let step = Step::new("rows", "bpf", &["it's"], 60).with("A", "b c");
+        assert_eq!(
+            script(&[step], |_| Path::new("/t/bpf")),
+            "step 'rows' '60' 'env' 'A=b c' '/t/bpf' 'it'\\''s'\n"
+        );
+    }
+}
