@@ -25,6 +25,7 @@ use lb_user::{
 use crate::{
     client::{self, Load, Report},
     control_plane::ControlPlane,
+    guest,
     process::{Process, output, wait_until, workspace_binary},
     topology::{Node, Topology},
 };
@@ -32,6 +33,15 @@ use crate::{
 /// Longer than anything takes on a machine that is busy with other tests; no scenario waits this
 /// long unless it fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same where the machine may be emulated, which makes everything some ten times slower.
+pub fn patience() -> Duration {
+    if guest::is_one() {
+        PATIENCE * 4
+    } else {
+        PATIENCE
+    }
+}
 
 /// Name of the client's node.
 const CLIENT: &str = "client";
@@ -258,7 +268,7 @@ impl Cluster {
         let process = self.xvips.remove(node);
         let status = process
             .with_context(|| format!("{node} has no xvip"))?
-            .terminate(PATIENCE)?;
+            .terminate(patience())?;
         anyhow::ensure!(status.success(), "xvip of {node} ended with {status}");
         Ok(())
     }
@@ -289,7 +299,7 @@ impl Cluster {
         let log = at.directory().join("standin.log");
         crate::kernel::absent_is_fine(std::fs::remove_file(log))?;
         let process = at.stand_in(&arguments)?;
-        process.wait_for_output("ready", PATIENCE)?;
+        process.wait_for_output("ready", patience())?;
         self.stand_ins.insert(node.to_owned(), process);
         Ok(())
     }
@@ -447,7 +457,7 @@ impl Cluster {
 
     /// Waits for a condition; what every xvip wrote is in the error.
     pub fn wait<T>(&self, what: &str, condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        wait_until(what, PATIENCE, condition)
+        wait_until(what, patience(), condition)
     }
 
     /// The addresses of an interface of a node.

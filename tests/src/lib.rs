@@ -27,6 +27,7 @@ pub mod control_plane;
 pub mod datagram;
 pub mod endpoint;
 pub mod flood;
+pub mod footprint;
 pub mod fuzz;
 pub mod guest;
 pub mod ip_options;

@@ -22,6 +22,9 @@ use serde::Serialize;
 
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(5);
+/// Time between two looks, in lengths of a look: on an emulated machine one can take half a second of
+/// what it looks at.
+const REST: u32 = 3;
 
 /// Waits until `condition` gives a value; an error after `deadline`. A condition that fails is
 /// not met yet; its last error is shown at the deadline.
@@ -32,11 +35,13 @@ pub fn wait_until<T>(
 ) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {
+        let begin = Instant::now();
         let last = match condition() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => None,
             Err(error) => Some(error),
         };
+        let look = begin.elapsed();
         if Instant::now() >= end {
             let timeout = format!("gave up after {deadline:?} waiting for {what}");
             return Err(match last {
@@ -44,7 +49,7 @@ pub fn wait_until<T>(
                 None => anyhow::Error::msg(timeout),
             });
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL.max(look * REST));
     }
 }
 

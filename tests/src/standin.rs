@@ -77,6 +77,9 @@ pub struct Options {
     /// HTTP without TLS.
     #[arg(long)]
     pub plain: bool,
+    /// Address and port to listen on without TLS, beside the others. May be repeated.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen_plain: Vec<SocketAddr>,
     /// Listen with MPTCP, as Go programs do; plain TCP where the kernel has none.
     #[arg(long)]
     pub mptcp: bool,
@@ -120,15 +123,18 @@ pub async fn serve(options: Options) -> Result<()> {
         status: AtomicU16::new(StatusCode::OK.as_u16()),
         delay_millis: AtomicU64::new(0),
     });
-    let listeners = options
-        .listen
-        .iter()
-        .map(|address| listen(*address, options.mptcp))
-        .collect::<Result<Vec<_>>>()?;
+    let listen = |address: &SocketAddr| listen(*address, options.mptcp);
+    let listeners = options.listen.iter().map(listen);
+    let plain = options.listen_plain.iter().map(listen);
+    let listeners = listeners.collect::<Result<Vec<_>>>()?;
+    let plain = plain.collect::<Result<Vec<_>>>()?;
     switch_by_signal(state.clone())?;
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         tasks.spawn(accept(listener, tls.clone(), state.clone()));
+    }
+    for listener in plain {
+        tasks.spawn(accept(listener, None, state.clone()));
     }
     println!("ready");
     while let Some(ended) = tasks.join_next().await {

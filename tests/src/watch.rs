@@ -102,6 +102,29 @@ impl Watches {
         Ok(())
     }
 
+    /// Waits until every stream that one of these nodes serves has brought `count` more events; fails if
+    /// a stream has ended.
+    pub fn wait_events_of(&self, nodes: &[&str], count: u64, deadline: Duration) -> Result<()> {
+        let events = || -> Vec<u64> {
+            let streams = self.streams.all();
+            let theirs = streams.iter().filter(|s| nodes.contains(&s.node.as_str()));
+            theirs.map(|stream| stream.events).collect()
+        };
+        let before = events();
+        ensure!(!before.is_empty(), "{nodes:?} serve no stream");
+        let what = format!("events of the streams on {nodes:?}");
+        wait_until(&what, deadline, || {
+            let far = events()
+                .iter()
+                .zip(&before)
+                .all(|(now, b)| *now >= b + count);
+            Ok((far || !self.ended().is_empty()).then_some(()))
+        })?;
+        let ended = self.ended();
+        ensure!(ended.is_empty(), "watches ended: {ended:?}");
+        Ok(())
+    }
+
     /// The streams that have ended: their nodes and why.
     pub fn ended(&self) -> Vec<(String, String)> {
         let streams = self.streams.all();

@@ -8,4 +8,5 @@
     reason = "a failed helper is a failed test"
 )]
 
+mod journey;
 mod system;
