@@ -10,3 +10,4 @@
 
 mod journey;
 mod system;
+mod virtio;

@@ -7,6 +7,7 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod modules;
+mod pair;
 mod plan;
 
 use std::{
@@ -118,7 +119,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
     };
     let wanted: Vec<Wanted> = words.into_iter().map(str::parse).collect::<Result<_>>()?;
     let steps = plan::alone(options);
-    if steps.is_empty() {
+    let steps_of_pair = plan::pair(options);
+    if steps.is_empty() && steps_of_pair.is_empty() {
         bail!("no step has that name: {}", options.steps.join(", "));
     }
     let binaries = Binaries::build(workspace)?;
@@ -134,8 +136,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
     );
 
     let boot = |kernel: &Kernel| {
-        let outcome = alone(workspace, &binaries, kernel, &steps, &scratch.path);
-        outcome.unwrap_or_else(|error| Outcome::failed(&kernel.name, &error))
+        let mut outcome = Outcome::default();
+        if !steps.is_empty() {
+            let done = alone(workspace, &binaries, kernel, &steps, &scratch.path);
+            outcome = done.unwrap_or_else(|error| Outcome::failed(&kernel.name, &error));
+        }
+        match pair::unavailable().filter(|_| !steps_of_pair.is_empty()) {
+            Some(reason) => outcome.skipped += &format!("{}: pair: {reason}\n", kernel.name),
+            None if steps_of_pair.is_empty() => {}
+            None => {
+                let done = pair::run(workspace, &binaries, kernel, &steps_of_pair, &scratch.path);
+                let failed = |error| Outcome::failed(&kernel.name, &error);
+                outcome.add(done.unwrap_or_else(failed));
+            }
+        }
+        outcome
     };
     let mut all = Outcome::default();
     if options.bless {

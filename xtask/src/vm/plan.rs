@@ -57,6 +57,12 @@ pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     chosen(steps, options.steps)
 }
 
+/// The steps of two guests with cards on one bridge.
+pub(crate) fn pair(options: &Options<'_>) -> Vec<Step> {
+    let cards = Step::new("pair", "guest", &["virtio::", "--nocapture"], 400);
+    chosen(vec![cards], options.steps)
+}
+
 /// The steps that were asked for, each with its filter; all if none was.
 fn chosen(mut steps: Vec<Step>, wanted: &[String]) -> Vec<Step> {
     if wanted.is_empty() {
