@@ -436,14 +436,16 @@ fn kinds_are_told_from_other_links() {
 fn stripped_vlan_tags_are_told() {
     let namespace = Namespace::new();
     namespace.ip("link add v0 type veth peer name v1");
-    for (state, expected) in [("off", false), ("on", true)] {
-        let told = namespace.run(|| {
-            let mut ethtool = Command::new("ethtool");
-            let set = ethtool.args(["-K", "v0", "rxvlan", state]).output();
-            assert!(set.unwrap().status.success());
-            ethtool::strips_vlan_tags("v0").unwrap()
-        });
-        assert_eq!(told, expected, "rxvlan {state}");
+    for feature in [false, true].map(ethtool::tag_stripping) {
+        for (state, expected) in [("off", false), ("on", true)] {
+            let told = namespace.run(|| {
+                let mut ethtool = Command::new("ethtool");
+                let set = ethtool.args(["-K", "v0", feature, state]).output();
+                assert!(set.unwrap().status.success());
+                ethtool::has_feature("v0", feature).unwrap()
+            });
+            assert_eq!(told, expected, "{feature} {state}");
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! The kernel decides whether a driver takes an XDP program, so a plan holds every way that may
 //! be tried. What came of it comes back as [`Attachment`]s, and with them the data plane's idea
 //! of an uplink: XDP sees a VLAN's frames on the interface that carries it, with their tags; tc
-//! sees them on the sub-interface, without.
+//! sees them on the sub-interface, without. XDP in the driver sees a bond's frames on its ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +41,9 @@ pub struct Place {
     pub ifindex: u32,
     /// Where its frames are on the wire; XDP programs are attached there.
     pub port: Port,
+    /// Ports of the bond that carries its frames: native XDP, attached to the bond, runs in their
+    /// drivers and sees the frames there.
+    pub bond_ports: Vec<u32>,
 }
 
 /// Uplinks whose frames come in through one interface, and so in one mode.
@@ -108,6 +111,16 @@ impl Attachment {
             Mode::Native | Mode::Generic => self.place.port,
         })
     }
+
+    /// Where else it sees them.
+    fn also_seen_at(&self) -> impl Iterator<Item = Port> {
+        let native = self.mode == Some(Mode::Native);
+        let ports = self.place.bond_ports.iter().filter(move |_| native);
+        ports.map(|&ifindex| Port {
+            ifindex,
+            ..self.place.port
+        })
+    }
 }
 
 /// What is to be attached where: every uplink that is there and has an Ethernet address.
@@ -118,10 +131,13 @@ pub fn plans(config: &Config, network: &Network) -> Vec<Plan> {
             continue;
         };
         let port = network.port(interface.ifindex);
+        let port = port.unwrap_or(Port::untagged(interface.ifindex));
+        let bond_ports = network.bond_ports(port.ifindex);
         let place = Place {
             interface: name.clone(),
             ifindex: interface.ifindex,
-            port: port.unwrap_or(Port::untagged(interface.ifindex)),
+            port,
+            bond_ports: bond_ports.map(|own| own.ifindex).collect(),
         };
         let carrier = place.port.ifindex;
         match plans.iter_mut().find(|plan| plan.carrier == carrier) {
@@ -136,20 +152,15 @@ pub fn plans(config: &Config, network: &Network) -> Vec<Plan> {
         }
     }
     for plan in &mut plans {
-        let carrier = network.at(plan.carrier);
-        (plan.modes, plan.passed_over) = modes(config, plan, carrier);
+        (plan.modes, plan.passed_over) = modes(config, plan, network);
     }
     plans
 }
 
 /// The modes to be tried, and why others are not.
-fn modes(config: &Config, plan: &Plan, carrier: Option<&Interface>) -> (Vec<Mode>, Vec<String>) {
-    let (name, wanted) = (&plan.name, config.node.attach);
-    if let Some(interface) = blind(plan, carrier) {
-        let why = format!(
-            "{name} takes VLAN tags out of the frames in hardware, so XDP cannot tell those of \
-             {interface} (ethtool -K {name} rxvlan off)"
-        );
+fn modes(config: &Config, plan: &Plan, network: &Network) -> (Vec<Mode>, Vec<String>) {
+    let (wanted, carrier) = (config.node.attach, network.at(plan.carrier));
+    if let Some(why) = blind(plan, network) {
         return match wanted {
             AttachMode::Auto | AttachMode::Tc => (vec![Mode::Tc], vec![why]),
             AttachMode::Native | AttachMode::Generic => (vec![], vec![why]),
@@ -165,29 +176,39 @@ fn modes(config: &Config, plan: &Plan, carrier: Option<&Interface>) -> (Vec<Mode
             AttachMode::Native | AttachMode::Generic => (vec![], vec![why]),
         };
     }
+    let generic = blind_above(plan, carrier).map_or(Ok(Mode::Generic), Err);
     match wanted {
-        AttachMode::Auto => match unsuited(name, carrier) {
-            Some(why) => (vec![Mode::Tc, Mode::Generic], vec![why]),
-            None => (vec![Mode::Native, Mode::Tc, Mode::Generic], vec![]),
-        },
+        AttachMode::Auto => {
+            let others = [Mode::Tc].into_iter().chain(generic.ok());
+            match unsuited(plan, network) {
+                Some(why) => (others.collect(), vec![why]),
+                None => ([Mode::Native].into_iter().chain(others).collect(), vec![]),
+            }
+        }
         AttachMode::Native => match undeliverable(config, plan, carrier) {
             Some(why) => (vec![], vec![why]),
             None => (vec![Mode::Native], vec![]),
         },
         AttachMode::Tc => (vec![Mode::Tc], vec![]),
-        AttachMode::Generic => (vec![Mode::Generic], vec![]),
+        AttachMode::Generic => match generic {
+            Ok(mode) => (vec![mode], vec![]),
+            Err(why) => (vec![], vec![why]),
+        },
     }
 }
 
 /// Why native XDP will not do on a carrier, whatever the kernel says.
-fn unsuited(name: &str, carrier: Option<&Interface>) -> Option<String> {
-    match carrier?.kind {
-        LinkKind::Bridge => Some(format!("{name} is a bridge, which has no native XDP")),
-        LinkKind::Veth => Some(format!(
-            "{name} is one end of a veth pair, and the other end need not take what XDP sends"
-        )),
-        LinkKind::Other | LinkKind::Vlan(_) => None,
+fn unsuited(plan: &Plan, network: &Network) -> Option<String> {
+    let (name, carrier) = (&plan.name, network.at(plan.carrier)?);
+    let mut drivers = network.bond_ports(plan.carrier).chain([carrier]);
+    if let Some(veth) = drivers.find(|driver| driver.kind == LinkKind::Veth) {
+        return Some(format!(
+            "{} is one end of a veth pair, and the other end need not take what XDP sends",
+            veth.name
+        ));
     }
+    (carrier.kind == LinkKind::Bridge)
+        .then(|| format!("{name} is a bridge, which has no native XDP"))
 }
 
 /// Why frames for a virtual MAC would not reach the kernel's stack: a veth pair looks at the MAC of a
@@ -233,12 +254,42 @@ pub fn even_out(plans: &[Plan], refused: &BTreeSet<u32>) -> Vec<Plan> {
     plans
 }
 
-/// A VLAN whose frames XDP on its carrier cannot tell from others.
-fn blind<'a>(plan: &'a Plan, carrier: Option<&Interface>) -> Option<&'a str> {
-    let strips = carrier.is_some_and(|found| found.strips_tags);
+/// The first VLAN of a plan.
+fn tagged(plan: &Plan) -> Option<&str> {
     let mut tagged = plan.places.iter().filter(|place| place.port.tags != 0);
-    let first = tagged.next().filter(|_| strips)?;
-    Some(&first.interface)
+    Some(&tagged.next()?.interface)
+}
+
+/// Why XDP cannot tell a VLAN's frames from others: the hardware of its carrier, or of one of a bond's
+/// ports, takes the tags out. The bond itself has no hardware, whatever it says.
+fn blind(plan: &Plan, network: &Network) -> Option<String> {
+    let vlan = tagged(plan)?;
+    let carrier = network.at(plan.carrier);
+    let mut hardware: Vec<_> = network.bond_ports(plan.carrier).collect();
+    hardware.extend(carrier.filter(|found| found.kind != LinkKind::Bond));
+    let mut found = hardware
+        .iter()
+        .filter_map(|own| Some((&own.name, own.strips_tags?)));
+    let (name, feature) = found.next()?;
+    Some(format!(
+        "{name} takes VLAN tags out of the frames in hardware, so XDP cannot tell those of {vlan} \
+         (ethtool -K {name} {feature} off)"
+    ))
+}
+
+/// Why generic XDP cannot tell them: what reaches a bond or a bridge has passed one of its ports in the
+/// network stack, which took the outer tag out of the frame there (`__netif_receive_skb_core`).
+fn blind_above(plan: &Plan, carrier: Option<&Interface>) -> Option<String> {
+    let (name, vlan) = (&plan.name, tagged(plan)?);
+    let kind = match carrier?.kind {
+        LinkKind::Bond => "bond",
+        LinkKind::Bridge => "bridge",
+        LinkKind::Other | LinkKind::Veth | LinkKind::Vlan(_) => return None,
+    };
+    Some(format!(
+        "{name} is a {kind}, whose frames have lost their VLAN tags before generic XDP, which cannot \
+         tell those of {vlan}"
+    ))
 }
 
 /// A VLAN that counts as its own carrier, because its tags do not fit.
@@ -251,6 +302,8 @@ fn is_deep(place: &Place, carrier: Option<&Interface>) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uplinks {
     ports: BTreeMap<u32, Port>,
+    /// Ports of bonds, with the uplink's index.
+    of_bonds: BTreeSet<(u32, Port)>,
 }
 
 impl Uplinks {
@@ -259,8 +312,13 @@ impl Uplinks {
         let ports = attachments
             .iter()
             .filter_map(|own| Some((own.place.ifindex, own.seen_at()?)));
+        let of_bonds = attachments.iter().flat_map(|own| {
+            let ports = own.also_seen_at();
+            ports.map(|port| (own.place.ifindex, port))
+        });
         Self {
             ports: ports.collect(),
+            of_bonds: of_bonds.collect(),
         }
     }
 
@@ -270,9 +328,10 @@ impl Uplinks {
         self.ports.get(&ifindex).copied()
     }
 
-    /// Each uplink's interface index and port.
+    /// Each uplink's interface index and port; where programs see a bond's frames, each of them.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Port)> {
-        self.ports.iter().map(|(ifindex, port)| (*ifindex, *port))
+        let ports = self.ports.iter().map(|(ifindex, port)| (*ifindex, *port));
+        ports.chain(self.of_bonds.iter().copied())
     }
 }
 
@@ -301,7 +360,8 @@ mod tests {
             mac: Some(fixture::mac(u8::try_from(ifindex).unwrap())),
             up: true,
             kind,
-            strips_tags: false,
+            strips_tags: None,
+            master: None,
         }
     }
 
@@ -453,21 +513,102 @@ mod tests {
     #[test]
     fn stripped_tags_forbid_xdp() {
         let mut card = link(ETH0, "eth0", LinkKind::Other);
-        card.strips_tags = true;
+        card.strips_tags = Some("rx-vlan-hw-parse");
         let network = network(&[card, link(5, "eth0.5", vlan(ETH0, 5))]);
         let auto = plans(&config(&["eth0.5"], AttachMode::Auto), &network);
         assert_eq!(auto[0].modes, [Mode::Tc]);
         let note = auto[0].note(Mode::Tc, &[]).unwrap();
-        assert!(note.contains("ethtool -K eth0 rxvlan off"), "{note}");
+        assert!(
+            note.contains("ethtool -K eth0 rx-vlan-hw-parse off"),
+            "{note}"
+        );
         for explicit in [AttachMode::Native, AttachMode::Generic] {
             let plans = plans(&config(&["eth0.5"], explicit), &network);
             assert!(plans[0].modes.is_empty());
-            assert!(plans[0].failure(None, &[]).contains("rxvlan off"));
+            assert!(plans[0].failure(None, &[]).contains("rx-vlan-hw-parse off"));
             let goes_on = plans[0].failure(Some(Mode::Tc), &[]);
-            assert!(goes_on.ends_with("rxvlan off), so tc goes on"), "{goes_on}");
+            assert!(
+                goes_on.ends_with("rx-vlan-hw-parse off), so tc goes on"),
+                "{goes_on}"
+            );
         }
         let untagged = plans(&config(&["eth0"], AttachMode::Auto), &network);
         assert_eq!(untagged[0].modes, ALL);
+    }
+
+    fn bond_of(port: LinkKind) -> [Interface; 4] {
+        let mut ports = [link(ETH0, "eth0", port), link(5, "eth1", port)];
+        for port in &mut ports {
+            port.master = Some(6);
+        }
+        let [first, second] = ports;
+        let bond = link(6, "bond0", LinkKind::Bond);
+        [first, second, bond, link(7, "bond0.5", vlan(6, 5))]
+    }
+
+    /// A bond's frames are its ports' to native XDP, with the bond's MAC and tags, and its own to the others.
+    #[test]
+    fn bonds_are_seen_at_their_ports() {
+        let network = network(&bond_of(LinkKind::Other));
+        let plans = plans(&config(&["bond0.5"], AttachMode::Auto), &network);
+        assert_eq!((plans[0].carrier, plans[0].places.len()), (6, 1));
+        let seen = |mode| {
+            let (place, note) = (plans[0].places[0].clone(), None);
+            let mode = Some(mode);
+            Uplinks::new(&[Attachment { place, mode, note }])
+                .iter()
+                .map(|(uplink, port)| (uplink, port.ifindex, port.tags))
+                .collect::<Vec<_>>()
+        };
+        let native = [(7, 6, 5), (7, ETH0, 5), (7, 5, 5)];
+        assert_eq!(
+            seen(Mode::Native).into_iter().collect::<BTreeSet<_>>(),
+            BTreeSet::from(native)
+        );
+        assert_eq!(seen(Mode::Tc), [(7, 7, 0)]);
+    }
+
+    /// A bond is as good as its ports: a veth among them, or one whose hardware takes tags out, leaves tc.
+    #[test]
+    fn bonds_are_as_good_as_their_ports() {
+        let modes = |links: &[Interface], uplink, wanted| {
+            let plan = plans(&config(&[uplink], wanted), &network(links)).remove(0);
+            (plan.modes.clone(), plan.failure(None, &[]))
+        };
+        let cards = bond_of(LinkKind::Other);
+        assert_eq!(modes(&cards, "bond0", AttachMode::Auto).0, ALL);
+        let veths = bond_of(LinkKind::Veth);
+        let (tc, why) = modes(&veths, "bond0", AttachMode::Auto);
+        assert_eq!(tc, [Mode::Tc, Mode::Generic]);
+        assert!(why.starts_with("eth0 is one end of a veth pair"), "{why}");
+        assert_eq!(
+            modes(&cards, "bond0.5", AttachMode::Auto).0,
+            [Mode::Native, Mode::Tc]
+        );
+        let mut stripping = cards;
+        stripping[1].strips_tags = Some("rx-vlan-hw-parse");
+        let (tc, why) = modes(&stripping, "bond0.5", AttachMode::Auto);
+        assert_eq!(tc, [Mode::Tc]);
+        assert!(
+            why.contains("ethtool -K eth1 rx-vlan-hw-parse off"),
+            "{why}"
+        );
+    }
+
+    /// What comes to a bond or bridge through the stack has no tags left for generic XDP.
+    #[test]
+    fn generic_xdp_sees_no_vlans_of_bonds_and_bridges() {
+        let mut links = bond_of(LinkKind::Other);
+        for (kind, word) in [(LinkKind::Bond, "bond"), (LinkKind::Bridge, "bridge")] {
+            links[2].kind = kind;
+            let network = network(&links);
+            let generic = plans(&config(&["bond0.5"], AttachMode::Generic), &network).remove(0);
+            assert!(generic.modes.is_empty());
+            let why = generic.failure(None, &[]);
+            assert!(why.contains(&format!("is a {word}, whose frames")), "{why}");
+            let untagged = plans(&config(&["bond0"], AttachMode::Generic), &network).remove(0);
+            assert_eq!(untagged.modes, [Mode::Generic]);
+        }
     }
 
     /// Three tags do not fit: such an interface is served by tc alone.
@@ -496,6 +637,7 @@ mod tests {
                 ifindex: ETH0,
                 tags: 5,
             },
+            bond_ports: vec![],
         };
         let seen = |mode| {
             let (place, note) = (place.clone(), None);

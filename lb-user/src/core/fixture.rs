@@ -132,7 +132,8 @@ pub(super) fn interfaces(host: u8) -> Vec<Interface> {
         mac,
         up: true,
         kind: LinkKind::Other,
-        strips_tags: false,
+        strips_tags: None,
+        master: None,
     };
     vec![
         interface(LO, "lo", None),

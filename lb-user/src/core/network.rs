@@ -22,9 +22,12 @@ pub struct Interface {
     pub up: bool,
     /// What it is, where that matters.
     pub kind: LinkKind,
-    /// The hardware takes VLAN tags out of the frames that it receives, so that XDP programs do
-    /// not see them. Known of interfaces that carry VLANs.
-    pub strips_tags: bool,
+    /// The feature, as `ethtool -K` names it, with which the hardware takes VLAN tags out of the
+    /// frames that it receives, so that XDP programs do not see them. Known of interfaces that carry
+    /// VLANs, and of the ports of bonds that do.
+    pub strips_tags: Option<&'static str>,
+    /// Index of the bond or bridge that it is a port of.
+    pub master: Option<u32>,
 }
 
 /// What an interface is.
@@ -33,6 +36,8 @@ pub enum LinkKind {
     /// A network card, or anything else.
     #[default]
     Other,
+    /// Several interfaces that are used as one.
+    Bond,
     /// A bridge of this node.
     Bridge,
     /// One end of a pair of virtual interfaces.
@@ -189,11 +194,20 @@ impl Network {
         let carrier = self.interfaces.get(&outer.parent)?;
         match carrier.kind {
             LinkKind::Vlan(_) => None,
-            LinkKind::Other | LinkKind::Bridge | LinkKind::Veth => Some(Port {
+            LinkKind::Other | LinkKind::Bond | LinkKind::Bridge | LinkKind::Veth => Some(Port {
                 ifindex: carrier.ifindex,
                 tags: u32::from(outer.id) | u32::from(inner.id) << 16,
             }),
         }
+    }
+
+    /// The ports of the bond `ifindex`; none if it is no bond.
+    pub fn bond_ports(&self, ifindex: u32) -> impl Iterator<Item = &Interface> {
+        let bond = self
+            .at(ifindex)
+            .filter(|found| found.kind == LinkKind::Bond);
+        let ports = self.interfaces.values();
+        ports.filter(move |port| bond.is_some_and(|bond| port.master == Some(bond.ifindex)))
     }
 
     /// Interface `ifindex`.

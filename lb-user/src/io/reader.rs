@@ -96,14 +96,15 @@ fn links(netlink: &mut Netlink) -> Input {
 /// Every interface, as the core knows them.
 pub fn read_interfaces(netlink: &mut Netlink) -> Result<Vec<Interface>, NetlinkError> {
     let links = netlink.links()?;
-    let carriers: BTreeSet<u32> = links.iter().filter_map(LinkInfo::vlan_parent).collect();
+    let tags: BTreeSet<(u32, bool)> = links.iter().filter_map(LinkInfo::vlan_tag).collect();
     let interface = |link: LinkInfo| Interface {
-        strips_tags: carriers.contains(&link.ifindex) && strips_tags(&link.name),
+        strips_tags: strips_tags(&link, &tags),
         kind: kind(&link),
         ifindex: link.ifindex,
         name: link.name,
         mac: link.mac,
         up: link.up,
+        master: link.master,
     };
     Ok(links.into_iter().map(interface).collect())
 }
@@ -111,6 +112,7 @@ pub fn read_interfaces(netlink: &mut Netlink) -> Result<Vec<Interface>, NetlinkE
 fn kind(link: &LinkInfo) -> LinkKind {
     match link.kind {
         LinkType::Other => LinkKind::Other,
+        LinkType::Bond => LinkKind::Bond,
         LinkType::Bridge => LinkKind::Bridge,
         LinkType::Veth => LinkKind::Veth,
         LinkType::Vlan {
@@ -125,9 +127,13 @@ fn kind(link: &LinkInfo) -> LinkKind {
     }
 }
 
-/// An interface that does not say has no hardware that could.
-fn strips_tags(name: &str) -> bool {
-    ethtool::strips_vlan_tags(name).unwrap_or(false)
+/// The feature with which a link takes tags out of its frames that are among `tags`, those of each
+/// carrier, or of the bond that it is a port of. A link that does not say has no hardware that could.
+fn strips_tags(link: &LinkInfo, tags: &BTreeSet<(u32, bool)>) -> Option<&'static str> {
+    let carriers = [Some(link.ifindex), link.master];
+    let own = tags.iter().filter(|(at, _)| carriers.contains(&Some(*at)));
+    let mut features = own.map(|(_, service)| ethtool::tag_stripping(*service));
+    features.find(|feature| ethtool::has_feature(&link.name, feature).unwrap_or(false))
 }
 
 fn hop(netlink: &mut Netlink, address: IpAddr, say: &mut impl FnMut(Input)) {

@@ -39,6 +39,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
@@ -149,6 +150,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<LinkInfo>, DecodeError> {
         up: header.flags.contains(up),
         mtu: 0,
         kind: LinkType::Other,
+        master: None,
     };
     let (mut parent, mut details) = (None, None);
     for_attributes(payload, LINK_HEADER, |kind, value| {
@@ -156,6 +158,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<LinkInfo>, DecodeError> {
             IFLA_ADDRESS => info.mac = value.try_into().ok(),
             IFLA_IFNAME => info.name = parse_string(value)?,
             IFLA_MTU => info.mtu = parse_u32(value)?,
+            IFLA_MASTER => info.master = Some(parse_u32(value)?),
             IFLA_LINK => parent = parent.or(Some(parse_u32(value)?)),
             // The parent's index is that of another network namespace.
             IFLA_LINK_NETNSID => parent = Some(0),
@@ -182,6 +185,7 @@ fn link_type(details: &[u8], parent: Option<u32>) -> Result<LinkType, DecodeErro
         Ok(())
     })?;
     match (name.as_str(), data, parent) {
+        ("bond", ..) => Ok(LinkType::Bond),
         ("bridge", ..) => Ok(LinkType::Bridge),
         ("veth", ..) => Ok(LinkType::Veth),
         ("vlan", Some(data), Some(parent)) if parent != 0 => vlan(data, parent),
@@ -443,6 +447,7 @@ mod tests {
         assert_eq!(typed_link(Some(2), b"veth\0", &[]), LinkType::Veth);
         assert_eq!(typed_link(Some(2), b"macvlan\0", &[]), LinkType::Other);
         assert_eq!(typed_link(None, b"bridge\0", &[]), LinkType::Bridge);
+        assert_eq!(typed_link(None, b"bond\0", &[]), LinkType::Bond);
         let mut elsewhere = link_bytes(0);
         elsewhere.extend(attribute(IFLA_LINK_NETNSID, &0u32.to_ne_bytes()));
         elsewhere.extend(attribute(IFLA_LINK, &2u32.to_ne_bytes()));
@@ -450,6 +455,14 @@ mod tests {
         let details = [kind, attribute(IFLA_INFO_DATA, &customer)].concat();
         elsewhere.extend(attribute(IFLA_LINKINFO, &details));
         assert_eq!(link(&elsewhere).unwrap().unwrap().kind, LinkType::Other);
+    }
+
+    /// A port of a bond or bridge says whose it is.
+    #[test]
+    fn ports_name_their_master() {
+        let mut port = link_bytes(0);
+        port.extend(attribute(IFLA_MASTER, &4u32.to_ne_bytes()));
+        assert_eq!(link(&port).unwrap().unwrap().master, Some(4));
     }
 
     /// What a bridge says of its ports (family 7) is not the link's own life.
@@ -462,6 +475,7 @@ mod tests {
             up: true,
             mtu: 0,
             kind: LinkType::Other,
+            master: None,
         };
         assert_eq!(link(&link_bytes(0)).unwrap(), Some(expected));
         assert_eq!(link(&link_bytes(7)).unwrap(), None);

@@ -19,14 +19,21 @@ pub struct LinkInfo {
     pub mtu: u32,
     /// What it is.
     pub kind: LinkType,
+    /// Index of the bond or bridge that it is a port of.
+    pub master: Option<u32>,
 }
 
 impl LinkInfo {
-    /// The interface that carries this VLAN's frames, if it is one.
-    pub const fn vlan_parent(&self) -> Option<u32> {
+    /// The interface that carries this VLAN's frames, if it is one, and whether their tags are those of
+    /// 802.1ad.
+    pub const fn vlan_tag(&self) -> Option<(u32, bool)> {
         match self.kind {
-            LinkType::Vlan { parent, .. } => Some(parent),
-            LinkType::Bridge | LinkType::Veth | LinkType::Other => None,
+            LinkType::Vlan {
+                parent,
+                is_service_tag,
+                ..
+            } => Some((parent, is_service_tag)),
+            LinkType::Bond | LinkType::Bridge | LinkType::Veth | LinkType::Other => None,
         }
     }
 }
@@ -37,6 +44,8 @@ pub enum LinkType {
     /// Anything else; also a VLAN whose parent is in another network namespace.
     #[default]
     Other,
+    /// A bond: several interfaces that are used as one.
+    Bond,
     /// A bridge.
     Bridge,
     /// One end of a pair of virtual interfaces.

@@ -354,6 +354,7 @@ mod tests {
                 ifindex: 1,
                 tags: 7,
             },
+            bond_ports: vec![],
         };
         let attachment = |mode| Attachment {
             place: place.clone(),
