@@ -25,6 +25,7 @@ use lb_user::{
 use crate::{
     client::{self, Load, Report},
     control_plane::ControlPlane,
+    device::Device,
     guest,
     process::{Process, output, wait_until, workspace_binary},
     topology::{Node, Topology},
@@ -55,7 +56,7 @@ pub struct Builder {
     stand_in: Vec<String>,
     tx_offload: bool,
     without_xdp: bool,
-    bridged: bool,
+    device: Device,
     mtu: Option<u32>,
 }
 
@@ -104,8 +105,14 @@ impl Builder {
 
     /// As [`crate::topology::Builder::bridged`].
     #[must_use]
-    pub fn bridged(mut self) -> Self {
-        self.bridged = true;
+    pub fn bridged(self) -> Self {
+        self.device(Device::Bridge)
+    }
+
+    /// As [`crate::topology::Builder::device`].
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
         self
     }
 
@@ -121,12 +128,11 @@ impl Builder {
     pub fn prepare(self, configure: impl FnOnce(&mut ControlPlane<'_>)) -> Result<Cluster> {
         let masters: Vec<_> = (1..=self.masters).map(|n| format!("m{n}")).collect();
         let plain: Vec<_> = (1..=self.plain_backends).map(|n| format!("b{n}")).collect();
-        let mut builder = Topology::builder().tx_offload(self.tx_offload);
+        let mut builder = Topology::builder()
+            .tx_offload(self.tx_offload)
+            .device(self.device);
         if self.without_xdp {
             builder = builder.without_xdp();
-        }
-        if self.bridged {
-            builder = builder.bridged();
         }
         if let Some(mtu) = self.mtu {
             builder = builder.mtu(mtu);
@@ -198,7 +204,7 @@ impl Cluster {
             stand_in: Vec::new(),
             tx_offload: false,
             without_xdp: false,
-            bridged: false,
+            device: Device::Link,
             mtu: None,
         }
     }

@@ -25,6 +25,7 @@ pub mod client;
 pub mod cluster;
 pub mod control_plane;
 pub mod datagram;
+pub mod device;
 pub mod endpoint;
 pub mod flood;
 pub mod footprint;

@@ -25,6 +25,7 @@ use lb_user::{
 };
 
 use crate::{
+    device::Device,
     kernel::{self, Cgroup},
     netns::{NetNs, unique},
     process::{Process, TempDir, output, workspace_binary},
@@ -46,7 +47,7 @@ pub struct Builder {
 struct Wiring {
     tx_offload: bool,
     without_stub: bool,
-    bridged: bool,
+    device: Device,
     mtu: Option<u32>,
 }
 
@@ -86,8 +87,15 @@ impl Builder {
     /// Makes eth0 of every node a bridge, with the link as its port, as where virtual machines run
     /// on the nodes.
     #[must_use]
-    pub fn bridged(mut self) -> Self {
-        self.wiring.bridged = true;
+    pub fn bridged(self) -> Self {
+        self.device(Device::Bridge)
+    }
+
+    /// Makes eth0 of every node something else than a link. VLAN tags are inside the frames on the links,
+    /// unless those are without XDP.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.wiring.device = device;
         self
     }
 
@@ -200,6 +208,25 @@ impl Topology {
         nodes.try_for_each(|node| self.set_port(node, "isolated", state))
     }
 
+    /// Cuts one of the two links of a node whose eth0 is a bond.
+    pub fn cut_link(&self, node: &str, number: usize) -> Result<()> {
+        self.set_link(node, number, "down")
+    }
+
+    /// Connects it again.
+    pub fn join_link(&self, node: &str, number: usize) -> Result<()> {
+        self.set_link(node, number, "up")
+    }
+
+    fn set_link(&self, node: &str, number: usize, state: &str) -> Result<()> {
+        let links = self.wiring.device.links(node);
+        let (_, far) = links.get(number).context("no such link")?;
+        self.bridge
+            .0
+            .ip(&format!("link set {far} {state}"))
+            .map(drop)
+    }
+
     fn set_port(&self, node: &str, key: &str, value: &str) -> Result<()> {
         let mut bridge = self.bridge.0.command("bridge");
         bridge.args(["link", "set", "dev", node, key, value]);
@@ -219,11 +246,14 @@ impl Topology {
 
     fn attach_stubs(&mut self, ports: &[String]) -> Result<()> {
         if !self.wiring.without_stub {
-            let ports = ports.iter().map(String::as_str);
+            let device = self.wiring.device;
+            let links = ports.iter().flat_map(|name| device.links(name));
+            let far: Vec<_> = links.map(|(_, far)| far).collect();
+            let far = far.iter().map(String::as_str);
             let stub = self
                 .bridge
                 .0
-                .enter(|| XdpStub::attach(ports, self.wiring.mtu.is_some()))?;
+                .enter(|| XdpStub::attach(far, self.wiring.mtu.is_some()))?;
             self.stubs.push(stub);
         }
         Ok(())
@@ -284,28 +314,32 @@ impl Node {
 
     fn connect(&self, bridge: &Bridge, wiring: &Wiring) -> Result<()> {
         self.namespace.enter(quiet_ipv6)?;
-        let (name, mac, far) = (&self.name, mac_text(self.mac()), self.namespace.name());
-        let link = if wiring.bridged { "port0" } else { "eth0" };
-        bridge.0.ip(&format!(
-            "link add {name} type veth peer name {link} address {mac} netns {far}"
-        ))?;
-        bridge.0.ip(&format!("link set {name} master br0 up"))?;
-        if let Some(mtu) = wiring.mtu {
-            bridge.0.ip(&format!("link set {name} mtu {mtu}"))?;
-            self.namespace.ip(&format!("link set {link} mtu {mtu}"))?;
-        }
-        if wiring.bridged {
-            self.namespace.ip(&format!(
-                "link add eth0 address {mac} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
+        let (device, bridge) = (wiring.device, &bridge.0);
+        let (mac, own) = (mac_text(self.mac()), self.namespace.name());
+        for (number, (link, far)) in device.links(&self.name).into_iter().enumerate() {
+            // A link below eth0 has a MAC of its own where eth0 has one.
+            let address = match (number, device) {
+                (0, Device::Link | Device::Bridge | Device::Vlan | Device::DoubleVlan) => {
+                    format!("address {mac}")
+                }
+                _ => String::new(),
+            };
+            bridge.ip(&format!(
+                "link add {far} type veth peer name {link} {address} netns {own}"
             ))?;
-            self.namespace.ip("link set port0 master eth0 up")?;
+            if let Some(mtu) = wiring.mtu {
+                bridge.ip(&format!("link set {far} mtu {mtu}"))?;
+                self.namespace.ip(&format!("link set {link} mtu {mtu}"))?;
+            }
+            if !wiring.tx_offload {
+                device.tag_in_frames(&self.namespace, link, bridge, &far)?;
+                self.no_offload(link)?;
+            }
         }
-        if !wiring.tx_offload {
-            output(
-                self.namespace
-                    .command("ethtool")
-                    .args(["-K", "eth0", "tx", "off"]),
-            )?;
+        device.plug_in(bridge, &self.name)?;
+        device.assemble(&self.namespace, &mac)?;
+        if !wiring.tx_offload && device != Device::Link {
+            self.no_offload("eth0")?;
         }
         self.namespace
             .add_address(format_args!("{}/24", self.ipv4()), "eth0")?;
@@ -313,6 +347,12 @@ impl Node {
             .add_address(format_args!("{}/64", self.ipv6()), "eth0")?;
         self.namespace.ip("link set eth0 up")?;
         Ok(())
+    }
+
+    /// Leaves no checksums to the receivers of what an interface sends.
+    fn no_offload(&self, interface: &str) -> Result<()> {
+        let mut ethtool = self.namespace.command("ethtool");
+        output(ethtool.args(["-K", interface, "tx", "off"])).map(drop)
     }
 
     /// Its name, which is its port's on the bridge too.

@@ -8,6 +8,7 @@
     reason = "a failed helper is a failed test"
 )]
 
+mod devices;
 mod journey;
 mod system;
 mod virtio;
