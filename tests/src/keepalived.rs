@@ -28,6 +28,17 @@ impl Keepalived {
     /// Starts it with a configuration (written to `keepalived.conf` in the node's directory) and
     /// waits until it takes part.
     pub fn start(node: &Node, config: &str) -> Result<Self> {
+        Self::start_parts(node, config, &["--vrrp"])
+    }
+
+    /// The same with the checkers, which balance connections by IPVS.
+    pub fn start_with_ipvs(node: &Node, config: &str) -> Result<Self> {
+        let pid = node.directory().join("checkers.pid");
+        let pid = pid.display().to_string();
+        Self::start_parts(node, config, &["--vrrp", "--check", "--checkers_pid", &pid])
+    }
+
+    fn start_parts(node: &Node, config: &str, parts: &[&str]) -> Result<Self> {
         let file = |name: &str| node.directory().join(name).display().to_string();
         let (conf, pid, vrrp_pid) = (
             file("keepalived.conf"),
@@ -41,7 +52,7 @@ impl Keepalived {
         }
         let cgroup = Cgroup::new(&format!("{}/{}", node.instance(), unique("keepalived")))?;
         let mut command = node.namespace().command("keepalived");
-        command.args(["--dont-fork", "--dont-respawn", "--vrrp"]);
+        command.args(["--dont-fork", "--dont-respawn"]).args(parts);
         command.args(["--log-console", "--log-detail", "--no-syslog"]);
         command.args(["--use-file", &conf, "--pid", &pid, "--vrrp_pid", &vrrp_pid]);
         let log = node.directory().join("keepalived.log");

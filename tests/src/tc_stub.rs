@@ -1,4 +1,4 @@
-//! Somebody else's tc program: it lets the next one decide, and stands where it was told to.
+//! Somebody else's tc program, which stands where it was told to.
 
 use anyhow::{Context, Result};
 use aya::{
@@ -6,10 +6,14 @@ use aya::{
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 
-use crate::xdp_stub::object;
+use crate::xdp_stub::{instruction, object, verdict};
 
-/// `TCX_NEXT` of `linux/bpf.h`.
-const NEXT: i32 = -1;
+/// `TCX_NEXT` of `linux/bpf.h`, which is `TC_ACT_UNSPEC` to filters: the next one decides.
+pub const NEXT: i32 = -1;
+/// `TCX_PASS`, `TC_ACT_OK`: the packet goes on, and no other program sees it.
+pub const OK: i32 = 0;
+/// `TCX_DROP`, `TC_ACT_SHOT`.
+const DROP: i32 = 2;
 /// Name of the program.
 const NAME: &str = "stranger";
 
@@ -20,11 +24,42 @@ pub struct TcStub {
 }
 
 impl TcStub {
-    /// Attaches it before all others to an interface of the calling thread's network namespace.
+    /// Attaches one that has nothing to say, before all others, to an interface of the calling
+    /// thread's network namespace.
     pub fn attach_first(interface: &str, side: TcAttachType) -> Result<Self> {
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        Self::attach(interface, side, first, &verdict(NEXT))
+    }
+
+    /// Attaches one that drops the IPv4 packets of a UDP port, and says `rest` of all others.
+    pub fn attach_dropping(
+        interface: &str,
+        side: TcAttachType,
+        options: TcAttachOptions,
+        port: u16,
+        rest: i32,
+    ) -> Result<Self> {
+        // Loads of the frame's bytes; one that is too short ends the program with 0.
+        let program = [
+            instruction(0xbf, 0x16, 0, 0), // r6 = r1
+            instruction(0x30, 0, 0, 23),   // r0 = the protocol
+            instruction(0x55, 0, 4, 17),   // not UDP: the rest
+            instruction(0x28, 0, 0, 36),   // r0 = the destination port, behind 20 bytes of IPv4
+            instruction(0x55, 0, 2, port.into()),
+        ];
+        let program = [program.concat(), verdict(DROP), verdict(rest)].concat();
+        Self::attach(interface, side, options, &program)
+    }
+
+    fn attach(
+        interface: &str,
+        side: TcAttachType,
+        options: TcAttachOptions,
+        program: &[u8],
+    ) -> Result<Self> {
         let mut loaded = EbpfLoader::new()
             .btf(None)
-            .load(&object("classifier", NAME, NEXT))
+            .load(&object("classifier", NAME, program))
             .context("cannot read the stub's object")?;
         let program: &mut SchedClassifier = loaded
             .program_mut(NAME)
@@ -32,9 +67,8 @@ impl TcStub {
             .try_into()
             .context("the stub is no tc program")?;
         program.load().context("cannot load the stub")?;
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
         program
-            .attach_with_options(interface, side, first)
+            .attach_with_options(interface, side, options)
             .with_context(|| format!("cannot attach the stub to {interface}"))?;
         Ok(Self { _loaded: loaded })
     }

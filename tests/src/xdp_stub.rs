@@ -36,7 +36,7 @@ impl XdpStub {
         let section = if frags { "xdp.frags" } else { "xdp" };
         let mut loaded = EbpfLoader::new()
             .btf(None)
-            .load(&object(section, "xdp_pass", XDP_PASS))
+            .load(&object(section, "xdp_pass", &verdict(XDP_PASS)))
             .context("cannot read the stub's object")?;
         let program: &mut Xdp = loaded
             .program_mut("xdp_pass")
@@ -53,13 +53,20 @@ impl XdpStub {
     }
 }
 
-/// The relocatable ELF file of a program that returns `verdict` and does nothing else: header,
-/// contents of the sections, section headers.
-pub(crate) fn object(section: &str, symbol: &str, verdict: i32) -> Vec<u8> {
-    // r0 = verdict; exit
-    let mut program = vec![0xb7, 0, 0, 0];
-    program.extend(verdict.to_le_bytes());
-    program.extend([0x95, 0, 0, 0, 0, 0, 0, 0]);
+/// Instructions that return a verdict: `r0 = verdict; exit`.
+pub(crate) fn verdict(verdict: i32) -> Vec<u8> {
+    [instruction(0xb7, 0, 0, verdict), instruction(0x95, 0, 0, 0)].concat()
+}
+
+/// One instruction: opcode, registers, offset, constant.
+pub(crate) fn instruction(opcode: u8, registers: u8, offset: i16, constant: i32) -> [u8; 8] {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = constant.to_le_bytes();
+    [opcode, registers, low, high, a, b, c, d]
+}
+
+/// The relocatable ELF file of a program: header, contents of the sections, section headers.
+pub(crate) fn object(section: &str, symbol: &str, program: &[u8]) -> Vec<u8> {
     let mut names = NAMES.to_vec();
     let mut name = |text: &str| {
         let at = u32::try_from(names.len()).unwrap_or(u32::MAX);
@@ -68,7 +75,7 @@ pub(crate) fn object(section: &str, symbol: &str, verdict: i32) -> Vec<u8> {
     };
     let (section, symbol) = (name(section), name(symbol));
     let symbols = symbols(symbol, program.len());
-    let contents: [&[u8]; 4] = [&program, LICENSE, &names, &symbols];
+    let contents: [&[u8]; 4] = [program, LICENSE, &names, &symbols];
     let mut body = Vec::new();
     let mut places = Vec::new();
     for content in contents {

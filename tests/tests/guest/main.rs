@@ -10,5 +10,6 @@
 
 mod devices;
 mod journey;
+mod neighbours;
 mod system;
 mod virtio;

@@ -134,7 +134,7 @@ struct Original {
 
 impl Stack for Original {
     fn forwards(setup: &Setup) -> bool {
-        setup.settings != Settings::Ipvs
+        setup.settings != Settings::Ipvs || kernel::has_ipvs()
     }
 
     fn start(setup: &Setup, node: &Node, _: &Topology) -> Result<Self> {
@@ -151,7 +151,12 @@ impl Stack for Original {
             let config = config.display().to_string();
             haproxy = Some(node.start("haproxy", "haproxy", &["-db", "-f", &config])?);
         }
-        let keepalived = Keepalived::start(node, &keepalived_conf(setup, node)?)?;
+        let conf = keepalived_conf(setup, node)?;
+        let keepalived = if setup.settings == Settings::Ipvs && Self::forwards(setup) {
+            Keepalived::start_with_ipvs(node, &conf)?
+        } else {
+            Keepalived::start(node, &conf)?
+        };
         Ok(Self {
             keepalived,
             haproxy,
