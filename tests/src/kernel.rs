@@ -63,7 +63,12 @@ fn mount_point(kind: &str) -> Result<Option<PathBuf>> {
 pub fn has_ipvs() -> bool {
     let there = || Path::new("/proc/net/ip_vs").exists();
     // What modprobe says matters less than what is there.
-    there() || (Command::new("modprobe").args(["-q", "ip_vs"]).status().is_ok() && there())
+    there()
+        || (Command::new("modprobe")
+            .args(["-q", "ip_vs"])
+            .status()
+            .is_ok()
+            && there())
 }
 
 /// A cgroup2 directory of one node. Dropping it kills every process in it and removes it.

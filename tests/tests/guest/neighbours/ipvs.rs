@@ -5,7 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_tests::{cluster::Cluster, control_plane::BOTH, kernel, skip, skip_unless_installed, skip_unless_root};
+use lb_tests::{
+    cluster::Cluster, control_plane::BOTH, kernel, skip, skip_unless_installed, skip_unless_root,
+};
 
 use super::{all_answer, cluster, cluster_at, few, sysctls, works};
 
@@ -19,17 +21,25 @@ fn without_ipvs() -> bool {
 }
 
 fn cluster_ip(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { "10.96.0.1" } else { "fd96::1" }.parse().unwrap()
+    if like.is_ipv4() {
+        "10.96.0.1"
+    } else {
+        "fd96::1"
+    }
+    .parse()
+    .unwrap()
 }
 
 /// A virtual service with the apiservers behind it, by network address translation.
 fn serve(cluster: &Cluster, node: &str, at: SocketAddr) {
     let node = cluster.node(node);
     let at_text = at.to_string();
-    node.run("ipvsadm", &["-A", "-t", &at_text, "-s", "rr"]).unwrap();
+    node.run("ipvsadm", &["-A", "-t", &at_text, "-s", "rr"])
+        .unwrap();
     for name in ["m1", "m2", "b1"] {
         let real = SocketAddr::new(cluster.node(name).address_like(at.ip()), 6443).to_string();
-        node.run("ipvsadm", &["-a", "-t", &at_text, "-r", &real, "-m"]).unwrap();
+        node.run("ipvsadm", &["-a", "-t", &at_text, "-r", &real, "-m"])
+            .unwrap();
     }
 }
 
@@ -39,36 +49,70 @@ fn serve(cluster: &Cluster, node: &str, at: SocketAddr) {
 fn kube_proxy(cluster: &Cluster, strict_arp: bool) {
     for name in cluster.masters() {
         let node = cluster.node(&name);
-        sysctls(node, &[
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/ipv4/vs/conntrack", "1"),
-            ("net/ipv4/vs/conn_reuse_mode", "0"),
-            ("net/ipv4/vs/expire_nodest_conn", "1"),
-            ("net/ipv4/vs/expire_quiescent_template", "1"),
-            ("net/ipv4/conf/all/send_redirects", "0"),
-            ("net/ipv4/conf/eth0/send_redirects", "0"),
-        ]);
+        sysctls(
+            node,
+            &[
+                ("net/ipv4/ip_forward", "1"),
+                ("net/ipv6/conf/all/forwarding", "1"),
+                ("net/ipv4/vs/conntrack", "1"),
+                ("net/ipv4/vs/conn_reuse_mode", "0"),
+                ("net/ipv4/vs/expire_nodest_conn", "1"),
+                ("net/ipv4/vs/expire_quiescent_template", "1"),
+                ("net/ipv4/conf/all/send_redirects", "0"),
+                ("net/ipv4/conf/eth0/send_redirects", "0"),
+            ],
+        );
         if strict_arp {
-            sysctls(node, &[
-                ("net/ipv4/conf/all/arp_ignore", "1"),
-                ("net/ipv4/conf/all/arp_announce", "2"),
-            ]);
+            sysctls(
+                node,
+                &[
+                    ("net/ipv4/conf/all/arp_ignore", "1"),
+                    ("net/ipv4/conf/all/arp_announce", "2"),
+                ],
+            );
         }
-        node.namespace().ip("link add kube-ipvs0 type dummy").unwrap();
+        node.namespace()
+            .ip("link add kube-ipvs0 type dummy")
+            .unwrap();
         for vip in BOTH {
             let at = cluster_ip(vip);
             node.namespace().add_address(at, "kube-ipvs0").unwrap();
             serve(cluster, &name, SocketAddr::new(at, 443));
-            serve(cluster, &name, SocketAddr::new(node.address_like(vip), 30080));
-            let program = if vip.is_ipv4() { "iptables" } else { "ip6tables" };
-            node.run(program, &["-t", "nat", "-A", "POSTROUTING", "-m", "ipvs", "--ipvs", "-j", "MASQUERADE"]).unwrap();
+            serve(
+                cluster,
+                &name,
+                SocketAddr::new(node.address_like(vip), 30080),
+            );
+            let program = if vip.is_ipv4() {
+                "iptables"
+            } else {
+                "ip6tables"
+            };
+            node.run(
+                program,
+                &[
+                    "-t",
+                    "nat",
+                    "-A",
+                    "POSTROUTING",
+                    "-m",
+                    "ipvs",
+                    "--ipvs",
+                    "-j",
+                    "MASQUERADE",
+                ],
+            )
+            .unwrap();
         }
     }
     let client = cluster.client();
     sysctls(client, &[("net/ipv6/conf/eth0/accept_redirects", "0")]);
     for vip in BOTH {
-        let way = format!("route add {} via {}", cluster_ip(vip), cluster.node("m1").address_like(vip));
+        let way = format!(
+            "route add {} via {}",
+            cluster_ip(vip),
+            cluster.node("m1").address_like(vip)
+        );
         client.namespace().ip(&way).unwrap();
     }
 }
@@ -80,7 +124,11 @@ fn kube_proxy_works(cluster: &Cluster) {
         all_answer(&cluster.requests(&service).unwrap());
         for name in cluster.masters() {
             let address = cluster.node(&name).address_like(vip);
-            all_answer(&cluster.requests(&few(cluster, SocketAddr::new(address, 30080))).unwrap());
+            all_answer(
+                &cluster
+                    .requests(&few(cluster, SocketAddr::new(address, 30080)))
+                    .unwrap(),
+            );
         }
     }
 }
@@ -114,19 +162,28 @@ fn an_external_ip_of_ipvs() {
         kube_proxy(&cluster, true);
         for name in cluster.masters() {
             for vip in BOTH {
-                cluster.node(&name).namespace().add_address(vip, "kube-ipvs0").unwrap();
+                cluster
+                    .node(&name)
+                    .namespace()
+                    .add_address(vip, "kube-ipvs0")
+                    .unwrap();
                 serve(&cluster, &name, SocketAddr::new(vip, port));
             }
         }
         for vip in BOTH {
-            let report = cluster.requests(&few(&cluster, SocketAddr::new(vip, port))).unwrap();
+            let report = cluster
+                .requests(&few(&cluster, SocketAddr::new(vip, port)))
+                .unwrap();
             println!("{port}: {report:?}");
             all_answer(&report);
             let own = cluster.client().address_like(vip);
             println!("{}", report.client_addresses == BTreeSet::from([own, vip]));
         }
         for name in cluster.masters() {
-            println!("{name}: {}", cluster.node(&name).namespace().ip("-o addr").unwrap());
+            println!(
+                "{name}: {}",
+                cluster.node(&name).namespace().ip("-o addr").unwrap()
+            );
             println!("{name}: {}", cluster.xvip(&name).output());
         }
     }

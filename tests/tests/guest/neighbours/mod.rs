@@ -3,6 +3,7 @@
 
 mod firewall;
 mod ipvs;
+mod managers;
 mod programs;
 
 use std::net::SocketAddr;
@@ -27,10 +28,11 @@ fn cluster(attach: &str) -> Cluster {
 
 /// The same with this port of the VIPs.
 fn cluster_at(attach: &str, port: u16) -> Cluster {
-    let mut builder = Cluster::builder()
-        .masters(2)
-        .plain_backends(1)
-        .stand_in(&["--listen", "[::]:6443", "--plain"]);
+    let mut builder = Cluster::builder().masters(2).plain_backends(1).stand_in(&[
+        "--listen",
+        "[::]:6443",
+        "--plain",
+    ]);
     if attach == "tc" {
         builder = builder.without_xdp();
     }
@@ -52,7 +54,9 @@ fn works(cluster: &Cluster) {
         [Method::Local, Method::Dsr, Method::Nat]
     );
     for vip in BOTH {
-        let report = cluster.requests(&few(cluster, cluster.load(vip).target)).unwrap();
+        let report = cluster
+            .requests(&few(cluster, cluster.load(vip).target))
+            .unwrap();
         all_answer(&report);
     }
 }
@@ -74,6 +78,10 @@ fn all_answer(report: &Report) {
 
 /// Sets sysctls of a node's, by their path below /proc/sys.
 fn sysctls(node: &Node, values: &[(&str, &str)]) {
-    let set = || values.iter().try_for_each(|(name, value)| kernel::sysctl(name, value));
+    let set = || {
+        values
+            .iter()
+            .try_for_each(|(name, value)| kernel::sysctl(name, value))
+    };
     node.namespace().enter(set).unwrap();
 }

@@ -31,12 +31,19 @@ const LEFT_ALONE: u16 = 9998;
 fn is_dropped(cluster: &Cluster, node: &str) -> bool {
     let receiver = |port: u16| -> Result<UdpSocket> {
         let at = SocketAddr::new(cluster.node(node).ipv4().into(), port);
-        cluster.node(node).namespace().enter(|| Ok(UdpSocket::bind(at)?))
+        cluster
+            .node(node)
+            .namespace()
+            .enter(|| Ok(UdpSocket::bind(at)?))
     };
     let (dropped, left_alone) = (receiver(DROPPED).unwrap(), receiver(LEFT_ALONE).unwrap());
     left_alone.set_read_timeout(Some(PATIENCE)).unwrap();
     dropped.set_nonblocking(true).unwrap();
-    let sender = cluster.client().namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
+    let sender = cluster
+        .client()
+        .namespace()
+        .enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))
+        .unwrap();
     for to in [&dropped, &left_alone] {
         sender.send_to(b"?", to.local_addr().unwrap()).unwrap();
     }
@@ -72,7 +79,9 @@ fn place(node: &Node, rest: i32, order: LinkOrder, side: TcAttachType) -> Result
 fn has_tcx() -> bool {
     let release = nix::sys::utsname::uname().unwrap();
     let release = release.release().to_str().unwrap().to_owned();
-    let mut parts = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut parts = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     (parts.next(), parts.next()) >= (Some(6), Some(6))
 }
 
@@ -144,7 +153,8 @@ fn prepared(attach: &str) -> Cluster {
 }
 
 fn xdp(node: &Node, interface: &str) -> Result<XdpStub> {
-    node.namespace().enter(|| XdpStub::attach([interface], false))
+    node.namespace()
+        .enter(|| XdpStub::attach([interface], false))
 }
 
 /// An XDP program that was there before: with `native` and `generic` xvip does not start and says why, and
@@ -168,7 +178,11 @@ fn an_xdp_program_that_is_there_before() {
     for vip in BOTH {
         let load = super::few(&cluster, SocketAddr::new(vip, 1644));
         let report = cluster.requests(&load).unwrap();
-        assert_eq!((report.ok, report.by_node.len()), (load.requests, 2), "{report}");
+        assert_eq!(
+            (report.ok, report.by_node.len()),
+            (load.requests, 2),
+            "{report}"
+        );
     }
     drop(cluster);
 
@@ -177,7 +191,9 @@ fn an_xdp_program_that_is_there_before() {
     node.ip("tuntap add dev tap0 mode tap").unwrap();
     node.ip("link set tap0 up").unwrap();
     let _stub = xdp(cluster.node("m1"), "tap0").unwrap();
-    cluster.edit_config("m1", |config| *config = config.replace("[\"eth0\"]", "[\"tap0\", \"eth0\"]"));
+    cluster.edit_config("m1", |config| {
+        *config = config.replace("[\"eth0\"]", "[\"tap0\", \"eth0\"]")
+    });
     cluster.start_xvip("m1").unwrap();
     cluster.wait_settled("m1").unwrap();
     let shown = cluster.status("m1").unwrap().data_plane;
@@ -205,10 +221,15 @@ fn a_dispatcher_of_libxdp() {
     skip_unless_root!();
     skip_unless_installed!("xdp-filter");
     let cluster = cluster("tc");
-    let load = cluster.node("m1").run("xdp-filter", &["load", "eth0", "--policy", "allow"]);
+    let load = cluster
+        .node("m1")
+        .run("xdp-filter", &["load", "eth0", "--policy", "allow"]);
     println!("{load:?}");
     works(&cluster);
     println!("{:?}", cluster.node("m1").run("xdp-loader", &["status"]));
-    println!("{:?}", cluster.node("m1").run("xdp-filter", &["unload", "eth0"]));
+    println!(
+        "{:?}",
+        cluster.node("m1").run("xdp-filter", &["unload", "eth0"])
+    );
     let _ = Duration::ZERO;
 }
