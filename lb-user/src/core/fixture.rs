@@ -147,6 +147,7 @@ pub(super) fn address(ifindex: u32, net: &str) -> InterfaceAddress {
         ifindex,
         net: net.parse::<IpNet>().unwrap(),
         ours: false,
+        secondary: false,
     }
 }
 

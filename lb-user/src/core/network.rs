@@ -82,6 +82,8 @@ pub struct InterfaceAddress {
     pub net: IpNet,
     /// Added by xvip, as its mark on the address says.
     pub ours: bool,
+    /// Another address of its subnet stands before it (IPv4): the node's connections leave from that.
+    pub secondary: bool,
 }
 
 /// How packets to an address leave this node.
@@ -162,6 +164,16 @@ impl Network {
         self.addresses
             .iter()
             .any(|own| own.ifindex == ifindex && own.net == net)
+    }
+
+    /// An address of the node's own that stands behind `net` on the interface: connections of the
+    /// node's leave from `net` then.
+    pub fn behind(&self, ifindex: u32, net: IpNet) -> Option<IpNet> {
+        let on_it = self.addresses.iter().filter(|own| own.ifindex == ifindex);
+        let leads = on_it.clone().any(|own| own.net == net && !own.secondary);
+        let mut others = on_it.filter(|own| own.secondary && !own.ours);
+        let other = others.find(|own| own.net != net && own.net.trunc() == net.trunc())?;
+        leads.then_some(other.net)
     }
 
     /// Whether some interface has `mac`.

@@ -83,6 +83,7 @@ fn links(netlink: &mut Netlink) -> Input {
                     ifindex: own.ifindex,
                     net: own.net,
                     ours: own.ours,
+                    secondary: own.secondary,
                 })
                 .collect(),
         },

@@ -121,7 +121,24 @@ impl Controller {
         for (position, ifindex, net) in wanted.owned {
             if !self.network.knows_address(ifindex, net) {
                 self.set_vip(position, ifindex, net);
+            } else if let Some(other) = self.network.behind(ifindex, net)
+                && !wanted.managed.contains(&other.addr())
+            {
+                self.put_behind(position, ifindex, net, other);
             }
+        }
+    }
+
+    /// Somebody has added the node's own address again after the VIP: the node's connections leave from
+    /// the VIP, and its peers, which have that on `lo`, drop them. What is added last comes last. The
+    /// kernel keeps the other address meanwhile, because `promote_secondaries` is set.
+    fn put_behind(&mut self, position: usize, ifindex: u32, net: IpNet, other: IpNet) {
+        self.remove_address(ifindex, net);
+        self.set_vip(position, ifindex, net);
+        if let Some(name) = self.network.name(ifindex) {
+            let what = format!("the order of addresses on {name} ({net} stood before {other})");
+            self.actions
+                .push_back(Action::Report(Event::Repaired { what }));
         }
     }
 

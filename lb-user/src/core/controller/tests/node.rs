@@ -65,6 +65,7 @@ pub(super) enum Mood {
 struct Held {
     ours: bool,
     until: Option<Timestamp>,
+    secondary: bool,
 }
 
 /// A node.
@@ -211,14 +212,29 @@ impl Node {
 
     /// Somebody adds an address.
     pub(super) fn add_address(&mut self, ifindex: u32, net: IpNet, ours: bool) {
-        let held = Held { ours, until: None };
+        let held = Held {
+            ours,
+            until: None,
+            secondary: false,
+        };
         self.addresses.insert((ifindex, net), held);
         self.inputs.push_back(Input::NetworkChanged);
+    }
+
+    /// Somebody removes an address and adds it again: it stands behind all others of its subnet, until
+    /// those are removed.
+    pub(super) fn add_last(&mut self, ifindex: u32, net: IpNet) {
+        self.add_address(ifindex, net, false);
+        let held = self.addresses.get_mut(&(ifindex, net)).unwrap();
+        held.secondary = true;
     }
 
     /// Somebody removes an address.
     pub(super) fn delete_address(&mut self, ifindex: u32, net: IpNet) {
         if self.addresses.remove(&(ifindex, net)).is_some() {
+            for ((other, _), held) in &mut self.addresses {
+                held.secondary &= *other != ifindex;
+            }
             self.inputs.push_back(Input::NetworkChanged);
         }
     }
@@ -729,7 +745,11 @@ impl Node {
         if !self.interfaces.iter().any(|known| known.ifindex == ifindex) {
             return; // ENODEV
         }
-        let held = Held { ours: true, until };
+        let held = Held {
+            ours: true,
+            until,
+            secondary: false,
+        };
         let new = self.addresses.insert((ifindex, net), held).is_none();
         if new && !self.controller().network().knows_address(ifindex, net) {
             self.inputs.push_back(Input::NetworkChanged);
@@ -852,6 +872,7 @@ impl Node {
             ifindex: *ifindex,
             net: *net,
             ours: held.ours,
+            secondary: held.secondary,
         });
         let addresses = addresses.collect();
         let answer = if self.reading_fails() {

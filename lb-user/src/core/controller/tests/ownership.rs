@@ -214,6 +214,29 @@ fn deleted_addresses_come_back() {
     );
 }
 
+/// Somebody adds the node's own address again, so that it stands behind the VIP: the VIP is put behind
+/// it, once, and that is said.
+#[test]
+fn the_nodes_own_address_stands_first() {
+    let mut node = owner();
+    node.run(ms(600));
+    node.trace();
+    let own = net("10.0.2.11/24");
+    node.delete_address(ETH0, own);
+    node.add_last(ETH0, own);
+    node.run(ms(5_000));
+    assert!(node.owns(0));
+    assert_eq!(node.vips_of(ETH0), ["10.0.2.100/24"]);
+    let order = "the order of addresses on eth0 (10.0.2.100/24 stood before 10.0.2.11/24)";
+    assert_eq!(
+        node.trace_of(&["repaired", "remove"]),
+        [
+            "remove 10.0.2.100/24 from 2".to_owned(),
+            format!("report repaired {order}"),
+        ]
+    );
+}
+
 /// The last reading is older than the address: giving up removes it all the same.
 #[test]
 fn unseen_addresses_are_removed_too() {
