@@ -290,7 +290,8 @@ fn a_strict_firewall() {
     }
 }
 
-/// The strict rules of the masters have had nothing to drop.
+/// The strict rules of the masters have had nothing to drop of what came in or through. On the way out some
+/// segments of the node's own checks are dropped when xvip ends in the middle of them.
 fn nothing_dropped(cluster: &Cluster) {
     for node in cluster.masters() {
         let rules = cluster
@@ -299,7 +300,7 @@ fn nothing_dropped(cluster: &Cluster) {
             .unwrap();
         let mut counted = rules
             .lines()
-            .filter(|line| line.contains("counter packets"));
+            .filter(|line| line.contains("counter packets") && !line.contains("invalid out"));
         let dropped = counted.find(|line| !line.contains("counter packets 0 "));
         assert_eq!(dropped, None, "{node}");
     }

@@ -243,7 +243,7 @@ fn network_manager() {
         cluster.wait("xvip to miss its addresses", gone).unwrap();
         is_whole(&cluster);
     }
-    let manager = manager.restart(node);
+    let _manager = manager.restart(node);
     is_whole(&cluster);
     cluster.net().cut("m1").unwrap();
     cluster.wait_state("m2", VrrpState::Active).unwrap();
