@@ -47,6 +47,7 @@ const TOOLS: &[&str] = &[
     "ethtool",
     "ip",
     "ip6tables",
+    "ip6tables-restore",
     "iptables",
     "iptables-restore",
     "iptables-save",
@@ -59,6 +60,8 @@ const TOOLS: &[&str] = &[
     "strace",
     "tc",
     "tcpdump",
+    "unshare",
+    "xdp-filter",
 ];
 /// Files of this machine that those read, where it has them.
 const FILES: &[&str] = &[

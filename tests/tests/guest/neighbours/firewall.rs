@@ -8,7 +8,7 @@ use std::{
 use std::collections::BTreeSet;
 
 use lb_tests::{
-    cluster::{Cluster, PATIENCE},
+    cluster::{Cluster, patience},
     control_plane::BOTH,
     process::wait_until,
     skip_unless_installed, skip_unless_root,
@@ -23,7 +23,7 @@ const EXTERNAL_IP: &str = include_str!("kube-proxy-external-ip.rules");
 const STRICT: &str = include_str!("strict.nft");
 const NFT: &str = include_str!("kube-proxy.nft");
 
-/// The port of the services' cluster IPs, and the NodePort.
+/// The port of the services' cluster IPs, and the `NodePort`.
 const CLUSTER_PORT: u16 = 443;
 const NODE_PORT: u16 = 30080;
 
@@ -122,7 +122,7 @@ fn be_kubernetes(cluster: &Cluster) {
 }
 
 /// kube-proxy's services are served: the cluster IP for processes of a node and for what a node
-/// forwards, the NodePort for others.
+/// forwards, the `NodePort` for others.
 fn kube_proxy_works(cluster: &Cluster) {
     for vip in BOTH {
         let service = few(cluster, SocketAddr::new(cluster_ip(vip), CLUSTER_PORT));
@@ -253,7 +253,7 @@ fn a_strict_firewall() {
         works(&cluster);
         let watches = BOTH.map(|vip| {
             let load = few(&cluster, SocketAddr::new(vip, 1644));
-            Watches::open(cluster.client(), &load, 12, PATIENCE).unwrap()
+            Watches::open(cluster.client(), &load, 12, patience()).unwrap()
         });
         cluster.stop_xvip("m1").unwrap();
         cluster.wait_state("m2", VrrpState::Active).unwrap();
@@ -264,7 +264,7 @@ fn a_strict_firewall() {
         cluster.start_xvip("m1").unwrap();
         cluster.wait_settled("m1").unwrap();
         for watches in &watches {
-            watches.wait_events(2, PATIENCE).unwrap();
+            watches.wait_events(2, patience()).unwrap();
         }
         works(&cluster);
         nothing_dropped(&cluster);
@@ -276,7 +276,7 @@ fn a_strict_firewall() {
         for watches in &watches {
             let expected = watches.by_node()["b1"];
             assert!(expected > 0);
-            let ended = wait_until("the streams of b1 to end", 2 * PATIENCE, || {
+            let ended = wait_until("the streams of b1 to end", 2 * patience(), || {
                 let ended = watches.ended();
                 Ok((ended.len() >= expected).then_some(ended))
             })

@@ -1,4 +1,4 @@
-//! What manages addresses of the uplink: systemd-networkd and NetworkManager, each in a mount namespace
+//! What manages addresses of the uplink: systemd-networkd and `NetworkManager`, each in a mount namespace
 //! of its own. /sys is read-only there, from which both see that there is no udev to wait for.
 
 use std::{fs, net::IpAddr, path::Path};
@@ -6,7 +6,7 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::Result;
 
 use lb_tests::{
-    cluster::{Cluster, PATIENCE},
+    cluster::{Cluster, patience},
     control_plane::BOTH,
     process::{Process, wait_until},
     skip, skip_unless_installed, skip_unless_root,
@@ -86,10 +86,10 @@ fn networkd(node: &Node, more: &str) -> Process {
         .unwrap();
     let process = start(node, "networkd", &[NETWORKD]);
     process
-        .wait_for_output("Configuring with", PATIENCE)
+        .wait_for_output("Configuring with", patience())
         .unwrap();
     process
-        .wait_for_output("eth0: Gained carrier", PATIENCE)
+        .wait_for_output("eth0: Gained carrier", patience())
         .unwrap();
     process
 }
@@ -107,13 +107,13 @@ fn systemd_networkd() {
         let cluster = cluster("native");
         let process = networkd(cluster.node("m1"), more);
         is_whole(&cluster);
-        process.terminate(PATIENCE).unwrap();
+        process.terminate(patience()).unwrap();
         is_whole(&cluster);
         let process = networkd(cluster.node("m1"), more);
         is_whole(&cluster);
         cluster.net().cut("m1").unwrap();
         process
-            .wait_for_output("eth0: Lost carrier", PATIENCE)
+            .wait_for_output("eth0: Lost carrier", patience())
             .unwrap();
         cluster.wait_state("m2", VrrpState::Active).unwrap();
         cluster.net().join("m1").unwrap();
@@ -121,7 +121,7 @@ fn systemd_networkd() {
     }
 }
 
-/// NetworkManager with a bus of its own, and the environment of its clients.
+/// `NetworkManager` with a bus of its own, and the environment of its clients.
 struct NetworkManager {
     _bus: Process,
     process: Process,
@@ -165,7 +165,7 @@ impl NetworkManager {
                 &[&config, "--nofork", "--nopidfile", "--print-address"],
             )
             .unwrap();
-        daemon.wait_for_output("unix:path", PATIENCE).unwrap();
+        daemon.wait_for_output("unix:path", patience()).unwrap();
         let process = Self::start_on(node, &bus);
         Self {
             _bus: daemon,
@@ -201,7 +201,7 @@ impl NetworkManager {
             "device",
         ];
         let connected = || Ok(run(node, &state)?.contains("eth0:connected").then_some(()));
-        wait_until("NetworkManager to be ready", PATIENCE, connected).unwrap();
+        wait_until("NetworkManager to be ready", patience(), connected).unwrap();
         process
     }
 
@@ -211,7 +211,7 @@ impl NetworkManager {
     }
 
     fn restart(self, node: &Node) -> Self {
-        self.process.terminate(PATIENCE).unwrap();
+        self.process.terminate(patience()).unwrap();
         Self {
             process: Self::start_on(node, &self.bus),
             ..self
@@ -219,7 +219,7 @@ impl NetworkManager {
     }
 }
 
-/// NetworkManager manages the owner's uplink. What it applies takes the VIPs away, and xvip puts them
+/// `NetworkManager` manages the owner's uplink. What it applies takes the VIPs away, and xvip puts them
 /// back.
 #[test]
 fn network_manager() {

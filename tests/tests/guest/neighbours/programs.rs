@@ -11,7 +11,7 @@ use aya::programs::{
     tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 use lb_tests::{
-    cluster::{Cluster, PATIENCE},
+    cluster::{Cluster, patience},
     control_plane::{BOTH, be_patient},
     skip_unless_installed, skip_unless_root,
     tc_stub::{NEXT, OK, TcStub, chain},
@@ -36,7 +36,7 @@ fn is_dropped(cluster: &Cluster, node: &str) -> bool {
             .enter(|| Ok(UdpSocket::bind(at)?))
     };
     let (dropped, left_alone) = (receiver(DROPPED).unwrap(), receiver(LEFT_ALONE).unwrap());
-    left_alone.set_read_timeout(Some(PATIENCE)).unwrap();
+    left_alone.set_read_timeout(Some(patience())).unwrap();
     dropped.set_nonblocking(true).unwrap();
     let sender = cluster
         .client()
@@ -163,7 +163,7 @@ fn an_xdp_program_that_is_there_before() {
         let mut cluster = prepared(attach);
         let _stub = xdp(cluster.node("m1"), "eth0").unwrap();
         cluster.start_xvip("m1").unwrap();
-        let status = cluster.xvip("m1").wait_exit(PATIENCE).unwrap();
+        let status = cluster.xvip("m1").wait_exit(patience()).unwrap();
         let said = cluster.xvip("m1").output();
         assert_eq!(status.code(), Some(ExitCode::Failure as i32), "{said}");
     }
