@@ -54,9 +54,12 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   xvip check
   xvip check --config new.toml && mv new.toml /etc/xvip/xvip.toml
+  xvip check --kernel               On the node itself, before xvip is installed there
 
 Every error is printed, as FILE:LINE:COLUMN: KEY: what is wrong. The exit code is 0 if there is
-none, else 3. Nothing but the file, and the files that it names, is looked at.";
+none, else 3. Nothing but the file, and the files that it names, is looked at: the machine need not
+be the node. With --kernel, as root, this machine's kernel is tried; the exit code is 5 if xvip
+cannot run on it. Nothing is changed.";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -135,7 +138,11 @@ pub enum Command {
     Run,
     /// Validate the configuration and print every error
     #[command(after_help = CHECK_EXAMPLES)]
-    Check,
+    Check {
+        /// Try this machine's kernel as well: what xvip uses of it, and whether it can run on it
+        #[arg(long)]
+        kernel: bool,
+    },
     /// Make a configuration of keepalived.conf and haproxy.cfg, and say what became of every line
     #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArgs),

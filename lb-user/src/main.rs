@@ -16,7 +16,7 @@ use lb_user::{
         Paths,
         client::{self, ClientError},
         lock::{InstanceLock, LockError},
-        model::{self, ReloadReply, Status, VrrpReply},
+        model::{self, KernelStatus, ReloadReply, Status, VrrpReply},
         render::{self, Colour},
     },
     cli::{Cli, Command, ExitCode, Global, Target, VrrpArgs, VrrpCommand},
@@ -118,7 +118,7 @@ fn execute_plainly(cli: &Cli) -> Result<(), Failure> {
         // Its success has two codes: see `execute`.
         Command::Import(args) => import_command::import(args).map(drop),
         Command::Run => run(&cli.global),
-        Command::Check => check(&cli.global),
+        Command::Check { kernel } => check(&cli.global, *kernel),
         Command::Status { json, target } => status(&cli.global, target, *json),
         Command::Backend(args) => backend::execute(&cli.global, args),
         Command::Flows(args) => {
@@ -146,8 +146,10 @@ fn execute_plainly(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-fn check(global: &Global) -> Result<(), Failure> {
+/// Validates the configuration, and tries the kernel if that is asked for.
+fn check(global: &Global, kernel: bool) -> Result<(), Failure> {
     let config = load(global)?;
+    let kernel = kernel.then(|| runtime::try_kernel(&config)).transpose()?;
     let backends = config.services.iter().map(|service| service.backends.len());
     let line = format!(
         "{} is valid: {} VRRP, {} service, {} backend and {} peer sections\n",
@@ -171,7 +173,14 @@ fn check(global: &Global) -> Result<(), Failure> {
     };
     let warnings = speed::warnings(&config, speed::wants_realtime(&config));
     let warnings = warnings.iter().map(|what| format!("warning: {what}\n"));
-    print(&(line + &names + &warnings.collect::<String>()))
+    print(&(line + &names + &warnings.collect::<String>()))?;
+    let Some(kernel) = kernel else {
+        return Ok(());
+    };
+    if let Some(table) = render::kernel(&KernelStatus::from(&kernel), colour()) {
+        print(&format!("\n{table}"))?;
+    }
+    Ok(kernel.check().map_err(RunError::from)?)
 }
 
 fn status(global: &Global, target: &Target, json: bool) -> Result<(), Failure> {

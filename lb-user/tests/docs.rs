@@ -13,7 +13,10 @@ use lb_common::{
     },
     reason::{Reason, Verdict},
 };
-use lb_user::config::{self, HostFacts};
+use lb_user::{
+    config::{self, HostFacts},
+    core::kernel::Feature,
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -139,6 +142,27 @@ fn configurations_in_documents_are_valid() {
         }
     }
     assert!(found >= 2, "README.md and docs/CONFIG.md have one each");
+}
+
+/// The table of the kernel's features has every one, in its order, with the version that it came with.
+#[test]
+fn the_features_of_kernels_are_documented() {
+    let names: Vec<_> = Feature::ALL
+        .map(|feature| format!("`{}`", feature.name()))
+        .to_vec();
+    let rows: Vec<_> = rows("docs/KERNELS.md")
+        .into_iter()
+        .filter(|row| names.contains(&row[0]))
+        .collect();
+    let documented: Vec<_> = rows.iter().map(|row| row[0].clone()).collect();
+    assert_eq!(documented, names);
+    for (row, feature) in rows.iter().zip(Feature::ALL) {
+        let since = feature.since().map(|version| version.to_string());
+        let version = row[1].split(',').next().unwrap();
+        let is_version = version.starts_with(|first: char| first.is_ascii_digit());
+        let documented = is_version.then(|| version.to_owned());
+        assert_eq!(documented, since, "{row:?}");
+    }
 }
 
 /// Every relative link leads to a file, and every file that a document names by its path from the

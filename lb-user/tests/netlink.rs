@@ -583,6 +583,8 @@ fn kept_neighbours_resolve_by_themselves() {
             for _ in 0..2 {
                 let how = netlink.keep_resolved(ifindex, peer).unwrap();
                 assert_eq!(how, Resolution::Managed);
+                // The trial that changes nothing says the same.
+                assert!(netlink.knows_managed_neighbours().unwrap());
             }
             let reachable = NeighbourInfo {
                 ifindex,

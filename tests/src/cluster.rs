@@ -19,7 +19,7 @@ use lb_user::{
             BackendState, BackendStatus, Command, ServiceStatus, Status, VrrpState, VrrpStatus,
         },
     },
-    io::netlink::AddressInfo,
+    io::{kernel::WITHOUT, netlink::AddressInfo},
 };
 
 use crate::{
@@ -54,6 +54,7 @@ pub struct Builder {
     plain_backends: usize,
     bystanders: Vec<String>,
     stand_in: Vec<String>,
+    without_features: String,
     tx_offload: bool,
     without_xdp: bool,
     device: Device,
@@ -86,6 +87,13 @@ impl Builder {
     #[must_use]
     pub fn stand_in(mut self, arguments: &[&str]) -> Self {
         self.stand_in = arguments.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Every xvip does without these features of the kernel.
+    #[must_use]
+    pub fn without_features(mut self, names: &str) -> Self {
+        names.clone_into(&mut self.without_features);
         self
     }
 
@@ -160,6 +168,7 @@ impl Builder {
             xvips: BTreeMap::new(),
             stand_ins: BTreeMap::new(),
             stand_in: self.stand_in,
+            without_features: self.without_features,
             configs,
             port,
             net,
@@ -189,6 +198,7 @@ pub struct Cluster {
     xvips: BTreeMap<String, Process>,
     stand_ins: BTreeMap<String, Process>,
     stand_in: Vec<String>,
+    without_features: String,
     configs: BTreeMap<String, String>,
     port: u16,
     net: Topology,
@@ -202,6 +212,7 @@ impl Cluster {
             plain_backends: 0,
             bystanders: Vec::new(),
             stand_in: Vec::new(),
+            without_features: String::new(),
             tx_offload: false,
             without_xdp: false,
             device: Device::Link,
@@ -264,7 +275,10 @@ impl Cluster {
             .configs
             .get(node)
             .with_context(|| format!("{node} is no master"))?;
-        let process = self.net.node(node).xvip(config)?;
+        let process = self
+            .net
+            .node(node)
+            .xvip_without(config, &self.without_features)?;
         self.xvips.insert(node.to_owned(), process);
         Ok(())
     }
@@ -338,6 +352,7 @@ impl Cluster {
         let (program, arguments) = words.split_first().context("no program")?;
         let mut command = at.command(program);
         command.args(arguments).arg("--config").arg(file);
+        command.env(WITHOUT, &self.without_features);
         Ok(command)
     }
 

@@ -31,6 +31,7 @@ pub mod flood;
 pub mod footprint;
 pub mod fuzz;
 pub mod guest;
+pub mod instance;
 pub mod ip_options;
 pub mod keepalived;
 pub mod kernel;

@@ -18,6 +18,7 @@ use lb_common::{
     abi::{BackendCounters, Counters, reason_index},
     reason::{Reason, Verdict},
 };
+use lb_user::io::bpf::features::Features;
 use log::{Log, Metadata, Record};
 
 /// Names of the object's programs.
@@ -235,8 +236,11 @@ impl DataPlane {
     }
 
     fn load_object(loader: &mut EbpfLoader<'_>, object: &[u8], programs: &[&str]) -> Result<Self> {
+        let features = Features::detect();
+        features.apply(loader);
+        let object = features.object(object);
         // The programs use no kernel types: reading the kernel's own BTF would take most of the time.
-        let mut ebpf = (loader.btf(None).load(object)).context("cannot load the object")?;
+        let mut ebpf = (loader.btf(None).load(&object)).context("cannot load the object")?;
         for name in programs {
             let program = ebpf
                 .program_mut(name)

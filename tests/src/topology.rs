@@ -21,7 +21,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lb_user::{
     core::frame::mac_text,
-    io::netlink::{AddressInfo, Netlink},
+    io::{
+        kernel::WITHOUT,
+        netlink::{AddressInfo, Netlink},
+    },
 };
 
 use crate::{
@@ -462,6 +465,11 @@ impl Node {
 
     /// Starts xvip with a configuration (written to `xvip.toml` in the node's directory).
     pub fn xvip(&self, config: &str) -> Result<Process> {
+        self.xvip_without(config, "")
+    }
+
+    /// The same, and xvip does without these features of the kernel.
+    pub fn xvip_without(&self, config: &str, features: &str) -> Result<Process> {
         let file = self.directory().join("xvip.toml");
         std::fs::write(&file, config)
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -469,9 +477,10 @@ impl Node {
         let (Some(binary), Some(file)) = (binary.to_str(), file.to_str()) else {
             bail!("{} or {} is not UTF-8", binary.display(), file.display());
         };
-        let run = [binary, "run", "--config", file];
+        let without = format!("{WITHOUT}={features}");
+        let run = ["env", &without, binary, "run", "--config", file];
         if !self.directory().join(HOSTS).exists() {
-            return self.start("xvip", binary, run.get(1..).unwrap_or_default());
+            return self.start("xvip", "env", run.get(1..).unwrap_or_default());
         }
         let directory = self.directory();
         let directory = directory.to_str().context("a directory is not UTF-8")?;

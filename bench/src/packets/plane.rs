@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, Pod,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData},
 };
 use lb_common::{
@@ -12,7 +12,7 @@ use lb_common::{
     },
     headers::IPPROTO_TCP,
 };
-use lb_user::io::bpf;
+use lb_user::io::bpf::{self, features::Features};
 
 use super::{
     floor::{self, Hook, Program},
@@ -47,7 +47,9 @@ fn array<'a, V: Pod>(object: &'a mut Ebpf, name: &str) -> Result<Array<&'a mut M
 impl Plane {
     /// Load the ingress programs and fill the maps.
     pub(crate) fn load() -> Result<Self> {
-        let mut object = Ebpf::load(bpf::object())?;
+        let (mut loader, features) = (EbpfLoader::new(), Features::detect());
+        features.apply(&mut loader);
+        let mut object = loader.load(&features.object(bpf::object()))?;
         for hook in [Hook::Xdp, Hook::Tc] {
             floor::load(&mut object, ingress(hook))?;
         }

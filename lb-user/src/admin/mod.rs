@@ -51,6 +51,12 @@ impl Paths {
         self.state_dir.join(format!("{}.sock", self.instance))
     }
 
+    /// What the kernel's verifier said of a program that it refused.
+    pub fn verifier_log(&self, program: &str) -> PathBuf {
+        let name = format!("{}.{program}.verifier.log", self.instance);
+        self.state_dir.join(name)
+    }
+
     /// The file whose lock the controller holds.
     pub fn lock(&self) -> PathBuf {
         self.state_dir.join(format!("{}.lock", self.instance))

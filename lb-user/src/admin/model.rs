@@ -26,7 +26,10 @@ use super::{
     stream::Started,
     trace::TraceQuery,
 };
-use crate::core::controller::Refusal;
+use crate::core::{
+    controller::Refusal,
+    kernel::{Kernel, Tried, Without},
+};
 
 /// A request: one line of JSON, for example `{"command":"step_down","vrrp":"control-plane"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +175,63 @@ pub struct Status {
     /// How the controller's thread is scheduled.
     #[serde(default)]
     pub scheduling: SchedulingStatus,
+    /// What the kernel has of what xvip uses.
+    #[serde(default)]
+    pub kernel: KernelStatus,
+}
+
+/// The kernel that xvip runs on, as it was when the controller started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// `uname -r`
+    pub release: String,
+    /// The features that were tried; docs/KERNELS.md says what each is for.
+    pub features: Vec<FeatureStatus>,
+}
+
+/// A feature that xvip uses where the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it is used.
+    pub used: bool,
+    /// The first version of Linux that has it; absent where an option decides alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Why it is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// What is used instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<String>,
+    /// What that costs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<String>,
+}
+
+impl From<&Kernel> for KernelStatus {
+    fn from(kernel: &Kernel) -> Self {
+        let features = kernel.tried.iter().map(|Tried { feature, result }| {
+            let (instead, cost) = match (result, feature.without()) {
+                (Err(_), Without::Uses { instead, cost }) => (Some(instead), Some(cost)),
+                (Err(_), Without::Refuses(remedy)) => (None, Some(remedy)),
+                (Ok(()), _) => (None, None),
+            };
+            FeatureStatus {
+                name: feature.name().to_owned(),
+                used: result.is_ok(),
+                since: feature.since().map(|version| version.to_string()),
+                why: result.as_ref().err().cloned(),
+                instead: instead.map(str::to_owned),
+                cost: cost.map(str::to_owned),
+            }
+        });
+        Self {
+            release: kernel.release.clone(),
+            features: features.collect(),
+        }
+    }
 }
 
 /// How the thread is scheduled that sends and hears adverts.
@@ -709,6 +769,17 @@ pub(crate) mod tests {
                 realtime: true,
                 what: "real-time, priority 50".to_owned(),
             },
+            kernel: KernelStatus {
+                release: "6.1.0".into(),
+                features: vec![FeatureStatus {
+                    name: "tcx".into(),
+                    used: false,
+                    since: Some("6.6".into()),
+                    why: Some("the kernel does not know it".into()),
+                    instead: Some("clsact filters".into()),
+                    cost: Some("none".into()),
+                }],
+            },
             conntrack: collected(),
         }
     }
@@ -878,6 +949,13 @@ pub(crate) mod tests {
                 "deleted": {"ended": 386}, "scans": 12, "last_scan_ms": 150,
             },
             "scheduling": {"realtime": true, "what": "real-time, priority 50"},
+            "kernel": {
+                "release": "6.1.0",
+                "features": [{
+                    "name": "tcx", "used": false, "since": "6.6",
+                    "why": "the kernel does not know it", "instead": "clsact filters", "cost": "none"
+                }]
+            },
         });
         assert_eq!(serde_json::to_value(sample()).unwrap(), expected);
         assert_eq!(

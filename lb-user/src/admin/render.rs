@@ -3,6 +3,7 @@
 
 mod accept;
 pub mod backends;
+mod kernel;
 mod late;
 pub mod observe;
 
@@ -43,8 +44,11 @@ pub fn status(status: &Status, colour: Colour) -> String {
     if !status.conntrack.entries.is_empty() || !status.conntrack.deleted.is_empty() {
         sections.push(conntrack(&status.conntrack, colour));
     }
+    sections.extend(kernel::section(&status.kernel, colour));
     sections.join("\n")
 }
+
+pub use kernel::section as kernel;
 
 /// One line per instance on who owns its addresses, one on this xvip, one per warning and alarm.
 fn heading(status: &Status, colour: Colour) -> String {
@@ -584,7 +588,7 @@ impl fmt::Display for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::model::tests::sample;
+    use crate::admin::model::{KernelStatus, tests::sample};
 
     /// The whole text for a document with a value in every field.
     #[test]
@@ -630,6 +634,10 @@ local     16000  3.0 MiB
 CONNTRACK  ENTRIES  STATES
 flows4          16  established 14, fin 2
 collected      386  ended 386
+
+KERNEL  FEATURE  USED  NOTE
+6.1.0   -        yes
+        tcx      no    Linux 6.6 has it; the kernel does not know it; instead: clsact filters; none
 ";
         assert_eq!(status(&sample(), Colour::Never), expected);
     }
@@ -686,6 +694,7 @@ collected      386  ended 386
         document.data_plane.warnings.clear();
         document.data_plane.cgroup = None;
         document.scheduling = SchedulingStatus::default();
+        document.kernel = KernelStatus::default();
         let expected = "\
 xvip 0.1.0 on master01, instance default, up 1h02m, /etc/xvip/xvip.toml
 

@@ -3,6 +3,7 @@
 //! comes back as an input. A test holds that.
 
 pub mod attach;
+pub mod clsact;
 pub mod conntrack;
 pub mod controller;
 pub mod desired;
@@ -11,6 +12,7 @@ mod epochs;
 mod fixture;
 pub mod frame;
 pub mod health;
+pub mod kernel;
 pub mod listeners;
 pub mod local_sockets;
 pub mod maglev;

@@ -150,7 +150,7 @@ where
         HashMap::try_from(Map::HashMap(open(services)?))?;
     let backends: Array<_, Backend<A>> = Array::try_from(Map::Array(open(backends)?))?;
     let mut asked = Vec::new();
-    for entry in ports.iter() {
+    for entry in &ports {
         let (key, port) = entry?;
         if key.proto() != IPPROTO_TCP {
             continue;

@@ -9,6 +9,7 @@ pub mod collect;
 pub mod command;
 pub mod ethtool;
 pub mod held_sockets;
+pub mod kernel;
 pub mod listeners;
 pub mod local_sockets;
 mod look;

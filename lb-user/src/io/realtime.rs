@@ -158,6 +158,18 @@ fn set_up(thread: libc::pid_t, priority: u8) -> io::Result<()> {
     schedule(thread, priority)
 }
 
+/// Whether the kernel gives a thread of this process real-time scheduling: one that ends at once tries it.
+pub fn probe() -> io::Result<()> {
+    const LOWEST: u8 = 1;
+    const THIS_THREAD: libc::pid_t = 0;
+    std::thread::scope(|scope| {
+        let trial = scope.spawn(|| schedule(THIS_THREAD, LOWEST));
+        trial
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the trial panicked")))
+    })
+}
+
 /// `SCHED_FIFO` with `priority`; 0: `SCHED_OTHER`.
 fn schedule(thread: libc::pid_t, priority: u8) -> io::Result<()> {
     let policy = if priority > 0 {

@@ -25,10 +25,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     announce::Announcer,
-    bpf::{self, BpfError, Conntrack, Counts, DataPlane, Outcome, Pins, ring::RingError},
+    bpf::{
+        self, BpfError, Conntrack, Counts, DataPlane, Loading, Outcome, Pins, features::Features,
+        ring::RingError,
+    },
     claims::ClaimWatch,
     clock,
     collect::Collector,
+    kernel::{self, UnknownFeature},
     listeners::ListenerWatch,
     look::Looker,
     mounts,
@@ -57,6 +61,7 @@ use super::{
 };
 use crate::{
     admin::{
+        Paths,
         lock::InstanceLock,
         model::{Command, CommandError, Reply, VrrpReply},
         server::{AdminRequest, AdminServer, BindError, Limits},
@@ -67,6 +72,7 @@ use crate::{
         attach::{self, Attachment, Mode, Plan},
         controller::{Action, Controller, Event, Input, VIP_LIFETIME},
         health::ProbeResult,
+        kernel::{Feature, Kernel, Unsupported},
         names::Change,
         network::Network,
         time::Timestamp,
@@ -88,6 +94,12 @@ pub enum RunError {
     /// The process may not do what it has to.
     #[error(transparent)]
     Privilege(#[from] PrivilegeError),
+    /// The kernel is too old, or lacks something that nothing stands in for.
+    #[error(transparent)]
+    Kernel(#[from] Unsupported),
+    /// Somebody wants to do without a feature that there is not.
+    #[error(transparent)]
+    Feature(#[from] UnknownFeature),
     /// None of the uplinks is there; this is the first one.
     #[error("node.interfaces: there is no interface {name:?} on this node (there are: {})", known.join(", "))]
     NoInterface {
@@ -143,9 +155,12 @@ impl RunError {
         match self {
             Self::Bpf(error) => {
                 error.is_permission()
-                    || matches!(error, BpfError::Load(_) | BpfError::Program { .. })
+                    || matches!(
+                        error,
+                        BpfError::Load(_) | BpfError::Program { .. } | BpfError::Refused(_)
+                    )
             }
-            Self::Privilege(_) | Self::Mount(_) | Self::Netns(_) => true,
+            Self::Privilege(_) | Self::Kernel(_) | Self::Mount(_) | Self::Netns(_) => true,
             Self::Sysctl(error) | Self::Setting(SettingError::Sysctl(error)) => error.is_refused(),
             Self::Admin(error) => error.is_permission(),
             Self::Runtime(error) => error.kind() == io::ErrorKind::PermissionDenied,
@@ -157,7 +172,9 @@ impl RunError {
 /// Run the controller of `config` until SIGTERM or SIGINT. `config_file` is where it was read from,
 /// and is read from again on request.
 pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(), RunError> {
-    privilege::check()?;
+    let kernel = try_kernel(&config)?;
+    kernel.check()?;
+    report_kernel(&kernel);
     let probes = runtime::Builder::new_multi_thread()
         .worker_threads(PROBE_THREADS)
         .thread_name("xvip-probe")
@@ -168,12 +185,28 @@ pub fn run(config: Config, config_file: &Path, lock: InstanceLock) -> Result<(),
         .build()?;
     let result = main.block_on(async {
         let admin = AdminServer::bind(lock, Limits::default())?;
-        let engine = Engine::start(config, config_file.to_owned(), &admin, probes.handle())?;
+        let config_file = config_file.to_owned();
+        let engine = Engine::start(config, config_file, kernel, &admin, probes.handle())?;
         engine.run(&admin).await
     });
     // Probes under way are dropped, which resets their connections.
     probes.shutdown_background();
     result
+}
+
+/// What this machine's kernel has of what xvip uses with `config`.
+pub fn try_kernel(config: &Config) -> Result<Kernel, RunError> {
+    // Without privileges every trial would fail.
+    privilege::check()?;
+    Ok(kernel::detect(&config.node.cgroup)?)
+}
+
+fn report_kernel(kernel: &Kernel) {
+    match kernel.summary() {
+        Some(summary) if kernel.is_slow() => warn!("{summary}"),
+        Some(summary) => info!("{summary}"),
+        None => {}
+    }
 }
 
 /// Counters that were read for somebody who asked for the status.
@@ -227,6 +260,7 @@ impl Engine {
     fn start(
         config: Config,
         config_file: PathBuf,
+        kernel: Kernel,
         admin: &AdminServer,
         probe_runtime: &runtime::Handle,
     ) -> Result<Self, RunError> {
@@ -240,15 +274,24 @@ impl Engine {
                 "mounted a BPF file system: the data plane is pinned there"
             );
         }
-        let settings = SettingsWatch::start(undo::file(&config))?;
         let cgroup = mounts::open_cgroup(&config.node.cgroup)?;
         let pins = Pins::new(&config.node.instance);
-        // Before VRRP starts: some drivers reset the link when a program is attached.
+        let features = Features::of(&kernel);
+        let loading = Loading {
+            object: bpf::object(),
+            pins: pins.clone(),
+            features,
+            tcx: kernel.has(Feature::Tcx),
+            paths: Paths::new(&config.node.state_dir, &config.node.instance),
+        };
+        // First of all that changes something: a kernel that refuses a program is left as it was.
         let hooks = cgroup.as_ref().map(|cgroup| &cgroup.directory);
-        let mut data_plane = DataPlane::open(&pins, hooks)?;
+        let mut data_plane = DataPlane::open(&loading, hooks, &plans)?;
+        let settings = SettingsWatch::start(undo::file(&config))?;
         for warning in &data_plane.warnings {
             warn!("{warning}");
         }
+        // Before VRRP starts: some drivers reset the link when a program is attached.
         let mut outcome = data_plane.attach(&plans);
         if !outcome.failures.is_empty() {
             return Err(outcome.failures.remove(0).into());
@@ -263,6 +306,7 @@ impl Engine {
         let facts = status::Facts {
             started: now,
             cgroup: cgroup.map(|cgroup| cgroup.path),
+            kernel,
         };
         info!(
             node = config.node.name,
@@ -271,7 +315,7 @@ impl Engine {
             "xvip {} starts", env!("CARGO_PKG_VERSION")
         );
         let sockets = config.vrrp.iter().map(|_| None).collect();
-        let observer = Observer::new(pins.clone(), probe_runtime.clone(), probed.clone());
+        let observer = Observer::new(loading, probe_runtime.clone(), probed.clone());
         let listening = config.vrrp.iter().map(|_| None).collect();
         let operator_file = OperatorFile::start(&config)?;
         let saved = operator_file::load(&config);
@@ -306,7 +350,7 @@ impl Engine {
             facts,
             reloads: Reloads::new(config_file, probe_runtime.clone(), now),
             collector: Collector::start(Conntrack::open(&pins)?)?,
-            listeners: ListenerWatch::start(&pins, false)?,
+            listeners: ListenerWatch::start(&pins, !features.sockmap_update)?,
             settings,
             observer,
             operator_file,
@@ -1136,7 +1180,8 @@ pub fn detach(config: &Config) -> Result<Vec<String>, RunError> {
             pins.directory().display()
         ));
     }
-    bpf::remove_filters(&pins);
+    let filters = bpf::remove_filters(&pins)?;
+    removed.extend(filters.iter().map(|name| format!("filters of {name}")));
     let mut netlink = Netlink::open()?;
     let managed: Vec<IpAddr> = config
         .vrrp

@@ -16,9 +16,9 @@ use crate::{
         backends::OperatorStatus,
         model::{
             AttachStatus, AttachedMode, BackendState, BackendStatus, ConfigStatus, ConntrackStatus,
-            DataPlaneStatus, HostStatus, Method, NotifyStatus, PeerStatus, ReasonStatus,
-            SchedulingStatus, ServiceStatus, Status, TrackCondition, TrackStatus, VrrpAlarm,
-            VrrpState, VrrpStatus,
+            DataPlaneStatus, HostStatus, KernelStatus, Method, NotifyStatus, PeerStatus,
+            ReasonStatus, SchedulingStatus, ServiceStatus, Status, TrackCondition, TrackStatus,
+            VrrpAlarm, VrrpState, VrrpStatus,
         },
     },
     config::model::{BackendConfig, Peer, VrrpVersion},
@@ -27,6 +27,7 @@ use crate::{
         controller::{Controller, Duplicate, Nameless, TrackView},
         desired::{Placement, ServicePlacement, Unresolved},
         frame::mac_text,
+        kernel::Kernel,
         standing::{Standing, WEIGHT_UNIT},
         time::Timestamp,
         tracking::{Condition, Effect},
@@ -40,6 +41,8 @@ pub struct Facts {
     pub started: Timestamp,
     /// The cgroup of the connect hooks.
     pub cgroup: Option<PathBuf>,
+    /// What the kernel has.
+    pub kernel: Kernel,
 }
 
 /// The document at `now`.
@@ -78,6 +81,7 @@ pub fn status(
         notify: NotifyStatus::default(),
         // The runtime's.
         scheduling: SchedulingStatus::default(),
+        kernel: KernelStatus::from(&facts.kernel),
     }
 }
 

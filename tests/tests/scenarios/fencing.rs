@@ -33,8 +33,14 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::without("")
+    }
+
+    /// On a kernel that lacks these features.
+    fn without(features: &str) -> Self {
         let mut cluster = Cluster::builder()
             .masters(2)
+            .without_features(features)
             .stand_in(&["--listen", "[::]:6443", "--plain"])
             .prepare(|plane| {
                 plane.vips = BOTH.into();
@@ -159,6 +165,30 @@ fn an_owner_that_hangs_or_dies_claims_nothing_beside_another() {
     scene.cluster.kill_xvip("m2").unwrap();
     scene.answers(mark, "m1");
     scene.addresses_leave("m2");
+    scene.nothing_false();
+}
+
+/// Where the program of what leaves is a clsact filter, it fences without a controller as well: killed
+/// with the addresses left on the interface, the node claims nothing, and a new controller takes over the
+/// filter and steps back.
+#[test]
+fn a_clsact_filter_fences_a_node_without_a_controller() {
+    skip_unless_root!();
+    let mut scene = Scene::without("tcx");
+    let mark = scene.claims.mark();
+    scene.cluster.kill_xvip("m1").unwrap();
+    scene.keep_addresses("m1");
+    scene.answers(mark, "m2");
+    for vip in BOTH {
+        assert!(scene.cluster.has("m1", "eth0", vip).unwrap(), "{vip}");
+    }
+    scene.cluster.start_xvip("m1").unwrap();
+    scene.cluster.wait_state("m1", VrrpState::Backup).unwrap();
+    scene.addresses_leave("m1");
+    for reason in [Reason::FencedArp, Reason::FencedNd] {
+        assert!(scene.cluster.reason("m1", reason).unwrap() >= ROUNDS);
+    }
+    scene.claims.wait_rounds(ROUNDS, PATIENCE).unwrap();
     scene.nothing_false();
 }
 

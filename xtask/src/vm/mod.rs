@@ -197,12 +197,10 @@ fn alone(
 ) -> Result<Outcome> {
     let directory = scratch.join(&kernel.release);
     fs::create_dir_all(&directory)?;
-    let script = plan::script(steps, |name| binaries.test(name));
-    let script = script
-        + &format!(
-            "give {} {BLESSED}\n",
-            plan::quoted(&workspace.root.join(BLESSED).to_string_lossy())
-        );
+    let steps_of_plan = plan::script(steps, |name| binaries.test(name));
+    let recorded = workspace.root.join(BLESSED);
+    let recorded = plan::quoted(&recorded.to_string_lossy());
+    let script = format!("{steps_of_plan}give {recorded} {BLESSED}\n");
     let initramfs = directory.join("initramfs");
     archive(workspace, binaries, kernel, &script, &directory)?.write(&initramfs)?;
     let mut guest = Guest::start(&Machine {

@@ -1,7 +1,7 @@
 //! The hooks of a cgroup, and what attaching takes everywhere: programs are loaded once and their links
 //! pinned.
 
-use std::{fs::File, io};
+use std::fs::File;
 
 use aya::{
     Ebpf,
@@ -34,14 +34,12 @@ pub(super) fn hooks(
         hook(object, pins, cgroup, name)?;
     }
     // Loaded before any is attached.
-    let mut attached = DATAGRAM
-        .into_iter()
-        .try_for_each(|name| loaded(object, name).map(drop));
+    let mut attached = preload_datagrams(object);
     for name in DATAGRAM {
         attached = attached.and_then(|()| hook(object, pins, cgroup, name));
     }
     match attached {
-        Err(error) if is_unknown(&error) => {
+        Err(error) if error.is_unknown() => {
             remove(pins, DATAGRAM.into_iter())?;
             Ok(Some(format!(
                 "this kernel has no hooks for UDP: datagrams that this node's own processes send to a \
@@ -50,6 +48,26 @@ pub(super) fn hooks(
         }
         other => other.map(|()| None),
     }
+}
+
+/// Have the kernel take all that [`hooks`] attaches.
+pub(super) fn preload(object: &mut Ebpf) -> Result<(), BpfError> {
+    let mut needed = CONNECT.into_iter();
+    needed.try_for_each(|name| loaded(object, name).map(drop))?;
+    preload_datagrams(object).or_else(|error| {
+        // What [`hooks`] does without.
+        if error.is_unknown() {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })
+}
+
+fn preload_datagrams(object: &mut Ebpf) -> Result<(), BpfError> {
+    DATAGRAM
+        .into_iter()
+        .try_for_each(|name| loaded(object, name).map(drop))
 }
 
 fn remove(pins: &Pins, mut names: impl Iterator<Item = &'static str>) -> Result<(), BpfError> {
@@ -75,18 +93,6 @@ fn hook(object: &mut Ebpf, pins: &Pins, cgroup: &File, name: &'static str) -> Re
     let link = FdLink::try_from(link).map_err(|source| BpfError::Link { name, source })?;
     remove_file(&pins.link(name))?;
     pin(link, pins, name)
-}
-
-/// Whether the kernel does not know this kind of program or attachment.
-pub(super) fn is_unknown(error: &BpfError) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return io.kind() == io::ErrorKind::InvalidInput;
-        }
-        source = error.source();
-    }
-    false
 }
 
 pub(super) fn pin(link: FdLink, pins: &Pins, name: &str) -> Result<(), BpfError> {
@@ -122,10 +128,7 @@ pub(super) fn load_once(
     if loaded {
         return Ok(());
     }
-    load().map_err(|source| BpfError::Program {
-        name,
-        source: Box::new(source),
-    })
+    load().map_err(|source| BpfError::program(name, source))
 }
 
 pub(super) fn attach_error(
@@ -137,13 +140,4 @@ pub(super) fn attach_error(
         to: to.to_owned(),
         source: Box::new(source),
     }
-}
-
-/// The innermost cause of an error, which is the kernel's.
-pub(super) fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

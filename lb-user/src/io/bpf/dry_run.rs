@@ -8,7 +8,7 @@ use aya::{
 };
 use lb_common::{abi::events::TraceEvent, reason::Verdict};
 
-use super::{BpfError, MAPS, OBJECT, Pins, attach::program, maps::map_error, ring};
+use super::{BpfError, Loading, MAPS, attach::program, maps::map_error, ring};
 
 /// Maps that the copy has for itself, beside the working memory: what it says is nobody else's.
 const OWN: [&str; 2] = ["trace", "trace_events"];
@@ -50,8 +50,15 @@ pub struct Answer {
 
 impl DryRun {
     /// Load the copy on the maps that are pinned there. None is made: all must be there.
-    pub fn load(pins: &Pins, form: Form) -> Result<Self, BpfError> {
+    pub fn load(loading: &Loading, form: Form) -> Result<Self, BpfError> {
+        let Loading {
+            object,
+            pins,
+            features,
+            ..
+        } = loading;
         let mut loader = EbpfLoader::new();
+        features.apply(&mut loader);
         loader.override_global("DRY_RUN", &1u32, true);
         for name in MAPS.into_iter().filter(|name| !OWN.contains(name)) {
             let pin = pins.map(name);
@@ -62,17 +69,14 @@ impl DryRun {
             loader.map_pin_path(name, pin);
         }
         let mut object = loader
-            .load(OBJECT)
-            .map_err(|source| BpfError::Load(Box::new(source)))?;
+            .load(&features.object(object))
+            .map_err(|source| BpfError::object(source).with_log(&loading.paths))?;
         let name = form.program();
         let loaded = match form {
             Form::Xdp => program::<Xdp>(&mut object, name)?.load(),
             Form::Tc => program::<SchedClassifier>(&mut object, name)?.load(),
         };
-        loaded.map_err(|source| BpfError::Program {
-            name,
-            source: Box::new(source),
-        })?;
+        loaded.map_err(|source| BpfError::program(name, source).with_log(&loading.paths))?;
         let records = object
             .take_map("trace_events")
             .ok_or(BpfError::Missing("trace_events"))?;

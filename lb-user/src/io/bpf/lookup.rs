@@ -14,7 +14,7 @@ use aya::{
 
 use super::{
     BpfError, Pins,
-    attach::{attach_error, is_unknown, load_once, pin, program},
+    attach::{attach_error, load_once, pin, program},
     pins::remove_file,
     syscall,
 };
@@ -26,7 +26,7 @@ const NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// should know.
 pub(super) fn attach(object: &mut Ebpf, pins: &Pins) -> Result<Option<String>, BpfError> {
     match attach_known(object, pins) {
-        Err(error) if is_unknown(&error) => {
+        Err(error) if error.is_unknown() => {
             remove_file(&pins.link(NAME))?;
             Ok(Some(format!(
                 "this kernel cannot give a VIP's connections to a listener that is bound to the \
@@ -37,9 +37,22 @@ pub(super) fn attach(object: &mut Ebpf, pins: &Pins) -> Result<Option<String>, B
     }
 }
 
-fn attach_known(object: &mut Ebpf, pins: &Pins) -> Result<(), BpfError> {
+/// Have the kernel take the program, if it knows programs of this kind.
+pub(super) fn preload(object: &mut Ebpf) -> Result<(), BpfError> {
+    match loaded(object) {
+        Err(error) if error.is_unknown() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn loaded(object: &mut Ebpf) -> Result<&mut SkLookup, BpfError> {
     let program = program::<SkLookup>(object, NAME)?;
     load_once(NAME, program.fd().is_ok(), || program.load())?;
+    Ok(program)
+}
+
+fn attach_known(object: &mut Ebpf, pins: &Pins) -> Result<(), BpfError> {
+    let program = loaded(object)?;
     let namespace = File::open(NAMESPACE).and_then(|file| Ok((file.metadata()?.ino(), file)));
     let (number, namespace) = namespace.map_err(|source| BpfError::Path {
         path: NAMESPACE.into(),

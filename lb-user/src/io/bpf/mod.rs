@@ -8,22 +8,23 @@ pub mod batch;
 mod conntrack;
 mod dry_run;
 mod error;
+pub mod features;
 pub mod log;
 mod lookup;
 mod maps;
 mod pins;
+mod refusal;
 pub mod ring;
 mod syscall;
 mod tc;
 mod uplinks;
 mod xdp;
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned, maps::MapInfo};
 use lb_common::abi::{ABI_VERSION, NodeConfig};
 
-use self::uplinks::Attacher;
 pub use self::{
     conntrack::{Conntrack, FamilyConntrack, Pieces, Table},
     dry_run::{Answer, DryRun, Form},
@@ -32,7 +33,8 @@ pub use self::{
     pins::Pins,
     uplinks::{Outcome, remove_filters},
 };
-use crate::core::attach::Plan;
+use self::{features::Features, uplinks::Attacher};
+use crate::{admin::Paths, core::attach::Plan};
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("XVIP_BPF_OBJECT"));
 
@@ -94,17 +96,52 @@ pub struct DataPlane {
     attacher: Attacher,
 }
 
+/// What it takes to load the programs.
+#[derive(Clone, Debug)]
+pub struct Loading {
+    /// The object, as [`object()`] has it.
+    pub object: &'static [u8],
+    /// Where the maps are pinned.
+    pub pins: Pins,
+    /// What the kernel has.
+    pub features: Features,
+    /// Whether it has tcx links.
+    pub tcx: bool,
+    /// Where the verifier's words about a refused program go.
+    pub paths: Paths,
+}
+
 impl DataPlane {
     /// Load the object, adopt or make the maps, attach the hooks of connections and datagrams to
-    /// `cgroup` (`None`: no hooks), and what finds listeners to this network namespace. The uplinks' programs of an earlier run go on until [`DataPlane::attach`].
-    pub fn open(pins: &Pins, cgroup: Option<&std::fs::File>) -> Result<Self, BpfError> {
+    /// `cgroup` (`None`: no hooks), and what finds listeners to this network namespace. The uplinks'
+    /// programs of an earlier run go on until [`DataPlane::attach`] is called with `plans`.
+    ///
+    /// Every program is loaded before anything of an earlier run is replaced: where the kernel refuses
+    /// one, the earlier programs and maps are left as they were.
+    pub fn open(
+        loading: &Loading,
+        cgroup: Option<&File>,
+        plans: &[Plan],
+    ) -> Result<Self, BpfError> {
+        let pins = &loading.pins;
         pins.create()?;
         let mut warnings = Vec::new();
-        if let Some(why) = unusable(pins) {
+        let unusable = unusable(pins);
+        if let Some(why) = &unusable {
             warnings.push(format!("{why}: its flows were not adopted"));
-            pins.remove_maps(&MAPS)?;
         }
-        let mut object = load(pins)?;
+        let is_new = |name: &str| unusable.is_some() || !pins.map(name).exists();
+        let new: Vec<&str> = MAPS.into_iter().filter(|name| is_new(name)).collect();
+        let loaded = pins
+            .stage()
+            .and_then(|()| load(loading, &new))
+            .and_then(|mut object| {
+                let hooks = cgroup.is_some();
+                warnings.extend(load_programs(&mut object, hooks, plans, &loading.paths)?);
+                Ok(object)
+            });
+        let mut object = loaded.map_err(|error| refused(error, loading))?;
+        pins.put_in_force(&new)?;
         #[cfg(feature = "bpf-log")]
         warnings.extend(log::follow(&mut object));
         let maps = Maps::take(&mut object)?;
@@ -116,15 +153,8 @@ impl DataPlane {
             counters,
             warnings,
             attach_warnings: Vec::new(),
-            attacher: Attacher::new(object, pins.clone()),
+            attacher: Attacher::new(object, loading.clone()),
         })
-    }
-
-    /// Do without tcx links, as kernels before Linux 6.6 have to: for tests.
-    #[must_use]
-    pub fn without_tcx(mut self) -> Self {
-        self.attacher.avoid_tcx();
-        self
     }
 
     /// Have the uplinks' programs attached as planned and nowhere else, and repaired where somebody
@@ -137,19 +167,55 @@ impl DataPlane {
     }
 }
 
-/// The object as an ELF file, for tests that load it on their own.
+/// The object that ships, as an ELF file.
 pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-fn load(pins: &Pins) -> Result<Ebpf, BpfError> {
+/// Load the object with the maps that are pinned, and make those that are `new`.
+fn load(loading: &Loading, new: &[&str]) -> Result<Ebpf, BpfError> {
+    let pins = &loading.pins;
     let mut loader = EbpfLoader::new();
+    loading.features.apply(&mut loader);
     for name in MAPS {
-        loader.map_pin_path(name, pins.map(name));
+        let pin = if new.contains(&name) {
+            pins.staged(name)
+        } else {
+            pins.map(name)
+        };
+        loader.map_pin_path(name, pin);
     }
     loader
-        .load(OBJECT)
-        .map_err(|source| BpfError::Load(Box::new(source)))
+        .load(&loading.features.object(loading.object))
+        .map_err(BpfError::object)
+}
+
+/// Have the kernel take every program that is to be attached, and is not yet. The result is what an
+/// operator should know.
+fn load_programs(
+    object: &mut Ebpf,
+    hooks: bool,
+    plans: &[Plan],
+    paths: &Paths,
+) -> Result<Vec<String>, BpfError> {
+    if hooks {
+        attach::preload(object)?;
+    }
+    lookup::preload(object)?;
+    let refused = uplinks::preload(object, plans)?;
+    let refused = refused.into_iter().map(|error| error.with_log(paths));
+    Ok(refused.map(|error| error.to_string()).collect())
+}
+
+/// Nothing was replaced: say why, and what goes on.
+fn refused(error: BpfError, loading: &Loading) -> BpfError {
+    let pins = &loading.pins;
+    pins.give_up_staged();
+    let error = error.with_log(&loading.paths);
+    match pins.link_names() {
+        Ok(links) if !links.is_empty() => error.before_others(),
+        _ => error,
+    }
 }
 
 /// Why pinned maps cannot be adopted, if there are any.

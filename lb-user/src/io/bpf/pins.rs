@@ -29,6 +29,12 @@ impl Pins {
         &self.directory
     }
 
+    /// The instance's name.
+    pub(super) fn instance(&self) -> String {
+        let name = self.directory.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Pin of map `name`.
     pub fn map(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -52,10 +58,49 @@ impl Pins {
         })
     }
 
-    /// Remove the pins of `maps`; those that attached programs use live on unnamed.
-    pub fn remove_maps(&self, maps: &[&str]) -> Result<(), BpfError> {
-        maps.iter()
-            .try_for_each(|name| remove_file(&self.map(name)))
+    fn staging(&self) -> PathBuf {
+        self.directory.join("new")
+    }
+
+    /// Where map `name` is pinned until [`Pins::put_in_force`].
+    pub(super) fn staged(&self, name: &str) -> PathBuf {
+        self.staging().join(name)
+    }
+
+    /// Make room for maps that are not in force yet.
+    pub(super) fn stage(&self) -> Result<(), BpfError> {
+        let path = self.staging();
+        let made = self.forget_staged().and_then(|()| fs::create_dir(&path));
+        made.map_err(|source| BpfError::Path { path, source })
+    }
+
+    /// Pin the maps that were staged under their names. Those of earlier programs, which are replaced,
+    /// live on unnamed for as long as these are attached.
+    pub(super) fn put_in_force(&self, staged: &[&str]) -> Result<(), BpfError> {
+        for name in staged {
+            let path = self.map(name);
+            fs::rename(self.staged(name), &path)
+                .map_err(|source| BpfError::Path { path, source })?;
+        }
+        let path = self.staging();
+        self.forget_staged()
+            .map_err(|source| BpfError::Path { path, source })
+    }
+
+    /// Leave no trace of what was staged, nor of directories that nothing is in.
+    pub(super) fn give_up_staged(&self) {
+        // What cannot be removed now is removed by the next start.
+        let _ = self.forget_staged();
+        for directory in [self.links().as_path(), self.directory(), Path::new(ROOT)] {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
+    fn forget_staged(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.staging()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Names of the links.

@@ -1,5 +1,5 @@
-//! The few commands of the `bpf` system call that aya has no words for: a link's whole state, and
-//! to end a link at once.
+//! The few commands of the `bpf` system call that aya has no words for: a link's whole state, to end a
+//! link at once, and to try whether the kernel takes a kind of program.
 //!
 //! Removing a link's pin ends it too, but only some time later. Where another program takes over,
 //! that is time in which both run.
@@ -20,6 +20,8 @@ use nix::libc;
 #[derive(Clone, Copy)]
 #[repr(i32)]
 enum Command {
+    CreateMap = 0,
+    Load = 5,
     Pin = 6,
     Get = 7,
     Info = 15,
@@ -141,4 +143,78 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
     bpf(Command::Info, &mut attributes)?;
     let [_, _, program, _, ifindex, ..] = info;
     Ok(LinkState { program, ifindex })
+}
+
+/// A kind of program that the kernel may not know.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kind {
+    /// `enum bpf_prog_type`
+    pub(super) program: u32,
+    /// `enum bpf_attach_type`; 0 where the type of the program says all.
+    pub(super) attach: u32,
+    /// `BPF_F_*`
+    pub(super) flags: u32,
+}
+
+/// Load a program of this kind that does nothing but return 1. It is attached to nothing.
+pub(super) fn load_trivial(kind: Kind) -> io::Result<OwnedFd> {
+    load(kind, &[])
+}
+
+/// Load a program of this kind that removes an element of a socket map: the kernel has one list of the
+/// kinds that may do that and that may add one.
+pub(super) fn load_sockmap_writer(kind: Kind) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_TYPE_SOCKMAP`
+    const SOCKMAP: u32 = 15;
+    // Type, sizes of key and value, capacity.
+    let attributes = [SOCKMAP, 4, 4, 1].into_iter().enumerate();
+    let mut attributes = attributes.fold(Attributes::default(), |all, (at, value)| {
+        all.with(at, value)
+    });
+    let fd = bpf(Command::CreateMap, &mut attributes)?;
+    // SAFETY: the call succeeded, so this is a descriptor that was made for us alone.
+    let map = unsafe { OwnedFd::from_raw_fd(fd) };
+    let [a, b, c, d] = fd.to_le_bytes();
+    let body = [
+        // *(u32 *)(r10 - 4) = 0; r2 = r10; r2 += -4
+        [0x62, 0x0a, 0xfc, 0xff, 0, 0, 0, 0],
+        [0xbf, 0xa2, 0, 0, 0, 0, 0, 0],
+        [0x07, 0x02, 0, 0, 0xfc, 0xff, 0xff, 0xff],
+        // r1 = map (two instructions); call bpf_map_delete_elem
+        [0x18, 0x11, 0, 0, a, b, c, d],
+        [0; 8],
+        [0x85, 0, 0, 0, 3, 0, 0, 0],
+    ];
+    let loaded = load(kind, &body);
+    drop(map);
+    loaded
+}
+
+/// Load a program that executes `body` and returns 1.
+fn load(kind: Kind, body: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    /// `r0 = 1; exit`
+    const END: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    let code = [body, &END].concat();
+    let attributes = Attributes::default()
+        .with(0, kind.program)
+        .with(1, u32::try_from(code.len()).unwrap_or(u32::MAX))
+        .with_pointer(2, code.as_ptr())
+        .with_pointer(4, c"GPL".as_ptr())
+        .with(11, kind.flags)
+        .with(17, kind.attach);
+    let fd = bpf(Command::Load, &mut { attributes })?;
+    // SAFETY: the call succeeded, so this is a descriptor that was made for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes of machine code that the kernel made of `program`; 0: it is interpreted.
+pub(super) fn compiled_size(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_prog_info: type, id, tag (two words), jited_prog_len.
+    let mut info = [0u32; 5];
+    let length = u32::try_from(size_of_val(&info)).unwrap_or(u32::MAX);
+    let attributes = Attributes::default().with_fd(0, program).with(1, length);
+    let mut attributes = attributes.with_pointer(2, info.as_mut_ptr());
+    bpf(Command::Info, &mut attributes)?;
+    let [.., compiled] = info;
+    Ok(compiled)
 }

@@ -3,14 +3,17 @@
 //!
 //! They go first: another program that accepts or redirects a packet ends its way through the
 //! chain. A tcx link cannot be moved, and a program cannot be twice in one chain. So who is no longer
-//! first loads its program again, attaches that one first, and then takes the old one away.
+//! first loads its program again, attaches that one first, and then takes the old one away. A filter has no
+//! pin: its name says whose it is ([`crate::core::clsact`]).
+
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::{
     Ebpf,
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, Link, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        links::{FdLink, PinnedLink},
+        tc::TcAttachOptions,
     },
 };
 
@@ -18,9 +21,19 @@ use super::{
     BpfError, Pins,
     attach::{attach_error, load_once, pin, program},
 };
+use crate::{
+    core::{
+        attach::Place,
+        clsact::{self, Own, Step},
+    },
+    io::netlink::{
+        Netlink, NetlinkError,
+        filters::{BpfFilter, Direction},
+    },
+};
 
-/// Priority of clsact filters: before all others.
-const FIRST_PRIORITY: u16 = 1;
+/// The qdisc that has filters for both directions.
+const CLSACT: &str = "clsact";
 
 /// A program and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,63 +165,146 @@ pub(super) fn lacks_tcx(error: &BpfError) -> bool {
     )
 }
 
-/// The clsact filter of one program: its handle tells it from those of other instances.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Filter {
-    /// Which program.
-    pub(super) side: Side,
-    /// 1..=65535
-    pub(super) handle: u16,
+/// The clsact filters of one program of an instance.
+#[derive(Clone, Debug)]
+pub(super) struct Filters {
+    side: Side,
+    /// Tells them from those of other instances and of others.
+    name: String,
+    /// First handle to be tried.
+    handle: u16,
 }
 
-impl Filter {
-    fn handle(self) -> TcHandle {
-        TcHandle::new(0, self.handle)
-    }
+/// What came of putting a filter in its place.
+pub(super) struct Placed {
+    /// It was not there, or had another program.
+    pub(super) changed: bool,
+    /// Filters of others that stood before it.
+    pub(super) before: Vec<String>,
+    /// Those that do so still.
+    pub(super) stay: Vec<String>,
+}
 
-    /// Attach it to `interface`, or put the loaded program into the one that is there. It outlives
-    /// this process.
-    pub(super) fn attach(self, object: &mut Ebpf, interface: &str) -> Result<(), BpfError> {
-        let Self { side, .. } = self;
-        // An existing qdisc is fine.
-        let _ = tc::qdisc_add_clsact(interface);
-        let program = loaded(object, side)?;
-        let replaced = self
-            .existing(interface)
-            .and_then(|filter| program.attach_to_link(filter));
-        let options = NlOptions {
-            priority: FIRST_PRIORITY,
-            handle: self.handle(),
-            classid: None,
-        };
-        let id = match replaced {
-            Ok(id) => Ok(id),
-            Err(_) => program.attach_with_options(
-                interface,
-                side.place(),
-                TcAttachOptions::Netlink(options),
-            ),
-        };
-        let id = id.map_err(attach_error(side.name(), interface))?;
-        let link = program
-            .take_link(id)
-            .map_err(attach_error(side.name(), interface))?;
-        // Dropped it would be detached.
-        std::mem::forget(link);
-        Ok(())
-    }
-
-    /// Remove it from `interface`, if it is there.
-    pub(super) fn detach(self, interface: &str) {
-        if let Ok(filter) = self.existing(interface) {
-            // That there is none is fine.
-            let _ = filter.detach();
+impl Filters {
+    pub(super) fn new(pins: &Pins, side: Side) -> Self {
+        Self {
+            side,
+            name: clsact::name(&pins.instance(), side.name()),
+            handle: handle_of(pins),
         }
     }
 
-    fn existing(self, interface: &str) -> Result<SchedClassifierLink, ProgramError> {
-        let (place, handle) = (self.side.place(), self.handle());
-        SchedClassifierLink::attached(interface, place, FIRST_PRIORITY, handle, None)
-            .map_err(ProgramError::IOError)
+    const fn direction(&self) -> Direction {
+        match self.side {
+            Side::Ingress => Direction::Ingress,
+            Side::Egress => Direction::Egress,
+        }
     }
+
+    /// Have the loaded program in a filter of an interface, once, and before those of others, unless
+    /// they insist. The filter belongs to the kernel: it outlives this process, and the program in it is
+    /// replaced without a moment in which there is none.
+    pub(super) fn put(
+        &self,
+        object: &mut Ebpf,
+        place: &Place,
+        insist: bool,
+    ) -> Result<Placed, BpfError> {
+        let name = self.side.name();
+        let program = loaded(object, self.side)?;
+        let id = program
+            .info()
+            .map_err(|source| BpfError::program(name, source))?;
+        let fd = program
+            .fd()
+            .map_err(|source| BpfError::program(name, source))?;
+        let own = Own {
+            name: &self.name,
+            program: id.id(),
+            handle: self.handle,
+        };
+        let mut netlink = Netlink::open().map_err(self.failed(place))?;
+        self.ensure_qdisc(&mut netlink, place)?;
+        self.settle(&mut netlink, place, own, fd.as_fd(), insist)
+            .map_err(self.failed(place))
+    }
+
+    fn settle(
+        &self,
+        netlink: &mut Netlink,
+        place: &Place,
+        own: Own<'_>,
+        program: BorrowedFd<'_>,
+        insist: bool,
+    ) -> Result<Placed, NetlinkError> {
+        let (ifindex, direction) = (place.ifindex, self.direction());
+        let found = netlink.filters(ifindex, direction)?;
+        let placing = clsact::place(&found, own, insist);
+        let filter = |position| BpfFilter {
+            position,
+            name: own.name,
+            program,
+        };
+        match placing.step {
+            Step::Keep => {}
+            Step::Replace(position) => {
+                netlink.replace_filter(ifindex, direction, filter(position))?;
+            }
+            Step::Add(position) => netlink.add_filter(ifindex, direction, filter(position))?,
+        }
+        // Only now: for a moment packets meet both, which is the same as one.
+        for position in placing.remove {
+            netlink.remove_filter(ifindex, direction, position)?;
+        }
+        Ok(Placed {
+            changed: placing.step != Step::Keep,
+            before: placing.before,
+            stay: placing.stay,
+        })
+    }
+
+    fn ensure_qdisc(&self, netlink: &mut Netlink, place: &Place) -> Result<(), BpfError> {
+        let kind = netlink.ingress_qdisc(place.ifindex);
+        match kind.map_err(self.failed(place))?.as_deref() {
+            Some(CLSACT) => Ok(()),
+            None => netlink
+                .add_clsact(place.ifindex)
+                .map_err(self.failed(place)),
+            // It would take the egress filter as one for what comes in.
+            Some(kind) => Err(BpfError::Qdisc {
+                interface: place.interface.clone(),
+                kind: kind.to_owned(),
+            }),
+        }
+    }
+
+    fn failed(&self, place: &Place) -> impl Fn(NetlinkError) -> BpfError {
+        let (name, interface) = (self.side.name(), place.interface.clone());
+        move |source| BpfError::Filter {
+            name,
+            interface: interface.clone(),
+            source,
+        }
+    }
+
+    /// Remove them from a link, if they are there.
+    pub(super) fn remove(&self, netlink: &mut Netlink, ifindex: u32) -> Result<bool, NetlinkError> {
+        let found = netlink.filters(ifindex, self.direction())?;
+        let own = clsact::positions(&found, &self.name);
+        for position in &own {
+            netlink.remove_filter(ifindex, self.direction(), *position)?;
+        }
+        Ok(!own.is_empty())
+    }
+}
+
+/// Where an instance looks for a free handle first: apart from the small ones, which others like.
+fn handle_of(pins: &Pins) -> u16 {
+    let text = pins.directory().as_os_str().as_encoded_bytes();
+    // FNV-1a, folded.
+    let hash = text.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    let folded = (hash >> 16) ^ (hash & 0xffff);
+    u16::try_from(folded).unwrap_or_default() | 0x8000
 }

@@ -21,14 +21,17 @@ use aya::Ebpf;
 use tracing::{debug, warn};
 
 use super::{
-    BpfError, Pins,
-    attach::cause,
+    BpfError, Loading, Pins,
     pins::remove_file,
     syscall,
-    tc::{self, Filter, Side},
+    tc::{self, Filters, Side},
     xdp,
 };
-use crate::core::attach::{self, Attachment, Mode, Place, Plan};
+use crate::{
+    admin::Paths,
+    core::attach::{self, Attachment, Mode, Place, Plan},
+    io::netlink::{Netlink, NetlinkError},
+};
 
 /// What came of a plan.
 #[derive(Default)]
@@ -69,16 +72,49 @@ struct Settled {
     stands_in: bool,
 }
 
+/// Have the kernel take every program that `plans` may ask for, now or when the interfaces change: the
+/// verifier takes its time, in which no advert is sent. Of the forms of the ingress program one does;
+/// the result is why the others do not.
+pub(super) fn preload(object: &mut Ebpf, plans: &[Plan]) -> Result<Vec<BpfError>, BpfError> {
+    tc::preload(object, Side::Egress)?;
+    let (mut taken, mut refused) = (BTreeSet::new(), BTreeMap::new());
+    let modes: BTreeSet<Mode> = plans.iter().flat_map(|plan| &plan.modes).copied().collect();
+    for mode in modes {
+        let is_xdp = mode != Mode::Tc;
+        if taken.contains(&is_xdp) || refused.contains_key(&is_xdp) {
+            continue;
+        }
+        let loaded = if is_xdp {
+            xdp::preload(object)
+        } else {
+            tc::preload(object, Side::Ingress)
+        };
+        match loaded {
+            Ok(()) => drop(taken.insert(is_xdp)),
+            Err(error) => drop(refused.insert(is_xdp, error)),
+        }
+    }
+    for plan in plans {
+        let mut forms = plan.modes.iter().map(|mode| *mode != Mode::Tc);
+        if let Some(first) = plan.modes.first().map(|mode| *mode != Mode::Tc)
+            && !forms.any(|form| taken.contains(&form))
+            && let Some(error) = refused.remove(&first)
+        {
+            return Err(error);
+        }
+    }
+    Ok(refused.into_values().collect())
+}
+
 /// Attaches the programs of one object.
 pub(super) struct Attacher {
     object: Ebpf,
     pins: Pins,
+    paths: Paths,
     /// By the name of the pin.
     held: BTreeMap<String, Held>,
     /// By the carrier's index.
     settled: BTreeMap<u32, Settled>,
-    /// See [`Attacher::preload`].
-    preloaded: bool,
     /// Carriers whose driver refused native XDP.
     no_native: BTreeSet<u32>,
     /// Who stands before a program at every look, by the name of its pin.
@@ -89,36 +125,31 @@ pub(super) struct Attacher {
     knows_filters: bool,
     /// The kernel has no tcx links.
     lacks_tcx: bool,
-    handle: u16,
     outcome: Outcome,
 }
 
 impl Attacher {
-    pub(super) fn new(object: Ebpf, pins: Pins) -> Self {
+    pub(super) fn new(object: Ebpf, loading: Loading) -> Self {
+        let Loading {
+            pins, paths, tcx, ..
+        } = loading;
         Self {
             object,
-            handle: handle_of(&pins),
             pins,
+            paths,
             held: BTreeMap::new(),
             settled: BTreeMap::new(),
-            preloaded: false,
             no_native: BTreeSet::new(),
             overtaken: BTreeMap::new(),
             filters: BTreeSet::new(),
             knows_filters: false,
-            lacks_tcx: false,
+            lacks_tcx: !tcx,
             outcome: Outcome::default(),
         }
     }
 
-    /// See [`super::DataPlane::without_tcx`].
-    pub(super) const fn avoid_tcx(&mut self) {
-        self.lacks_tcx = true;
-    }
-
     /// See [`super::DataPlane::attach`].
     pub(super) fn carry_out(&mut self, plans: &[Plan]) -> Outcome {
-        self.preload(plans);
         let carriers: BTreeSet<u32> = plans.iter().map(|plan| plan.carrier).collect();
         self.no_native.retain(|carrier| carriers.contains(carrier));
         let known = self.no_native.clone();
@@ -129,32 +160,10 @@ impl Attacher {
             self.outcome.failures.clear();
             self.attach_all(&attach::even_out(plans, &self.no_native.clone()));
         }
-        if self.lacks_tcx {
-            self.outcome.warnings.push(
-                "this kernel has no tcx links (before Linux 6.6): the tc programs are clsact filters"
-                    .to_owned(),
-            );
-        }
-        std::mem::take(&mut self.outcome)
-    }
-
-    /// At the first call, before VRRP starts: have everything loaded that a change of the interfaces
-    /// may ask for later. What fails does so again when it is needed.
-    fn preload(&mut self, plans: &[Plan]) {
-        if self.preloaded {
-            return;
-        }
-        self.preloaded = true;
-        let modes: BTreeSet<Mode> = plans.iter().flat_map(|plan| &plan.modes).copied().collect();
-        for mode in modes {
-            let loaded = match mode {
-                Mode::Native | Mode::Generic => xdp::preload(&mut self.object),
-                Mode::Tc => tc::preload(&mut self.object, Side::Ingress),
-            };
-            if let Err(error) = loaded {
-                debug!(?mode, %error, "cannot load the ingress program");
-            }
-        }
+        let mut outcome = std::mem::take(&mut self.outcome);
+        let failures = outcome.failures.into_iter();
+        outcome.failures = failures.map(|error| error.with_log(&self.paths)).collect();
+        outcome
     }
 
     fn attach_all(&mut self, plans: &[Plan]) {
@@ -217,7 +226,7 @@ impl Attacher {
                     if mode == Mode::Native {
                         self.no_native.insert(plan.carrier);
                     }
-                    refused.push((mode, cause(&error)));
+                    refused.push((mode, error.cause()));
                     failure = Some(error);
                 }
             }
@@ -342,12 +351,56 @@ impl Attacher {
         self.keep_first(side, place, &link)
     }
 
+    /// Have a tc program in a clsact filter, before those of others.
     fn filter(&mut self, side: Side, place: &Place) -> Result<(), BpfError> {
-        let handle = self.handle;
-        let filter = Filter { side, handle };
-        filter.attach(&mut self.object, &place.interface)?;
-        self.filters.insert((place.interface.clone(), side));
+        let key = (place.interface.clone(), side);
+        let link = side.link_name(place.ifindex);
+        let insist = self
+            .overtaken
+            .get(&link)
+            .is_none_or(|rivals| rivals.looks < PATIENCE);
+        let filters = Filters::new(&self.pins, side);
+        let placed = filters.put(&mut self.object, place, insist)?;
+        let was_there = !self.filters.insert(key);
+        let (interface, name) = (&place.interface, side.name());
+        let behind = placed.before.len() > placed.stay.len();
+        if !placed.stay.is_empty() || behind && !insist {
+            let strangers = if behind { &placed.before } else { &placed.stay };
+            self.outcome
+                .warnings
+                .push(insists(interface, &strangers.join(", "), name));
+        }
+        if !behind {
+            self.overtaken.remove(&link);
+        } else if insist {
+            let known = self.rival(&link, &placed.before);
+            if was_there && !known {
+                let strangers = placed.before.join(", ");
+                self.outcome
+                    .repaired
+                    .push(order(interface, &strangers, name));
+            }
+            return Ok(());
+        }
+        if placed.changed && was_there {
+            self.outcome.repaired.push(format!(
+                "the filter {name} of {interface}, which was removed or replaced"
+            ));
+        }
         Ok(())
+    }
+
+    /// Note that these stand before a program; whether they did so at the last look.
+    fn rival(&mut self, link: &str, before: &[String]) -> bool {
+        let rivals = self.overtaken.entry(link.to_owned()).or_default();
+        let known = rivals.names == before;
+        rivals.looks = if known {
+            rivals.looks.saturating_add(1)
+        } else {
+            1
+        };
+        before.clone_into(&mut rivals.names);
+        known
     }
 
     /// Somebody may have attached a program before ours.
@@ -360,21 +413,15 @@ impl Attacher {
             self.overtaken.remove(link);
             return Ok(());
         }
-        let rivals = self.overtaken.entry(link.to_owned()).or_default();
-        let known = rivals.names == before;
-        rivals.looks = if known {
-            rivals.looks.saturating_add(1)
-        } else {
-            1
-        };
-        rivals.names.clone_from(&before);
+        let known = self.rival(link, &before);
         let strangers = before.join(", ");
         let (interface, name) = (&place.interface, side.name());
-        if rivals.looks > PATIENCE {
-            let warning = format!(
-                "{interface}: {strangers} insists on standing before {name} and is left there: what \
-                 it accepts or redirects xvip does not see"
-            );
+        if self
+            .overtaken
+            .get(link)
+            .is_some_and(|rivals| rivals.looks > PATIENCE)
+        {
+            let warning = insists(interface, &strangers, name);
             self.outcome.warnings.push(warning);
             return Ok(());
         }
@@ -385,9 +432,9 @@ impl Attacher {
         let program = tc::program_id(&mut self.object, side);
         self.hold(link, program)?;
         if !known {
-            self.outcome.repaired.push(format!(
-                "the order of tc programs on {interface} ({strangers} stood before {name})"
-            ));
+            self.outcome
+                .repaired
+                .push(order(interface, &strangers, name));
         }
         Ok(())
     }
@@ -483,26 +530,57 @@ impl Attacher {
         }
         self.held.retain(|link, _| links.contains(link));
         self.overtaken.retain(|link, _| links.contains(link));
-        if self.lacks_tcx && !self.knows_filters {
-            self.knows_filters = true;
-            self.filters.extend(filter_places());
+        if !self.lacks_tcx {
+            return;
         }
-        let stale: Vec<_> = self.filters.difference(filters).cloned().collect();
+        let mut stale: Vec<_> = self.filters.difference(filters).cloned().collect();
+        if !self.knows_filters {
+            self.knows_filters = true;
+            let all = filter_places();
+            stale = all
+                .into_iter()
+                .filter(|own| !filters.contains(own))
+                .collect();
+        }
         for (interface, side) in stale {
-            let handle = self.handle;
-            Filter { side, handle }.detach(&interface);
+            if let Err(error) = remove_filter(&self.pins, &interface, side) {
+                warn!(%error, interface, "cannot remove a filter");
+            }
             self.filters.remove(&(interface, side));
         }
     }
 }
 
+/// What to say of programs that cannot be overtaken.
+fn insists(interface: &str, strangers: &str, name: &str) -> String {
+    format!(
+        "{interface}: {strangers} insists on standing before {name} and is left there: what it accepts or \
+         redirects xvip does not see"
+    )
+}
+
+fn order(interface: &str, strangers: &str, name: &str) -> String {
+    format!("the order of tc programs on {interface} ({strangers} stood before {name})")
+}
+
 /// Remove the clsact filters of an instance from all interfaces. They outlive their controller, and no
-/// pin tells of them.
-pub fn remove_filters(pins: &Pins) {
-    let handle = handle_of(pins);
+/// pin tells of them. The result is where there were any.
+pub fn remove_filters(pins: &Pins) -> Result<BTreeSet<String>, NetlinkError> {
+    let mut removed = BTreeSet::new();
     for (interface, side) in filter_places() {
-        Filter { side, handle }.detach(&interface);
+        if remove_filter(pins, &interface, side)? {
+            removed.insert(interface);
+        }
     }
+    Ok(removed)
+}
+
+fn remove_filter(pins: &Pins, interface: &str, side: Side) -> Result<bool, NetlinkError> {
+    // An interface that is gone has no filters.
+    let Ok(ifindex) = nix::net::if_::if_nametoindex(interface) else {
+        return Ok(false);
+    };
+    Filters::new(pins, side).remove(&mut Netlink::open()?, ifindex)
 }
 
 /// Where a clsact filter may be.
@@ -534,15 +612,4 @@ fn links_of(plan: &Plan, mode: Mode) -> Vec<String> {
     places
         .map(|place| Side::Ingress.link_name(place.ifindex))
         .collect()
-}
-
-/// A handle of clsact filters for the instance whose pins these are, 1..=65535.
-fn handle_of(pins: &Pins) -> u16 {
-    let text = pins.directory().as_os_str().as_encoded_bytes();
-    // FNV-1a, folded.
-    let hash = text.iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
-    let folded = (hash >> 16) ^ (hash & 0xffff);
-    u16::try_from(folded).unwrap_or_default().max(1)
 }

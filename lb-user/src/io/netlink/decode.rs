@@ -33,6 +33,8 @@ pub(super) mod kind {
     pub(in super::super) const DEL_ROUTE: u16 = 25;
     pub(in super::super) const NEW_NEIGHBOUR: u16 = 28;
     pub(in super::super) const DEL_NEIGHBOUR: u16 = 29;
+    pub(in super::super) const NEW_QDISC: u16 = 36;
+    pub(in super::super) const NEW_FILTER: u16 = 44;
 }
 
 const IFLA_ADDRESS: u16 = 1;

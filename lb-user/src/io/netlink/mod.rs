@@ -7,11 +7,12 @@
 mod decode;
 mod error;
 mod events;
+pub mod filters;
 pub mod sock_diag;
 mod socket;
 mod types;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{DecodeError, NLM_F_CREATE, NLM_F_REPLACE};
@@ -184,6 +185,23 @@ impl Netlink {
         } else {
             Resolution::Once
         })
+    }
+
+    /// Whether the kernel can keep a neighbour resolved: it looks at the flags of a request, of which
+    /// this one has too many, before it looks for the link, which is not there.
+    pub fn knows_managed_neighbours(&mut self) -> Result<bool, NetlinkError> {
+        const NO_LINK: u32 = i32::MAX as u32;
+        let request = "try flags of neighbours";
+        let mut message = neighbour_message(NO_LINK, Ipv4Addr::LOCALHOST.into());
+        let flags = NeighbourExtFlags::from_bits_retain(u32::MAX);
+        let flags = NeighbourAttribute::ExtFlags(flags);
+        message.attributes.push(flags);
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        match self.socket.request(message, NLM_F_REPLACE, request) {
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(true),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
+            other => other.map(|_| false),
+        }
     }
 
     /// Undoes [`keep_resolved`](Self::keep_resolved): the entry ages like any other. That there

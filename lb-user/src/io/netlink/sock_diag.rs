@@ -146,6 +146,18 @@ impl SockDiag {
         }
     }
 
+    /// Whether the kernel ends connections on request: one is asked for that cannot exist.
+    pub fn can_destroy(&mut self) -> Result<bool, NetlinkError> {
+        // Without the modules that list sockets the request below would find nothing either.
+        self.listeners()?;
+        let body = request(IPV4, IPPROTO_TCP, 0, STATES, &[0; ID]);
+        match self.ask(SOCK_DESTROY, NLM_F_ACK, &body, |_| {}) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(true),
+            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Send a request and hand every answer before the verdict to `take`.
     fn ask(
         &mut self,

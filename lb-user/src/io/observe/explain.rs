@@ -29,7 +29,7 @@ use crate::{
         network::Port,
     },
     io::{
-        bpf::{BpfError, Conntrack, DryRun, FamilyConntrack, Form, Pins},
+        bpf::{BpfError, Conntrack, DryRun, FamilyConntrack, Form, Loading},
         clock,
         netlink::{Netlink, NetlinkError},
     },
@@ -73,7 +73,7 @@ impl Uplink {
 
 /// What the controller knows that an answer needs.
 pub(super) struct Facts {
-    pub(super) pins: Pins,
+    pub(super) loading: Loading,
     pub(super) directory: Directory,
     /// By backend id.
     pub(super) health: BTreeMap<u32, BackendHealth>,
@@ -130,7 +130,7 @@ impl Facts {
         };
         let frame = frame::packet(link, client, vip, transport)
             .ok_or(ExplainError::Families(client, vip))?;
-        let mut copy = DryRun::load(&self.pins, origin.uplink.form)?;
+        let mut copy = DryRun::load(&self.loading, origin.uplink.form)?;
         let answer = copy.run(&frame, origin.uplink.seen_at.ifindex)?;
         let entry = self.entry(client, vip, transport.protocol())?;
         let mut teller = Teller::new(self.directory.clone());
@@ -207,7 +207,7 @@ impl Facts {
         vip: SocketAddr,
         protocol: u8,
     ) -> Result<Option<FlowEntry>, BpfError> {
-        let maps = Conntrack::open(&self.pins)?;
+        let maps = Conntrack::open(&self.loading.pins)?;
         let view = View {
             directory: &self.directory,
             backends: maps.backends()?,

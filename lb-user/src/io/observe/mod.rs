@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::bpf::{Pins, ring::RingReader};
+use super::bpf::{Loading, ring::RingReader};
 use crate::{
     admin::{
         explain::{BackendHealth, ExplainQuery},
@@ -64,7 +64,7 @@ impl Asker {
 
 /// Answers operators' questions about the data plane that is pinned there.
 pub struct Observer {
-    pins: Pins,
+    loading: Loading,
     /// Has threads of its own.
     threads: runtime::Handle,
     /// Where the controller hears of the end of a trace.
@@ -98,11 +98,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Observer {
-    /// An observer of the data plane of `pins` that works on the threads of a runtime.
+    /// An observer of the data plane that was loaded so, that works on the threads of a runtime.
     /// The controller hears by `inputs` when a trace has ended.
-    pub fn new(pins: Pins, threads: runtime::Handle, inputs: mpsc::UnboundedSender<Input>) -> Self {
+    pub fn new(
+        loading: Loading,
+        threads: runtime::Handle,
+        inputs: mpsc::UnboundedSender<Input>,
+    ) -> Self {
         Self {
-            pins,
+            loading,
             threads,
             inputs,
             under_way: Arc::default(),
@@ -117,7 +121,7 @@ impl Observer {
             return asker.refuse(error.into());
         }
         let lines = asker.begin();
-        let pins = self.pins.clone();
+        let pins = self.loading.pins.clone();
         self.threads.spawn_blocking(move || {
             if let Err(error) = flows::list(&pins, &directory, &query, &lines) {
                 // The asker may be gone.
@@ -166,9 +170,11 @@ impl Observer {
         }
         // The reader registers with the runtime that it is opened in.
         let _entered = self.threads.enter();
-        let mut ring = RingReader::open(&self.pins.map("trace_events")).map_err(|e| failed(&e))?;
+        let mut ring =
+            RingReader::open(&self.loading.pins.map("trace_events")).map_err(|e| failed(&e))?;
         trace::clear(&mut ring);
-        trace::set_filter(&self.pins.map("trace"), query.filter()).map_err(|e| failed(&e))?;
+        trace::set_filter(&self.loading.pins.map("trace"), query.filter())
+            .map_err(|e| failed(&e))?;
         self.serial += 1;
         *current = Some(query.client);
         let under_way = UnderWay {
@@ -190,7 +196,7 @@ impl Observer {
         asker: Asker,
     ) {
         let facts = explain::Facts {
-            pins: self.pins.clone(),
+            loading: self.loading.clone(),
             directory: directory(controller),
             health: health(controller, now),
             uplinks: uplinks(controller),
