@@ -157,9 +157,9 @@ fn jumbo_frames() {
         ("generic", AttachedMode::Generic),
     ] {
         trial.switch(attach, mode);
-        let before = trial.from_clients();
+        let before = trial.clients_traffic();
         trial.requests();
-        let after = trial.from_clients();
+        let after = trial.clients_traffic();
         let (packets, bytes) = (after.0 - before.0, after.1 - before.1);
         println!("{mode}: {bytes} bytes in {packets} packets");
         // Half of the packets carry nothing: most others are larger than frames of the usual size.
@@ -312,7 +312,7 @@ impl Trial {
     fn ask_for(&mut self, attach: &str) {
         self.cluster.edit_all(|config| {
             let others = config.lines().filter(|line| !line.starts_with("attach = "));
-            let others: String = others.map(|line| format!("{line}\n")).collect();
+            let others = others.collect::<Vec<_>>().join("\n") + "\n";
             *config = others.replace("[node]\n", &format!("[node]\nattach = \"{attach}\"\n"));
         });
         self.cluster.reload_all().unwrap();
@@ -347,7 +347,7 @@ impl Trial {
     }
 
     /// Packets and bytes of clients that m1 has seen.
-    fn from_clients(&self) -> (u64, u64) {
+    fn clients_traffic(&self) -> (u64, u64) {
         let services = self.cluster.status("m1").unwrap().services;
         let sum = services.iter().map(|one| (one.packets, one.bytes));
         sum.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))

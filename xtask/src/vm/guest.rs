@@ -68,6 +68,12 @@ impl Outcome {
         }
     }
 
+    /// Notes that something did not run, with the reason.
+    pub(crate) fn skip(&mut self, note: &str) {
+        self.skipped.push_str(note);
+        self.skipped.push('\n');
+    }
+
     /// Adds what came of another guest.
     pub(crate) fn add(&mut self, other: Self) {
         self.tally += other.tally;

@@ -145,7 +145,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
             outcome = done.unwrap_or_else(|error| Outcome::failed(&kernel.name, &error));
         }
         match pair::unavailable().filter(|_| !steps_of_pair.is_empty()) {
-            Some(reason) => outcome.skipped += &format!("{}: pair: {reason}\n", kernel.name),
+            Some(reason) => outcome.skip(&format!("{}: pair: {reason}", kernel.name)),
             None if steps_of_pair.is_empty() => {}
             None => {
                 let done = pair::run(workspace, &binaries, kernel, &steps_of_pair, &scratch.path);
