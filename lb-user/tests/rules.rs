@@ -137,6 +137,10 @@ const UNSAFE: &[(&str, &str)] = &[
         "lb-user/src/io/vrrp_socket.rs",
         "tokio asks for the promise that a descriptor stays open while it is registered",
     ),
+    (
+        "tests/src/counters.rs",
+        "the BPF system call for many elements of a per-CPU array, which aya does not offer",
+    ),
 ];
 
 /// Files with attributes that are `unsafe` to write, and what for.

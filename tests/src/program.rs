@@ -9,17 +9,23 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
+    Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions, VerifierLogLevel,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, SkLookup, Xdp},
+    programs::{
+        CgroupSockAddr, Program, ProgramError, ProgramInfo, SchedClassifier, SkLookup, Xdp,
+    },
 };
 use aya_log::EbpfLogger;
 use lb_common::{
-    abi::{BackendCounters, Counters, reason_index},
+    abi::{BackendCounters, Counters, REASON_SLOTS, reason_index},
     reason::{Reason, Verdict},
 };
 use lb_user::io::bpf::features::Features;
 use log::{Log, Metadata, Record};
+use nix::errno::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::counters;
 
 /// Names of the object's programs.
 pub const PROGRAMS: &[&str] = &[
@@ -62,6 +68,8 @@ const SERVICES: u32 = 3;
 const POISON: [u8; 32] = [0xa5; 32];
 /// What a frame may grow by.
 const TAILROOM: usize = 64;
+/// Lines of the verifier's log that say why it refuses a program.
+const LAST_LINES: usize = 12;
 
 /// The object's bytes: from the file that `XVIP_BPF_OBJECT` names, else as `cargo xtask build`
 /// leaves it.
@@ -185,6 +193,97 @@ impl SkBuff {
     }
 }
 
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(xdp) => xdp.load(),
+        Program::SchedClassifier(classifier) => classifier.load(),
+        Program::CgroupSockAddr(hook) => hook.load(),
+        Program::SkLookup(lookup) => lookup.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// What the verifier says of a program that it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Instructions that it looked at, along all paths.
+    pub instructions: u32,
+    /// States that it made.
+    pub total_states: u32,
+    /// States that it held at once.
+    pub peak_states: u32,
+}
+
+impl Verified {
+    /// Reads the line with the statistics.
+    fn of_log(log: &str) -> Option<Self> {
+        let mut words = log
+            .lines()
+            .rfind(|line| line.starts_with("processed "))?
+            .split(' ');
+        let instructions = words.nth(1)?.parse().ok()?;
+        let mut after = |name| words.find(|word| *word == name).and_then(|_| words.next());
+        Some(Self {
+            instructions,
+            total_states: after("total_states")?.parse().ok()?,
+            peak_states: after("peak_states")?.parse().ok()?,
+        })
+    }
+}
+
+/// What the verifier says of each program of the object as it ships, each by itself: its statistics, or
+/// the end of its log where it refuses one.
+///
+/// For a process that does nothing else: meanwhile it may open no file. The kernel writes statistics
+/// for a program that it takes, and aya returns the log of one that cannot be loaded; so the
+/// programs are loaded where there is no descriptor left for them, which comes out after the
+/// verifier is through.
+pub fn verify() -> Result<Vec<(&'static str, Result<Verified, String>)>> {
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    let mut ebpf = loader
+        .btf(None)
+        .load(&object()?)
+        .context("cannot load the object")?;
+    let usual = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(0),
+            ..usual.clone()
+        },
+    )?;
+    let mut answers = Vec::new();
+    for name in PROGRAMS {
+        let program = ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name}"))?;
+        answers.push((*name, verify_program(program)));
+    }
+    setrlimit(Resource::Nofile, usual)?;
+    Ok(answers)
+}
+
+fn verify_program(program: &mut Program) -> Result<Verified, String> {
+    match load(program) {
+        Err(ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        }) => {
+            let log = verifier_log.to_string();
+            let verified = Verified::of_log(&log);
+            let taken = io_error.raw_os_error() == Some(Errno::EMFILE as i32);
+            verified.filter(|_| taken).ok_or_else(|| {
+                let lines: Vec<_> = log.lines().collect();
+                let last = lines.len().saturating_sub(LAST_LINES);
+                format!("{io_error}\n{}", lines[last..].join("\n"))
+            })
+        }
+        Err(other) => Err(other.to_string()),
+        Ok(()) => Err("loaded although there is no descriptor for it".to_owned()),
+    }
+}
+
 /// The loaded object.
 pub struct DataPlane {
     ebpf: Ebpf,
@@ -245,14 +344,7 @@ impl DataPlane {
             let program = ebpf
                 .program_mut(name)
                 .with_context(|| format!("no program {name}"))?;
-            match program {
-                aya::programs::Program::Xdp(xdp) => xdp.load(),
-                aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
-                aya::programs::Program::CgroupSockAddr(hook) => hook.load(),
-                aya::programs::Program::SkLookup(lookup) => lookup.load(),
-                _ => anyhow::bail!("{name} is of an unexpected type"),
-            }
-            .with_context(|| format!("the kernel refuses {name}"))?;
+            load(program).with_context(|| format!("the kernel refuses {name}"))?;
         }
         let plane = Self {
             ebpf,
@@ -357,16 +449,25 @@ impl DataPlane {
     fn reasons(&self) -> Result<Vec<Counters>> {
         let name = "reason_stats";
         let map = self.ebpf.map(name).with_context(|| missing(name))?;
-        let map: PerCpuArray<_, Counters> = PerCpuArray::try_from(map)?;
-        let mut counters = Vec::new();
-        for service in 0..SERVICES {
-            for &reason in Reason::ALL {
-                let values = map.get(&reason_index(service, reason), 0)?;
-                let sum = values.iter().copied();
-                counters.push(sum.fold(Counters::default(), Counters::plus));
-            }
+        let Map::PerCpuArray(data) = map else {
+            anyhow::bail!("{name} is another kind of map");
+        };
+        let sum = |values: &[Counters]| {
+            values
+                .iter()
+                .copied()
+                .fold(Counters::default(), Counters::plus)
+        };
+        let services = 0..SERVICES;
+        let indices =
+            services.flat_map(|id| Reason::ALL.iter().map(move |it| reason_index(id, *it)));
+        // One by one, this is most of what a row costs.
+        if let Some(all) = counters::first_elements(data, SERVICES * REASON_SLOTS)? {
+            let of = |index: u32| all.get(index as usize).context("no such counter");
+            return indices.map(|index| Ok(sum(of(index)?))).collect();
         }
-        Ok(counters)
+        let map: PerCpuArray<_, Counters> = PerCpuArray::try_from(map)?;
+        indices.map(|index| Ok(sum(&map.get(&index, 0)?))).collect()
     }
 
     /// What was counted since the program was loaded for service id `service` (below `SERVICES`).
@@ -526,4 +627,24 @@ where
     ensure!(length <= out.len(), "the frame grew to {length} bytes");
     out.truncate(length);
     Ok((result.return_value, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The statistics are read from the last line, as every kernel writes it.
+    #[test]
+    fn statistics_are_read_from_the_log() {
+        let log = "verification time 18515 usec\nstack depth 48+0\n\
+                   processed 240 insns (limit 1000000) max_states_per_insn 0 total_states 18 \
+                   peak_states 17 mark_read 0\n";
+        let expected = Verified {
+            instructions: 240,
+            total_states: 18,
+            peak_states: 17,
+        };
+        assert_eq!(Verified::of_log(log), Some(expected));
+        assert_eq!(Verified::of_log("unreachable insn 7\n"), None);
+    }
 }

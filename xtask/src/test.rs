@@ -46,7 +46,7 @@ enum Part {
     Unit,
     /// Tests that load the programs into the kernel (tests/tests/bpf).
     Bpf,
-    /// Scenarios in network namespaces (tests/tests/net, tests/tests/scenarios).
+    /// Scenarios in network namespaces (tests/tests/net, scenarios and guest).
     Net,
     /// The programs and the daemon on other kernels, in emulated guests.
     Vm,
@@ -93,6 +93,8 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
             "net",
             "--test",
             "scenarios",
+            "--test",
+            "guest",
         ];
         session.cargo_test(&suites, &args.filter)?;
     }

@@ -1,6 +1,8 @@
 //! Hostile bytes: whatever arrives or leaves, each program ends with a reason and that reason's
 //! verdict.
 
+use std::env;
+
 use lb_common::{abi::BackendState, reason::Reason};
 use lb_tests::{
     netns::NetNs,
@@ -13,7 +15,8 @@ use crate::{
     world::{EXTERNAL1, EXTERNAL2, Ingress, LOCAL, MASTER2, MASTER3, Row, World, tags},
 };
 
-/// Frames for each program in each IP version: 20,000 for a program.
+/// Frames for each program in each IP version, unless `XVIP_HOSTILE_FRAMES` says otherwise: 20,000 for a
+/// program.
 const FRAMES: usize = 10_000;
 /// Every run of this test is the same.
 const SEED: u64 = 0x5eed_0f58_6976_0001;
@@ -73,7 +76,7 @@ impl Random {
 
 /// A world with backends of every method and state, and a fenced VIP.
 fn crowded<F: Family>() -> World<F> {
-    let mut world = World::new();
+    let mut world = World::used_or_new();
     world.reset();
     world.service(&[LOCAL, MASTER2, MASTER3, EXTERNAL1, EXTERNAL2]);
     world.set_state(MASTER3, BackendState::Draining);
@@ -122,6 +125,11 @@ fn verdict_of(run: &Run, frame: &[u8]) -> Result<Reason, String> {
     Ok(reason)
 }
 
+fn frames() -> usize {
+    let given = env::var("XVIP_HOSTILE_FRAMES");
+    given.map_or(FRAMES, |frames| frames.parse().expect("a number of frames"))
+}
+
 fn attack<F: Family>(tables: &[Vec<Row<F>>], program: fn(&World<F>, &[u8]) -> Option<Run>) {
     let corpus: Vec<Vec<u8>> = tables.iter().flatten().flat_map(Row::frames).collect();
     let namespace = NetNs::new("hostile").unwrap();
@@ -129,7 +137,7 @@ fn attack<F: Family>(tables: &[Vec<Row<F>>], program: fn(&World<F>, &[u8]) -> Op
         let world = crowded::<F>();
         let mut random = Random(SEED);
         let mut seen = vec![0_u32; Reason::COUNT];
-        for number in 0..FRAMES {
+        for number in 0..frames() {
             let frame = random.frame(&corpus);
             let Some(run) = program(&world, &frame) else {
                 continue;
@@ -144,6 +152,7 @@ fn attack<F: Family>(tables: &[Vec<Row<F>>], program: fn(&World<F>, &[u8]) -> Op
             .zip(&seen)
             .filter(|(_, count)| **count > 0);
         eprintln!("{}: {:?}", F::NAME, named.collect::<Vec<_>>());
+        world.leave();
         Ok(())
     });
     attacked.unwrap();

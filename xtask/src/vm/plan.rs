@@ -6,6 +6,8 @@ use super::Options;
 
 /// Packets that the model plays in a guest: emulation is some twenty times slower.
 const MODEL_PACKETS: &str = "20000";
+/// Hostile frames for each program and IP version there.
+const HOSTILE_FRAMES: &str = "1000";
 
 /// One run of a test binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     let rows = ["--skip", "verifier::", "--skip", "model::"];
     let mut steps = vec![
         verifier,
-        Step::new("rows", "bpf", &rows, 600),
+        Step::new("rows", "bpf", &rows, 600).with("XVIP_HOSTILE_FRAMES", HOSTILE_FRAMES),
         Step::new("model", "bpf", &["model::"], 300).with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
         // Its scenarios measure time: one after the other.
         Step::new(
