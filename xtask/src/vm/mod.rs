@@ -126,6 +126,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
     if steps.is_empty() && steps_of_pair.is_empty() {
         bail!("no step has that name: {}", options.steps.join(", "));
     }
+    if options.steps.is_empty() {
+        println!(
+            "xtask: on demand only, because they take an emulated machine many minutes: \
+             --step devices, --step neighbours, --step pair"
+        );
+    }
     let binaries = Binaries::build(workspace)?;
     let kernels = Kernels::new(&directory);
     let kernels: Vec<Kernel> = wanted

@@ -16,23 +16,44 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     /// The test target of the package lb-tests.
     pub(crate) binary: &'static str,
-    /// Its arguments.
+    /// Which of its tests: those with one of these texts in their names; all, if there is none.
+    pub(crate) tests: Vec<String>,
+    /// Its other arguments.
     pub(crate) args: Vec<String>,
     /// Its environment beyond the usual.
     pub(crate) env: Vec<(&'static str, &'static str)>,
     /// It is killed after that.
     pub(crate) limit: Duration,
+    /// It runs only if it is asked for by name.
+    pub(crate) on_demand: bool,
 }
 
 impl Step {
-    fn new(name: &'static str, binary: &'static str, args: &[&str], seconds: u64) -> Self {
+    fn new(name: &'static str, binary: &'static str, tests: &[&str], seconds: u64) -> Self {
         Self {
             name,
             binary,
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            tests: tests.iter().map(|test| (*test).to_owned()).collect(),
+            args: Vec::new(),
             env: Vec::new(),
             limit: Duration::from_secs(seconds),
+            on_demand: false,
         }
+    }
+
+    /// Clusters that keep time: one test after the other.
+    fn of_clusters(name: &'static str, tests: &[&str], seconds: u64) -> Self {
+        Self::new(name, "guest", tests, seconds).and("--test-threads=1")
+    }
+
+    fn and(mut self, argument: &str) -> Self {
+        self.args.push(argument.to_owned());
+        self
+    }
+
+    fn on_demand(mut self) -> Self {
+        self.on_demand = true;
+        self
     }
 
     fn with(mut self, variable: &'static str, value: &'static str) -> Self {
@@ -42,54 +63,37 @@ impl Step {
 }
 
 /// The steps of a guest that is alone: every program by itself, the rows of the program runs, the
-/// model, and what needs a machine of its own.
+/// model, a control plane's life; and on demand what takes an emulated machine many minutes.
 pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
-    let mut verifier = Step::new("verifier", "bpf", &["verifier::", "--nocapture"], 240);
+    let mut verifier = Step::new("verifier", "bpf", &["verifier::"], 240).and("--nocapture");
     if options.bless {
         verifier = verifier.with("XVIP_BLESS", "1");
     }
-    let rows = ["--skip", "verifier::", "--skip", "model::"];
-    let mut steps = vec![
+    let rows = Step::new("rows", "bpf", &[], 600).with("XVIP_HOSTILE_FRAMES", HOSTILE_FRAMES);
+    let rows = ["--skip", "verifier::", "--skip", "model::"]
+        .into_iter()
+        .fold(rows, Step::and);
+    let steps = vec![
         verifier,
-        Step::new("rows", "bpf", &rows, 600).with("XVIP_HOSTILE_FRAMES", HOSTILE_FRAMES),
+        rows,
         Step::new("model", "bpf", &["model::"], 300).with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
-        // Its scenarios measure time: one after the other.
-        Step::new(
-            "guest",
-            "guest",
-            &["--test-threads=1", "--skip", "neighbours::"],
-            600,
-        ),
+        Step::of_clusters("journey", &["system::", "journey::"], 900),
+        Step::of_clusters("devices", &["devices::"], 3600).on_demand(),
+        Step::of_clusters("neighbours", &["neighbours::"], 3600).on_demand(),
     ];
-    // Many clusters, one after the other: emulated, they take longer than everything else.
-    if options
-        .steps
-        .iter()
-        .any(|word| word.starts_with("neighbours"))
-    {
-        let others = [
-            "--skip",
-            "journey::",
-            "--skip",
-            "system::",
-            "--skip",
-            "virtio::",
-        ];
-        let args = [&["--test-threads=1", "--nocapture"], &others[..]].concat();
-        steps.push(Step::new("neighbours", "guest", &args, 3600));
-    }
     chosen(steps, options.steps)
 }
 
 /// The steps of two guests with cards on one bridge.
 pub(crate) fn pair(options: &Options<'_>) -> Vec<Step> {
-    let cards = Step::new("pair", "guest", &["virtio::", "--nocapture"], 400);
-    chosen(vec![cards], options.steps)
+    let cards = Step::new("pair", "guest", &["virtio::"], 900).and("--nocapture");
+    chosen(vec![cards.on_demand()], options.steps)
 }
 
-/// The steps that were asked for, each with its filter; all if none was.
+/// The steps that were asked for, each with its filter; all but those on demand if none was.
 fn chosen(mut steps: Vec<Step>, wanted: &[String]) -> Vec<Step> {
     if wanted.is_empty() {
+        steps.retain(|step| !step.on_demand);
         return steps;
     }
     let filter = |step: &Step| {
@@ -100,8 +104,9 @@ fn chosen(mut steps: Vec<Step>, wanted: &[String]) -> Vec<Step> {
     };
     steps.retain(|step| filter(step).is_some());
     for step in &mut steps {
-        let filter = filter(step).filter(|filter| !filter.is_empty());
-        step.args.extend(filter.map(str::to_owned));
+        if let Some(filter) = filter(step).filter(|filter| !filter.is_empty()) {
+            step.tests = vec![filter.to_owned()];
+        }
     }
     steps
 }
@@ -124,7 +129,7 @@ pub(crate) fn script<'a>(steps: &[Step], binary: impl Fn(&str) -> &'a Path) -> S
             .into_iter()
             .chain(env)
             .chain([program])
-            .chain(step.args.iter().cloned());
+            .chain(step.tests.iter().chain(&step.args).cloned());
         let words: Vec<_> = words.map(|word| quoted(&word)).collect();
         // Writing to a string does not fail.
         let _ = writeln!(script, "step {}", words.join(" "));
@@ -149,22 +154,25 @@ mod tests {
         }
     }
 
-    /// All steps, or those that were named, with the filter that was named with them.
+    /// All steps but those on demand, or those that were named, with the filter that was named with
+    /// them.
     #[test]
     fn steps_can_be_chosen() {
         let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
         assert_eq!(
             names(&alone(&options(&[]))),
-            ["verifier", "rows", "model", "guest"]
+            ["verifier", "rows", "model", "journey"]
         );
-        let wanted = ["guest=journey::".to_owned(), "verifier".to_owned()];
+        assert_eq!(names(&pair(&options(&[]))), [""; 0]);
+        let wanted = ["journey=tc", "verifier", "devices", "pair"].map(str::to_owned);
         let steps = alone(&options(&wanted));
-        assert_eq!(names(&steps), ["verifier", "guest"]);
+        assert_eq!(names(&steps), ["verifier", "journey", "devices"]);
         assert_eq!(
-            steps[1].args,
-            ["--test-threads=1", "--skip", "neighbours::", "journey::"]
+            (&steps[1].tests[..], &steps[1].args[..]),
+            (&["tc".to_owned()][..], &["--test-threads=1".to_owned()][..])
         );
-        assert_eq!(steps[0].args, ["verifier::", "--nocapture"]);
+        assert_eq!(steps[0].tests, ["verifier::"]);
+        assert_eq!(names(&pair(&options(&wanted))), ["pair"]);
     }
 
     /// The script has each word in quotes, the environment before the program.
