@@ -26,7 +26,7 @@ pub struct Kernels {
     before: String,
     after: String,
     /// `6.1`, `6.12`, in ascending order.
-    kernels: Vec<String>,
+    columns: Vec<String>,
     /// Programs in the order of the document, and what is recorded for each kernel.
     programs: Vec<(String, BTreeMap<String, Effort>)>,
 }
@@ -50,22 +50,17 @@ impl Kernels {
             .iter()
             .position(|line| cells(line).first() == Some(&HEADING));
         let heading = heading.context("docs/KERNELS.md has no table of programs")?;
-        let rows = lines[heading..]
-            .iter()
-            .take_while(|line| line.starts_with('|'))
-            .count();
-        let (table, after) = lines[heading..].split_at(rows);
-        let kernels: Vec<String> = cells(table[0])
-            .into_iter()
-            .skip(1)
-            .map(str::to_owned)
-            .collect();
+        let (before, rest) = lines.split_at(heading);
+        let rows = rest.iter().take_while(|line| line.starts_with('|')).count();
+        let (table, after) = rest.split_at(rows);
+        let columns = table.first().into_iter().flat_map(|line| cells(line));
+        let columns: Vec<String> = columns.skip(1).map(str::to_owned).collect();
         let mut programs = Vec::new();
         for line in table.iter().skip(2) {
             let cells = cells(line);
             let (program, efforts) = cells.split_first().context("a row without cells")?;
             let mut recorded = BTreeMap::new();
-            for (kernel, cell) in kernels.iter().zip(efforts) {
+            for (kernel, cell) in columns.iter().zip(efforts) {
                 if !cell.is_empty() {
                     let effort = Effort::parse(cell);
                     let effort = effort.with_context(|| format!("{program}, {kernel}: {cell}?"))?;
@@ -75,16 +70,16 @@ impl Kernels {
             programs.push(((*program).to_owned(), recorded));
         }
         Ok(Self {
-            before: lines[..heading].concat(),
+            before: before.concat(),
             after: after.concat(),
-            kernels,
+            columns,
             programs,
         })
     }
 
     /// Whether anything is recorded for a kernel.
     pub fn knows(&self, kernel: &str) -> bool {
-        self.kernels.iter().any(|known| known == kernel)
+        self.columns.iter().any(|known| known == kernel)
     }
 
     /// Fails where a program has grown by more than may go unnoticed, with what to write where.
@@ -120,8 +115,8 @@ impl Kernels {
     /// Records what was found, in a column and a row that are made where there are none.
     pub fn record(&mut self, kernel: &str, program: &str, found: Effort) {
         if !self.knows(kernel) {
-            self.kernels.push(kernel.to_owned());
-            self.kernels.sort_by_key(|kernel| numbers(kernel));
+            self.columns.push(kernel.to_owned());
+            self.columns.sort_by_key(|kernel| numbers(kernel));
         }
         let known = self.programs.iter_mut().find(|(name, _)| name == program);
         if let Some((_, efforts)) = known {
@@ -147,18 +142,20 @@ impl Kernels {
     fn text(&self) -> String {
         let row =
             |first: &str, cells: Vec<String>| format!("| {first} | {} |\n", cells.join(" | "));
-        let mut text = self.before.clone() + &row(HEADING, self.kernels.clone());
-        text += &format!("|---|{}\n", "---|".repeat(self.kernels.len()));
-        for (program, efforts) in &self.programs {
+        let mut table = vec![
+            row(HEADING, self.columns.clone()),
+            format!("|---|{}\n", "---|".repeat(self.columns.len())),
+        ];
+        table.extend(self.programs.iter().map(|(program, efforts)| {
             let cell = |kernel| {
                 efforts
                     .get(kernel)
                     .map(Effort::to_string)
                     .unwrap_or_default()
             };
-            text += &row(program, self.kernels.iter().map(cell).collect());
-        }
-        text + &self.after
+            row(program, self.columns.iter().map(cell).collect())
+        }));
+        format!("{}{}{}", self.before, table.concat(), self.after)
     }
 }
 

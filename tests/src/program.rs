@@ -193,6 +193,18 @@ impl SkBuff {
     }
 }
 
+/// The object as it is fitted to the running kernel, with its maps; its programs are still to be loaded.
+fn for_this_kernel(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf> {
+    let features = Features::detect();
+    features.apply(loader);
+    let object = features.object(object);
+    // The programs use no kernel types: reading the kernel's own BTF would take most of the time.
+    loader
+        .btf(None)
+        .load(&object)
+        .context("cannot load the object")
+}
+
 fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::Xdp(xdp) => xdp.load(),
@@ -241,16 +253,13 @@ impl Verified {
 pub fn verify() -> Result<Vec<(&'static str, Result<Verified, String>)>> {
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    let mut ebpf = loader
-        .btf(None)
-        .load(&object()?)
-        .context("cannot load the object")?;
+    let mut ebpf = for_this_kernel(&mut loader, &object()?)?;
     let usual = getrlimit(Resource::Nofile);
     setrlimit(
         Resource::Nofile,
         Rlimit {
             current: Some(0),
-            ..usual.clone()
+            ..usual
         },
     )?;
     let mut answers = Vec::new();
@@ -274,9 +283,9 @@ fn verify_program(program: &mut Program) -> Result<Verified, String> {
             let verified = Verified::of_log(&log);
             let taken = io_error.raw_os_error() == Some(Errno::EMFILE as i32);
             verified.filter(|_| taken).ok_or_else(|| {
-                let lines: Vec<_> = log.lines().collect();
-                let last = lines.len().saturating_sub(LAST_LINES);
-                format!("{io_error}\n{}", lines[last..].join("\n"))
+                let mut lines: Vec<_> = log.lines().rev().take(LAST_LINES).collect();
+                lines.reverse();
+                format!("{io_error}\n{}", lines.join("\n"))
             })
         }
         Err(other) => Err(other.to_string()),
@@ -335,11 +344,7 @@ impl DataPlane {
     }
 
     fn load_object(loader: &mut EbpfLoader<'_>, object: &[u8], programs: &[&str]) -> Result<Self> {
-        let features = Features::detect();
-        features.apply(loader);
-        let object = features.object(object);
-        // The programs use no kernel types: reading the kernel's own BTF would take most of the time.
-        let mut ebpf = (loader.btf(None).load(&object)).context("cannot load the object")?;
+        let mut ebpf = for_this_kernel(loader, object)?;
         for name in programs {
             let program = ebpf
                 .program_mut(name)
