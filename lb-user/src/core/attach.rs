@@ -207,8 +207,15 @@ fn unsuited(plan: &Plan, network: &Network) -> Option<String> {
             veth.name
         ));
     }
-    (carrier.kind == LinkKind::Bridge)
-        .then(|| format!("{name} is a bridge, which has no native XDP"))
+    match carrier.kind {
+        LinkKind::Bridge => Some(format!("{name} is a bridge, which has no native XDP")),
+        // The data plane keeps the port that a client's last packet came in by.
+        LinkKind::Bond => Some(format!(
+            "{name} is a bond, and answers by nat, which native XDP sends out of one port, do not \
+             change to another when that one fails"
+        )),
+        LinkKind::Other | LinkKind::Veth | LinkKind::Vlan(_) => None,
+    }
 }
 
 /// Why frames for a virtual MAC would not reach the kernel's stack: a veth pair looks at the MAC of a
@@ -568,22 +575,29 @@ mod tests {
         assert_eq!(seen(Mode::Tc), [(7, 7, 0)]);
     }
 
-    /// A bond is as good as its ports: a veth among them, or one whose hardware takes tags out, leaves tc.
+    /// On a bond `auto` is tc. Native XDP can be asked for, unless a port's hardware takes tags out.
     #[test]
-    fn bonds_are_as_good_as_their_ports() {
+    fn bonds_go_by_tc_unless_asked() {
         let modes = |links: &[Interface], uplink, wanted| {
             let plan = plans(&config(&[uplink], wanted), &network(links)).remove(0);
             (plan.modes.clone(), plan.failure(None, &[]))
         };
         let cards = bond_of(LinkKind::Other);
-        assert_eq!(modes(&cards, "bond0", AttachMode::Auto).0, ALL);
+        let (tc, why) = modes(&cards, "bond0", AttachMode::Auto);
+        assert_eq!(tc, [Mode::Tc, Mode::Generic]);
+        assert!(
+            why.starts_with("bond0 is a bond, and answers by nat"),
+            "{why}"
+        );
+        assert_eq!(modes(&cards, "bond0", AttachMode::Native).0, [Mode::Native]);
         let veths = bond_of(LinkKind::Veth);
         let (tc, why) = modes(&veths, "bond0", AttachMode::Auto);
         assert_eq!(tc, [Mode::Tc, Mode::Generic]);
         assert!(why.starts_with("eth0 is one end of a veth pair"), "{why}");
+        assert_eq!(modes(&cards, "bond0.5", AttachMode::Auto).0, [Mode::Tc]);
         assert_eq!(
-            modes(&cards, "bond0.5", AttachMode::Auto).0,
-            [Mode::Native, Mode::Tc]
+            modes(&cards, "bond0.5", AttachMode::Native).0,
+            [Mode::Native]
         );
         let mut stripping = cards;
         stripping[1].strips_tags = Some("rx-vlan-hw-parse");
