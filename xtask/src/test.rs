@@ -19,6 +19,9 @@ use crate::{
     vm,
 };
 
+/// Tests of what runs beside xvip on a node: on demand.
+const NEIGHBOURS: &str = "neighbours::";
+
 /// What to test.
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -72,7 +75,15 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     let mut session = Session::start(workspace, args.bless)?;
     if args.only.is_none() {
         // One build for all parts: the same features everywhere, nothing compiled twice.
-        session.cargo_test(&["--workspace", "--exclude", "lb-ebpf"], &args.filter)?;
+        let all = ["--workspace", "--exclude", "lb-ebpf"];
+        if args.filter.is_empty() {
+            session.cargo_test(&all, &["--skip", NEIGHBOURS].map(str::to_owned))?;
+            session.skip(&format!(
+                "{NEIGHBOURS} takes several minutes: `cargo xtask test --only net -- {NEIGHBOURS}`"
+            ));
+        } else {
+            session.cargo_test(&all, &args.filter)?;
+        }
     } else if wants(Part::Unit) {
         let crates = [
             "--workspace",

@@ -102,6 +102,9 @@ fn filters_of_others_are_left_alone() {
     namespace
         .enter(|| Ok(remove_filters(&instance.pins())?))
         .unwrap();
+    // Nothing else was in the qdisc: it went as well.
+    assert!(!tc(&namespace, "qdisc show dev eth0").contains("clsact"));
+    tc(&namespace, "qdisc add dev eth0 clsact");
     let add = |priority: u8, more: &str| {
         let add = format!("filter add dev eth0 egress prio {priority} {more} {STRANGER}");
         tc(&namespace, &add);

@@ -63,7 +63,7 @@ impl Step {
 }
 
 /// The steps of a guest that is alone: every program by itself, the rows of the program runs, the
-/// model, a control plane's life; and on demand what takes an emulated machine many minutes.
+/// model; and on demand what takes an emulated machine many minutes.
 pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     let mut verifier = Step::new("verifier", "bpf", &["verifier::"], 240).and("--nocapture");
     if options.bless {
@@ -77,7 +77,8 @@ pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
         verifier,
         rows,
         Step::new("model", "bpf", &["model::"], 300).with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
-        Step::of_clusters("journey", &["system::", "journey::"], 900),
+        Step::of_clusters("system", &["system::"], 60),
+        Step::of_clusters("journey", &["journey::"], 3600).on_demand(),
         Step::of_clusters("devices", &["devices::"], 3600).on_demand(),
         Step::of_clusters("neighbours", &["neighbours::"], 3600).on_demand(),
     ];
@@ -161,7 +162,7 @@ mod tests {
         let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
         assert_eq!(
             names(&alone(&options(&[]))),
-            ["verifier", "rows", "model", "journey"]
+            ["verifier", "rows", "model", "system"]
         );
         assert_eq!(names(&pair(&options(&[]))), [""; 0]);
         let wanted = ["journey=tc", "verifier", "devices", "pair"].map(str::to_owned);

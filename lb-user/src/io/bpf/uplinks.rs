@@ -572,6 +572,13 @@ pub fn remove_filters(pins: &Pins) -> Result<BTreeSet<String>, NetlinkError> {
             removed.insert(interface);
         }
     }
+    let mut netlink = Netlink::open()?;
+    for interface in &removed {
+        // One that is gone has no qdisc.
+        if let Ok(ifindex) = nix::net::if_::if_nametoindex(interface.as_str()) {
+            netlink.remove_empty_clsact(ifindex)?;
+        }
+    }
     Ok(removed)
 }
 

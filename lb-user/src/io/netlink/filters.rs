@@ -76,19 +76,27 @@ impl Netlink {
     /// Gives a link a clsact qdisc. That it has one is success.
     pub fn add_clsact(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
         let request = format!("add a clsact qdisc to link {ifindex}");
-        let mut header = header(ifindex, TcHandle::CLSACT);
-        header.handle = TcHandle {
-            major: TcHandle::CLSACT.major,
-            minor: 0,
-        };
-        let attributes = vec![TcAttribute::Kind(CLSACT.to_owned())];
-        let message = TcMessage::from_parts(header, attributes);
-        let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+        let message = RouteNetlinkMessage::NewQueueDiscipline(clsact(ifindex));
         match self
             .socket
             .request(message, NLM_F_CREATE | NLM_F_EXCL, &request)
         {
             Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Removes the clsact qdisc of a link if it has no filter. That there is none is success.
+    pub fn remove_empty_clsact(&mut self, ifindex: u32) -> Result<(), NetlinkError> {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if !self.filters(ifindex, direction)?.is_empty() {
+                return Ok(());
+            }
+        }
+        let request = format!("remove the clsact qdisc of link {ifindex}");
+        let message = RouteNetlinkMessage::DelQueueDiscipline(clsact(ifindex));
+        match self.socket.request(message, 0, &request) {
+            Err(error) if is_absent(&error) => Ok(()),
             result => result.map(drop),
         }
     }
@@ -168,6 +176,16 @@ impl Netlink {
             result => result.map(drop),
         }
     }
+}
+
+/// Names the clsact qdisc of a link.
+fn clsact(ifindex: u32) -> TcMessage {
+    let mut header = header(ifindex, TcHandle::CLSACT);
+    header.handle = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: 0,
+    };
+    TcMessage::from_parts(header, vec![TcAttribute::Kind(CLSACT.to_owned())])
 }
 
 fn header(ifindex: u32, parent: TcHandle) -> TcHeader {
