@@ -19,8 +19,8 @@ use crate::{
     vm,
 };
 
-/// Tests of what runs beside xvip on a node: on demand.
-const NEIGHBOURS: &str = "neighbours::";
+/// Tests of what runs beside xvip on a node, and of devices, most of which need a guest: on demand.
+const ON_DEMAND: [&str; 2] = ["neighbours::", "devices::"];
 
 /// What to test.
 #[derive(Args)]
@@ -77,10 +77,13 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         // One build for all parts: the same features everywhere, nothing compiled twice.
         let all = ["--workspace", "--exclude", "lb-ebpf"];
         if args.filter.is_empty() {
-            session.cargo_test(&all, &["--skip", NEIGHBOURS].map(str::to_owned))?;
-            session.skip(&format!(
-                "{NEIGHBOURS} takes several minutes: `cargo xtask test --only net -- {NEIGHBOURS}`"
-            ));
+            let skips = ON_DEMAND.map(|name| ["--skip", name].map(str::to_owned));
+            session.cargo_test(&all, &skips.concat())?;
+            for name in ON_DEMAND {
+                session.skip(&format!(
+                    "{name} takes several minutes: `cargo xtask test --only net -- {name}`"
+                ));
+            }
         } else {
             session.cargo_test(&all, &args.filter)?;
         }

@@ -62,22 +62,23 @@ impl Step {
     }
 }
 
-/// The steps of a guest that is alone: every program by itself, the rows of the program runs, the
-/// model; and on demand what takes an emulated machine many minutes.
+/// The steps of a guest that is alone: every program by itself and what the guest has; on demand the
+/// rows of the program runs, the model and whole nodes, which take an emulated machine many minutes.
 pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
-    let mut verifier = Step::new("verifier", "bpf", &["verifier::"], 240).and("--nocapture");
+    let mut verifier = Step::new("verifier", "bpf", &["verifier::"], 900).and("--nocapture");
     if options.bless {
         verifier = verifier.with("XVIP_BLESS", "1");
     }
-    let rows = Step::new("rows", "bpf", &[], 600).with("XVIP_HOSTILE_FRAMES", HOSTILE_FRAMES);
+    let rows = Step::new("rows", "bpf", &[], 3600).with("XVIP_HOSTILE_FRAMES", HOSTILE_FRAMES);
     let rows = ["--skip", "verifier::", "--skip", "model::"]
         .into_iter()
         .fold(rows, Step::and);
+    let model = Step::new("model", "bpf", &["model::"], 3600);
     let steps = vec![
         verifier,
-        rows,
-        Step::new("model", "bpf", &["model::"], 300).with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
-        Step::of_clusters("system", &["system::"], 60),
+        Step::of_clusters("system", &["system::"], 300),
+        rows.on_demand(),
+        model.with("XVIP_MODEL_PACKETS", MODEL_PACKETS).on_demand(),
         Step::of_clusters("journey", &["journey::"], 3600).on_demand(),
         Step::of_clusters("devices", &["devices::"], 3600).on_demand(),
         Step::of_clusters("neighbours", &["neighbours::"], 3600).on_demand(),
@@ -160,10 +161,7 @@ mod tests {
     #[test]
     fn steps_can_be_chosen() {
         let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
-        assert_eq!(
-            names(&alone(&options(&[]))),
-            ["verifier", "rows", "model", "system"]
-        );
+        assert_eq!(names(&alone(&options(&[]))), ["verifier", "system"]);
         assert_eq!(names(&pair(&options(&[]))), [""; 0]);
         let wanted = ["journey=tc", "verifier", "devices", "pair"].map(str::to_owned);
         let steps = alone(&options(&wanted));
