@@ -80,8 +80,21 @@ fn shown(node: &Node, command: &str) -> Result<String> {
     output(command.args(words))
 }
 
+/// The lines of a view, without the running timers that a bridge shows.
 fn lines(text: &str) -> BTreeSet<String> {
-    text.lines().map(|line| line.trim().to_owned()).collect()
+    let steady = |line: &str| {
+        let mut words = Vec::new();
+        let mut all = line.split_whitespace();
+        while let Some(word) = all.next() {
+            if word.ends_with("_timer") {
+                all.next();
+            } else {
+                words.push(word);
+            }
+        }
+        words.join(" ")
+    };
+    text.lines().map(steady).collect()
 }
 
 /// Neighbours that do not age: those that the kernel is asked to keep resolved, and fixed ones.

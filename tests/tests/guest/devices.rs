@@ -157,12 +157,16 @@ fn jumbo_frames() {
         ("generic", AttachedMode::Generic),
     ] {
         trial.switch(attach, mode);
-        let before = trial.clients_traffic();
         trial.requests();
+        let before = trial.clients_traffic();
+        for vip in BOTH {
+            let report = trial.cluster.requests(&trial.large(vip)).unwrap();
+            assert_eq!(report.failed(), 0, "{report}");
+        }
         let after = trial.clients_traffic();
         let (packets, bytes) = (after.0 - before.0, after.1 - before.1);
         println!("{mode}: {bytes} bytes in {packets} packets");
-        // Half of the packets carry nothing: most others are larger than frames of the usual size.
+        // Many packets carry nothing: others are much larger than frames of the usual size.
         assert!(bytes > packets * 1_500, "{bytes} bytes, {packets} packets");
     }
     trial.end();
@@ -353,6 +357,16 @@ impl Trial {
         sum.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
     }
 
+    /// A few requests of many packets, both ways.
+    fn large(&self, vip: IpAddr) -> Load {
+        Load {
+            concurrency: NonZeroUsize::MIN.saturating_add(1),
+            bytes: MUCH,
+            upload: MUCH,
+            ..self.load(vip, 6)
+        }
+    }
+
     fn load(&self, vip: IpAddr, requests: usize) -> Load {
         Load {
             requests,
@@ -368,12 +382,7 @@ impl Trial {
         let before = self.by_way();
         for vip in BOTH {
             let many = self.load(vip, REQUESTS);
-            let large = Load {
-                concurrency: NonZeroUsize::MIN.saturating_add(1),
-                bytes: MUCH,
-                upload: MUCH,
-                ..self.load(vip, 6)
-            };
+            let large = self.large(vip);
             let own = self.cluster.client().address_like(vip);
             let seen = |name: &String| {
                 let client = if name.starts_with('b') { vip } else { own };

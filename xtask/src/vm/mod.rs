@@ -293,7 +293,7 @@ impl Binaries {
     /// compiled twice.
     fn build(workspace: &Workspace) -> Result<Self> {
         let mut build = workspace.cargo("build");
-        build.args(["--package", "lb-user", "--package", "lb-tests", "--bins"]);
+        build.args(["--workspace", "--exclude", "lb-ebpf", "--bins"]);
         for name in TESTS {
             build.args(["--test", name]);
         }
