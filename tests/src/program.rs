@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions, VerifierLogLevel,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf,
+        SockMap,
+    },
     programs::{
         CgroupSockAddr, Program, ProgramError, ProgramInfo, SchedClassifier, SkLookup, Xdp,
     },
@@ -500,6 +503,25 @@ impl DataPlane {
                 Ok(sum.fold(BackendCounters::default(), BackendCounters::plus))
             })
             .collect()
+    }
+
+    /// No listener is kept, even if another process has a copy of it that is still open.
+    pub fn forget_listeners(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("listeners");
+        let mut map = SockMap::try_from(map.context(missing("listeners"))?)?;
+        for service in 0..SERVICES {
+            match map.clear_index(&service) {
+                Err(MapError::SyscallError(error))
+                    if error.io_error.raw_os_error() != Some(Errno::EINVAL as i32) =>
+                {
+                    return Err(error.into());
+                }
+                // That is what the kernel says of an empty slot.
+                Ok(()) | Err(MapError::SyscallError(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// No CPU has made an entry yet in this second.

@@ -68,7 +68,7 @@ fn at_once<F: Family>(
 fn on_a_node<F: Family>(scenario: impl Fn(&mut World<F>, Ingress) + Sync) {
     let namespace = NetNs::new("contention").unwrap();
     let played = namespace.enter(|| {
-        let mut world = World::<F>::new();
+        let mut world = World::<F>::used_or_new();
         for ingress in Ingress::ALL {
             world.reset();
             world.service(&[EXTERNAL1]);
@@ -81,6 +81,7 @@ fn on_a_node<F: Family>(scenario: impl Fn(&mut World<F>, Ingress) + Sync) {
                 .map_or(0, |(_, packets, _)| *packets);
             assert_eq!(translated, 2 * begun, "{counters:?}");
         }
+        world.leave();
         Ok(())
     });
     played.unwrap();

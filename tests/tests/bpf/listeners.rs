@@ -69,6 +69,13 @@ impl<F: Family> Node<F> {
         self.named() - before
     }
 
+    /// SYNs that the local backend refused.
+    fn refused(&self) -> u64 {
+        let counters = self.world.plane_ref().backends(LOCAL + 1).unwrap();
+        counters[LOCAL as usize].refused()
+    }
+
+    /// Connections that the program of socket lookups has named a listener for.
     fn named(&self) -> u64 {
         let counters = self.world.plane_ref();
         let counters = counters.reason(SERVICE, Reason::ListenerAssigned);
@@ -108,7 +115,7 @@ fn on_a_node_with<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut Node<F>)
         namespace.add_address(address, "lo").unwrap();
     }
     let played = namespace.enter(|| {
-        let mut world = World::<F>::with(&["xdp_ingress", "tc_ingress", "socket_lookup"]);
+        let mut world = World::<F>::used_or_new();
         world.comes_in_by(ingress);
         world.reset();
         world.service(&[LOCAL, MASTER3]);
@@ -119,8 +126,12 @@ fn on_a_node_with<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut Node<F>)
         let mut ports = world.plane().hash(&name)?;
         ports.insert(key, reply, 0)?;
         let program = world.plane().socket_lookup()?;
-        program.attach(File::open("/proc/thread-self/ns/net")?)?;
-        scenario(&mut Node { world });
+        let link = program.attach(File::open("/proc/thread-self/ns/net")?)?;
+        let mut node = Node { world };
+        scenario(&mut node);
+        let mut world = node.world;
+        world.plane().socket_lookup()?.detach(link)?;
+        world.leave();
         Ok(())
     });
     played.unwrap();
@@ -192,10 +203,10 @@ fn mptcp<F: Family>() {
             return;
         };
         // It cannot be kept, so the connection goes where it is taken.
+        let before = node.refused();
         node.syn(Reason::Dsr);
         assert!(connect::<F>().is_none());
-        let counters = node.world.plane_ref().backends(LOCAL + 1).unwrap();
-        assert_eq!(counters[LOCAL as usize].refused(), 1);
+        assert_eq!(node.refused() - before, 1);
     });
 }
 
@@ -203,6 +214,7 @@ fn untouched<F: Family>() {
     on_a_node::<F>(|node| {
         let own = backend::<F>();
         node.syn(Reason::Local);
+        let before = node.named();
         // Other ports and addresses are the kernel's.
         let direct = TcpStream::connect((F::MASTERS[0].into(), BACKEND_PORT)).unwrap();
         own.accept().unwrap();
@@ -220,7 +232,7 @@ fn untouched<F: Family>() {
         let client = UdpSocket::bind((F::MASTERS[0].into(), 0)).unwrap();
         client.send_to(b"x", (address, BACKEND_PORT)).unwrap();
         assert_eq!(server.recv(&mut [0; 8]).unwrap(), 1);
-        assert_eq!(node.named(), 0);
+        assert_eq!(node.named(), before);
     });
 }
 

@@ -75,13 +75,14 @@ fn play<F: Family>(ingress: Ingress, scenario: &(impl Fn(&mut World<F>) + Sync))
         namespace.add_address(address, "lo").unwrap();
     }
     let played = namespace.enter(|| {
-        let mut world = World::new();
+        let mut world = World::used_or_new();
         world.comes_in_by(ingress);
         world.reset();
         world.vlan(UPLINK, 3, OWN_MAC);
         world.service(&[LOCAL, MASTER3]);
         world.maglev(&[MASTER3]);
         scenario(&mut world);
+        world.leave();
         Ok(())
     });
     played.unwrap();

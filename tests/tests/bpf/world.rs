@@ -8,6 +8,7 @@ use std::{
     os::fd::AsRawFd as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Mutex, PoisonError},
+    thread::sleep,
     time::Duration,
 };
 
@@ -101,9 +102,9 @@ pub(crate) struct World<F: Family> {
 }
 
 impl<F: Family> World<F> {
-    /// The data plane with empty maps, its packet programs loaded.
-    pub(crate) fn new() -> Self {
-        Self::with(&["xdp_ingress", "tc_ingress", "tc_egress"])
+    /// The data plane with empty maps, its packet programs and that of socket lookups loaded.
+    fn new() -> Self {
+        Self::with(&["xdp_ingress", "tc_ingress", "tc_egress", "socket_lookup"])
     }
 
     /// The data plane with empty maps and these programs loaded.
@@ -147,6 +148,7 @@ impl<F: Family> World<F> {
             self.set_backend(id, Backend::EMPTY);
             self.put("suspects", id, Suspect::NONE);
         }
+        self.plane.forget_listeners().unwrap();
         self.spend(0);
         self.fall_silent();
         self.plane.events().unwrap();
@@ -602,8 +604,7 @@ impl<F: Family> World<F> {
         for map in ["flows", "half_flows"] {
             let map = Self::map(map);
             if let Some(flow) = self.get::<_, Flow>(&map, frame.key()) {
-                // A machine that has just started has no such past.
-                let seen = now().saturating_sub(seconds);
+                let seen = ago(seconds);
                 let aged = Flow::new(
                     flow.backend(),
                     flow.nat_port(),
@@ -703,7 +704,7 @@ impl<F: Family> World<F> {
     ) -> NatReturn<F::Addr> {
         let entry = NatReturn::new(F::NOT_VIP, nat_port, VIP_PORT, backend, UPLINK, ROUTER2_MAC);
         self.set_nat_return(backend, nat_port, entry);
-        let flow = Flow::new(backend, nat_port, 0, state, now().saturating_sub(age));
+        let flow = Flow::new(backend, nat_port, 0, state, ago(age));
         self.insert(&Self::map("flows"), Self::holder(nat_port), flow);
         entry
     }
@@ -1030,6 +1031,16 @@ pub(crate) fn tags(outer: u16, inner: u16) -> u32 {
 pub(crate) fn now() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
     u32::try_from(now.tv_sec()).unwrap()
+}
+
+/// That many seconds before [`now`]. A machine that has just started has no such past: for a short one
+/// this waits, a longer one begins with the machine.
+pub(crate) fn ago(seconds: u32) -> u32 {
+    const WAITED_FOR: u32 = 120;
+    while seconds <= WAITED_FOR && now() < seconds {
+        sleep(Duration::from_secs(1));
+    }
+    now().saturating_sub(seconds)
 }
 
 /// Play every row with each program in a network namespace of its own, which is a node with
