@@ -31,6 +31,12 @@ const TEST_TOOLS: &[(&str, &str, &str)] = &[
         "keepalived",
         "VRRP tests against another speaker",
     ),
+    (
+        "haproxy",
+        "haproxy",
+        "checks and imported files against their origin",
+    ),
+    ("nginx", "nginx", "checks of another server"),
     ("strace", "strace", "a pause at the worst moment"),
     ("tshark", "tshark", "another reader of what xvip sends"),
 ];
@@ -179,6 +185,8 @@ fn apt_get(verb: &[&str], packages: &[&str]) -> Result<()> {
     command
         .args([
             "DEBIAN_FRONTEND=noninteractive",
+            // Tests start what they need: no service is to begin because its program is there.
+            "SYSTEMD_OFFLINE=1",
             "apt-get",
             "--quiet=2",
             "--yes",

@@ -70,6 +70,15 @@ impl Workspace {
             .arg(subcommand)
             .current_dir(&self.root)
             .env("PATH", path_with(&self.tools().join("bin")));
+        // What `cargo run` says of xtask's own package: build scripts of dependencies (ring's) ask for
+        // such names, and would run anew whenever xtask builds after somebody else has, or before.
+        let own = |name: &OsString| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        };
+        for (name, _) in env::vars_os().filter(|(name, _)| own(name)) {
+            command.env_remove(name);
+        }
         if self.target != self.root.join("target") {
             command.env("XVIP_BPF_OBJECT", self.bpf_object());
         }
