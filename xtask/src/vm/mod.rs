@@ -129,7 +129,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
     if options.steps.is_empty() {
         println!(
             "xtask: on demand only, because they take an emulated machine many minutes: \
-             --step rows, model, journey, devices, neighbours or pair"
+             --step devices, neighbours or pair"
         );
     }
     let binaries = Binaries::build(workspace)?;

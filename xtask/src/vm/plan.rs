@@ -62,8 +62,9 @@ impl Step {
     }
 }
 
-/// The steps of a guest that is alone: every program by itself and what the guest has; on demand the
-/// rows of the program runs, the model and whole nodes, which take an emulated machine many minutes.
+/// The steps of a guest that is alone: every program by itself, what the guest has, the rows of the
+/// program runs, the model, and the life of a control plane; on demand whole nodes with devices and
+/// neighbours.
 pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     let mut verifier = Step::new("verifier", "bpf", &["verifier::"], 900).and("--nocapture");
     if options.bless {
@@ -77,9 +78,9 @@ pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     let steps = vec![
         verifier,
         Step::of_clusters("system", &["system::"], 300),
-        rows.on_demand(),
-        model.with("XVIP_MODEL_PACKETS", MODEL_PACKETS).on_demand(),
-        Step::of_clusters("journey", &["journey::"], 3600).on_demand(),
+        rows,
+        model.with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
+        Step::of_clusters("journey", &["journey::"], 3600),
         Step::of_clusters("devices", &["devices::"], 3600).on_demand(),
         Step::of_clusters("neighbours", &["neighbours::"], 3600).on_demand(),
     ];
@@ -161,7 +162,10 @@ mod tests {
     #[test]
     fn steps_can_be_chosen() {
         let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
-        assert_eq!(names(&alone(&options(&[]))), ["verifier", "system"]);
+        assert_eq!(
+            names(&alone(&options(&[]))),
+            ["verifier", "system", "rows", "model", "journey"]
+        );
         assert_eq!(names(&pair(&options(&[]))), [""; 0]);
         let wanted = ["journey=tc", "verifier", "devices", "pair"].map(str::to_owned);
         let steps = alone(&options(&wanted));
