@@ -1,6 +1,8 @@
 //! `cargo xtask`: sets up, builds, runs and tests xvip. Depends on no crate of the workspace, so
 //! that it works before anything else builds.
 
+mod arch;
+mod arm64;
 mod bench;
 mod bpf;
 mod run;

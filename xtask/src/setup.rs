@@ -2,13 +2,16 @@
 //! costs a few milliseconds when everything is there.
 
 use std::{
-    path::Path,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{self, Workspace};
+use crate::{
+    arch::Arch,
+    shell::{self, Workspace},
+};
 
 const BPF_LINKER: &str = "0.10.4";
 const CARGO_DENY: &str = "0.20.2";
@@ -66,6 +69,33 @@ const VM_TOOLS: &[(&str, &str, &str)] = &[
     ("ipvsadm", "ipvsadm", "IPVS in a guest"),
 ];
 
+/// What builds and runs programs for 64-bit ARM on another machine: programs and files, and the
+/// Debian package of each.
+const ARM64_TOOLS: &[(&str, &str, &str)] = &[
+    (
+        "aarch64-linux-gnu-gcc",
+        "gcc-aarch64-linux-gnu",
+        "links for aarch64, and compiles what is in C and assembler",
+    ),
+    (
+        "/usr/aarch64-linux-gnu/lib/libc.so",
+        "libc6-dev-arm64-cross",
+        "the C library to link with",
+    ),
+    (
+        "qemu-aarch64-static",
+        "qemu-user-static",
+        "runs aarch64 programs",
+    ),
+];
+
+/// What boots kernels of 64-bit ARM beyond that.
+const ARM64_VM_TOOLS: &[(&str, &str, &str)] = &[(
+    "qemu-system-aarch64",
+    "qemu-system-arm",
+    "emulates a machine for each kernel",
+)];
+
 /// What compiling needs: the sources of `core` and the BPF linker.
 pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {
     rust_src(workspace)?;
@@ -87,18 +117,38 @@ pub(crate) fn cargo_deny(workspace: &Workspace) -> Result<()> {
     )
 }
 
-/// The BPF target has no precompiled `core`: it is built from source.
-fn rust_src(workspace: &Workspace) -> Result<()> {
-    let sysroot = Command::new("rustc")
+/// What `cargo xtask test --only arm64` needs: Rust's standard library for it, a cross compiler and
+/// an emulator.
+pub(crate) fn arm64_tools(workspace: &Workspace) -> Result<()> {
+    let target = Arch::AARCH64_TARGET;
+    let libraries = format!("lib/rustlib/{target}/lib");
+    if !sysroot(workspace)?.join(libraries).is_dir() {
+        println!("xtask: installing Rust's standard library for {target}");
+        let mut rustup = Command::new("rustup");
+        rustup
+            .args(["target", "add", target])
+            .current_dir(&workspace.root);
+        shell::run(&mut rustup)
+            .with_context(|| format!("nothing can be built for {target} without it"))?;
+    }
+    install_missing(ARM64_TOOLS)
+}
+
+/// The directory of the toolchain that the repository names.
+fn sysroot(workspace: &Workspace) -> Result<PathBuf> {
+    let output = Command::new("rustc")
         .args(["--print", "sysroot"])
         .current_dir(&workspace.root)
         .output()
         .context("cannot start rustc: install Rust with rustup (https://rustup.rs)")?;
-    let sysroot = String::from_utf8(sysroot.stdout).context("rustc's sysroot is not UTF-8")?;
-    if Path::new(sysroot.trim())
-        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
-        .is_file()
-    {
+    let sysroot = String::from_utf8(output.stdout).context("rustc's sysroot is not UTF-8")?;
+    Ok(sysroot.trim().into())
+}
+
+/// The BPF target has no precompiled `core`: it is built from source.
+fn rust_src(workspace: &Workspace) -> Result<()> {
+    let manifest = "lib/rustlib/src/rust/library/core/Cargo.toml";
+    if sysroot(workspace)?.join(manifest).is_file() {
         return Ok(());
     }
     println!("xtask: installing the rust-src component: `core` is compiled for the BPF target");
@@ -146,10 +196,15 @@ pub(crate) fn test_tools() -> Result<()> {
     Ok(())
 }
 
-/// What guests are made with and run by.
-pub(crate) fn vm_tools() -> Result<()> {
+/// What guests of an architecture are made with and run by.
+pub(crate) fn vm_tools(workspace: &Workspace, arch: Arch) -> Result<()> {
     system_tools()?;
-    install_missing(VM_TOOLS)
+    install_missing(VM_TOOLS)?;
+    if arch == Arch::Aarch64 {
+        arm64_tools(workspace)?;
+        install_missing(ARM64_VM_TOOLS)?;
+    }
+    Ok(())
 }
 
 fn install_missing(tools: &[(&str, &str, &str)]) -> Result<()> {

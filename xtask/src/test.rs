@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bpf, setup,
+    arm64, bpf, setup,
     shell::{self, Workspace},
     tally::Tally,
     vm,
@@ -55,6 +55,9 @@ enum Part {
     Vm,
     /// Documentation builds without warnings.
     Docs,
+    /// The build for 64-bit ARM, and the tests that need no kernel of that kind; not among those of a
+    /// run without `--only`.
+    Arm64,
 }
 
 /// Runs the parts; the last line of output is the counts.
@@ -134,6 +137,9 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         Some(Err(reason)) => session.skip(&format!("vm: {reason}")),
         None => {}
     }
+    if args.only == Some(Part::Arm64) {
+        arm64::test(&mut session, &args.filter)?;
+    }
     session.finish()
 }
 
@@ -150,7 +156,7 @@ impl TestArgs {
 }
 
 /// One run: what has been counted, and which steps failed.
-struct Session<'a> {
+pub(crate) struct Session<'a> {
     workspace: &'a Workspace,
     tally: Tally,
     failed: Vec<String>,
@@ -173,6 +179,11 @@ impl<'a> Session<'a> {
             skip_notes,
             bless,
         })
+    }
+
+    /// Where everything is.
+    pub(crate) fn workspace(&self) -> &'a Workspace {
+        self.workspace
     }
 
     fn lint(&mut self) {
@@ -213,12 +224,14 @@ impl<'a> Session<'a> {
         self.step("rustdoc", &mut doc);
     }
 
-    /// A step that passes or fails as a whole.
-    fn step(&mut self, name: &str, command: &mut Command) {
+    /// A step that passes or fails as a whole; whether it passed.
+    pub(crate) fn step(&mut self, name: &str, command: &mut Command) -> bool {
         println!("xtask: {name}");
-        if let Err(error) = shell::run(command) {
+        let result = shell::run(command);
+        if let Err(error) = &result {
             self.fail(format!("{name}: {error:#}"));
         }
+        result.is_ok()
     }
 
     /// Adds what came of the guests.
@@ -235,13 +248,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// A part that cannot run here.
-    fn skip(&mut self, what: &str) {
+    /// A part or a test that cannot run here.
+    pub(crate) fn skip(&mut self, what: &str) {
         self.tally.skipped += 1;
         self.skipped.push(what.to_owned());
     }
 
-    fn fail(&mut self, what: String) {
+    /// Notes that something failed as a whole.
+    pub(crate) fn fail(&mut self, what: String) {
         eprintln!("xtask: {what}");
         self.tally += Tally::FAILED_STEP;
         self.failed.push(what);
@@ -257,10 +271,7 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let mut command = self.workspace.cargo("test");
-        command
-            .args(packages)
-            .arg("--no-fail-fast")
-            .env("XVIP_SKIPPED_TESTS", &self.skip_notes);
+        command.args(packages).arg("--no-fail-fast");
         if let Some((variable, sudo)) = self.runner() {
             command.env(variable, sudo);
         }
@@ -268,11 +279,17 @@ impl<'a> Session<'a> {
             command.env("XVIP_BLESS", "1");
         }
         command.arg("--").args(filter);
-        let (counts, success) = run_counting(&mut command)?;
+        self.count(&mut command)
+    }
+
+    /// Runs tests and adds their counts.
+    pub(crate) fn count(&mut self, tests: &mut Command) -> Result<()> {
+        tests.env("XVIP_SKIPPED_TESTS", &self.skip_notes);
+        let (counts, success) = run_counting(tests)?;
         self.tally += counts;
         // A test binary that died (or did not link) printed no counts.
         if !success && counts.failed == 0 {
-            self.fail(format!("`{}` failed", shell::show(&command)));
+            self.fail(format!("`{}` failed", shell::show(tests)));
         }
         Ok(())
     }

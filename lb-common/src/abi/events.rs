@@ -9,6 +9,16 @@ pub const EVENTS_BYTES: u32 = 64 * 1024;
 /// Bytes of the ring buffer `trace_events`.
 pub const TRACE_BYTES: u32 = 1024 * 1024;
 
+/// The largest page of the kernels that xvip runs on: aarch64 has pages of 4, 16 or 64 KiB.
+const LARGEST_PAGE: u32 = 64 * 1024;
+
+/// The kernel takes a ring buffer of whole pages only, and of a power of two in bytes.
+const fn is_ring_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && bytes.is_multiple_of(LARGEST_PAGE)
+}
+
+const _: () = assert!(is_ring_size(EVENTS_BYTES) && is_ring_size(TRACE_BYTES));
+
 /// A record of `events`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

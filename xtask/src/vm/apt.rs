@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell;
+use crate::{arch::Arch, shell};
 
 /// Suites whose kernels are looked through when this machine's own have none that fits.
 const SUITES: &[&str] = &[
@@ -30,6 +30,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The apt programs with one set of lists.
 pub(crate) struct Apt {
     options: Vec<OsString>,
+    /// What its packages are for.
+    arch: Arch,
 }
 
 /// Where packages of a suite come from.
@@ -44,14 +46,16 @@ impl Apt {
     pub(crate) fn system() -> Self {
         Self {
             options: Vec::new(),
+            arch: Arch::X86_64,
         }
     }
 
     /// With this machine's sources, and lists of its own: a container often has none, and only root
     /// may fetch them to where they belong.
-    pub(crate) fn with_own_sources(directory: &Path) -> Result<Self> {
+    pub(crate) fn with_own_sources(directory: &Path, arch: Arch) -> Result<Self> {
         let apt = Self {
             options: private(directory)?,
+            arch,
         };
         apt.update_once(directory)?;
         Ok(apt)
@@ -72,7 +76,10 @@ impl Apt {
         fs::write(&file, list)?;
         options.extend(option("Dir::Etc::sourcelist", file.as_os_str()));
         options.extend(option("Dir::Etc::sourceparts", "-".as_ref()));
-        let apt = Self { options };
+        let apt = Self {
+            options,
+            arch: own.arch,
+        };
         apt.update_once(directory)?;
         Ok(apt)
     }
@@ -153,6 +160,12 @@ impl Apt {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.args(&self.options);
+        if self.arch != Arch::X86_64 {
+            let name = self.arch.debian();
+            for setting in ["APT::Architecture", "APT::Architectures"] {
+                command.args(["-o", &format!("{setting}={name}")]);
+            }
+        }
         // Root's apt downloads as another user, who may not write here.
         command.args(["-o", "APT::Sandbox::User=root"]);
         command

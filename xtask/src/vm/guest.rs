@@ -18,7 +18,7 @@ use super::{
     console::{KILLED, Word},
     plan::Step,
 };
-use crate::{shell, tally::Tally};
+use crate::{arch::Arch, shell, tally::Tally};
 
 /// Until the guest's init speaks. A loaded machine emulates slowly.
 const BOOT: Duration = Duration::from_mins(2);
@@ -31,6 +31,7 @@ const LAST_WORDS: usize = 40;
 pub(crate) struct Machine<'a> {
     /// What its lines of output begin with.
     pub(crate) name: &'a str,
+    pub(crate) arch: Arch,
     pub(crate) image: &'a Path,
     pub(crate) initramfs: &'a Path,
     /// For what it leaves; removed by the caller.
@@ -245,18 +246,7 @@ impl Machine<'_> {
     fn command(&self, kernel_log: &Path) -> Command {
         let mut words = Vec::new();
         let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
-        add(&[
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            // Without ERMS: a kernel that has it copies by `rep movsb`, which the emulator does byte by
-            // byte; loading the programs then takes more than twice as long.
-            "Nehalem",
-            "-smp",
-            "2",
-            "-m",
-            "2048",
-        ]);
+        add(&["-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048"]);
         add(&["-nodefaults", "-display", "none", "-no-reboot"]);
         add(&["-kernel", &self.image.to_string_lossy()]);
         add(&["-initrd", &self.initramfs.to_string_lossy()]);
@@ -266,15 +256,15 @@ impl Machine<'_> {
             .unwrap_or_default();
         // A panic, or a fault of the kernel's, ends the guest. Whether the timer works is not checked: on
         // a busy host the emulated one can be too late for that, and the kernel panics.
-        let line =
-            format!("console=ttyS0 quiet panic=-1 oops=panic no_timer_check net.ifnames=0{role}");
+        let emulator = Emulator::of(self.arch);
+        let Emulator { console, port, .. } = emulator;
+        let line = format!(
+            "console={console} xvip.port={port} quiet panic=-1 oops=panic no_timer_check \
+             net.ifnames=0{role}"
+        );
         add(&["-append", &line]);
-        add(&[
-            "-serial",
-            &format!("file:{}", kernel_log.display()),
-            "-serial",
-            "stdio",
-        ]);
+        add(&["-serial", &format!("file:{}", kernel_log.display())]);
+        add(emulator.options);
         let network = self.network.iter().map(String::as_str).collect::<Vec<_>>();
         add(if network.is_empty() {
             &["-net", "none"]
@@ -289,9 +279,54 @@ impl Machine<'_> {
             entered.push(namespace);
             command.arg("nsenter").arg(entered).arg("--");
         }
-        command.arg("qemu-system-x86_64").args(words);
+        command.arg(emulator.program).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command
+    }
+}
+
+/// QEMU for an architecture.
+struct Emulator {
+    program: &'static str,
+    /// The machine, its CPU, and the port whose other end is QEMU's output.
+    options: &'static [&'static str],
+    /// The device that the kernel writes to.
+    console: &'static str,
+    /// The device that the init writes to.
+    port: &'static str,
+}
+
+impl Emulator {
+    fn of(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self {
+                program: "qemu-system-x86_64",
+                // Without ERMS: a kernel that has it copies by `rep movsb`, which the emulator does byte
+                // by byte; loading the programs then takes more than twice as long.
+                options: &["-cpu", "Nehalem", "-serial", "stdio"],
+                console: "ttyS0",
+                port: "ttyS1",
+            },
+            Arch::Aarch64 => Self {
+                program: "qemu-system-aarch64",
+                // Signed pointers by the architecture's own cipher take half of the time.
+                options: &[
+                    "-machine",
+                    "virt",
+                    "-cpu",
+                    "max,pauth-impdef=on",
+                    "-chardev",
+                    "stdio,id=out,signal=off",
+                    "-device",
+                    "virtio-serial-pci",
+                    "-device",
+                    "virtconsole,chardev=out",
+                ],
+                // The machine has one serial port.
+                console: "ttyAMA0",
+                port: "hvc0",
+            },
+        }
     }
 }
 

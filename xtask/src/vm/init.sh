@@ -1,12 +1,18 @@
 #!/bin/sh
 # The first process of a guest: prepares the system, runs the steps of the plan one after another
-# and tells the host about each. The kernel writes to the first serial port, this to the second.
+# and tells the host about each. The kernel writes to one serial port, this to another.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-exec </dev/null >/dev/ttyS1 2>&1
-stty -F /dev/ttyS1 raw
+for word in $(cat /proc/cmdline); do
+    case $word in
+        xvip.port=*) port="/dev/${word#*=}" ;;
+        xvip.role=*) export XVIP_GUEST_ROLE="${word#*=}" ;;
+    esac
+done
+exec </dev/null >"$port" 2>&1
+stty -F "$port" raw
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
@@ -22,9 +28,6 @@ ulimit -n 65536
 # What the host reads. The empty line ends one that a killed program left unfinished.
 say() { printf '\nxvip-guest: %s\n' "$*"; }
 
-for word in $(cat /proc/cmdline); do
-    case $word in xvip.role=*) export XVIP_GUEST_ROLE="${word#*=}" ;; esac
-done
 export XVIP_GUEST=1 XVIP_SKIPPED_TESTS=/tmp/skipped
 
 # step NAME SECONDS COMMAND...

@@ -16,7 +16,7 @@ use super::{
     kernel::Kernel,
     modules::{self, Module},
 };
-use crate::shell;
+use crate::{arch::Arch, shell};
 
 /// Directories that are links into /usr, as on every system since long.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
@@ -121,13 +121,38 @@ impl Initramfs {
     }
 
     /// A test binary or one that tests start, without what only a debugger reads.
-    pub(crate) fn stripped(&mut self, from: &Path, to: &str, scratch: &Path) -> Result<()> {
+    pub(crate) fn stripped(
+        &mut self,
+        arch: Arch,
+        from: &Path,
+        to: &str,
+        scratch: &Path,
+    ) -> Result<()> {
         let name = from.file_name().context("a program has a name")?;
         let copy = scratch.join(name);
-        let mut strip = Command::new("strip");
+        let mut strip = Command::new(arch.strip());
         strip.arg("-o").arg(&copy).arg(from);
         shell::run(&mut strip)?;
         self.program(&copy, to)
+    }
+
+    /// The programs of a guest that runs none of the host's, in their place: the shell, and `ip`, from
+    /// a directory with Debian's packages of another architecture, and all libraries.
+    pub(crate) fn foreign(&mut self, arch: Arch, packages: &Path) -> Result<()> {
+        self.file(&packages.join("bin/busybox"), "/usr/bin/busybox")?;
+        self.file(&packages.join("bin/ip"), "/usr/sbin/ip")?;
+        let mut libraries = arch.foreign_libraries();
+        for place in ["lib", "usr/lib"] {
+            let place = packages.join(place).join(arch.multiarch());
+            for entry in fs::read_dir(place)? {
+                libraries.push(entry?.path());
+            }
+        }
+        for library in libraries.iter().filter(|path| path.is_file()) {
+            let name = library.file_name().context("a library has a name")?;
+            self.file(library, &format!("/lib/{}", name.to_string_lossy()))?;
+        }
+        Ok(())
     }
 
     /// Modules, and the tables by which `modprobe` finds them.

@@ -11,7 +11,7 @@ mod pair;
 mod plan;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     env, fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -30,6 +30,7 @@ use self::{
     plan::Step,
 };
 use crate::{
+    arch::Arch,
     setup,
     shell::{self, Workspace},
 };
@@ -38,7 +39,7 @@ use crate::{
 /// Debian 12 and RHEL 10 offer as well.
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
-/// Programs that tests call in a guest, where this machine has them.
+/// Programs that tests call in a guest, where this machine has them and they are for its architecture.
 const TOOLS: &[&str] = &[
     "bpftool",
     "chrt",
@@ -112,7 +113,6 @@ pub(crate) fn unavailable() -> Option<String> {
 /// Runs the tests in guests, one for each kernel.
 pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcome> {
     let started = Instant::now();
-    setup::vm_tools()?;
     let directory = workspace.target.join("vm");
     let words = options.kernels.iter().map(String::as_str);
     let words: Vec<_> = if options.kernels.is_empty() {
@@ -132,12 +132,18 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
              --step devices, neighbours or pair"
         );
     }
-    let binaries = Binaries::build(workspace)?;
-    let kernels = Kernels::new(&directory);
+    let source = Kernels::new(&directory);
     let kernels: Vec<Kernel> = wanted
         .iter()
-        .map(|wanted| kernels.get(wanted))
+        .map(|wanted| source.get(wanted))
         .collect::<Result<_>>()?;
+    let mut binaries = BTreeMap::new();
+    for arch in kernels.iter().map(|kernel| kernel.arch) {
+        if let Entry::Vacant(place) = binaries.entry(arch) {
+            setup::vm_tools(workspace, arch)?;
+            place.insert(Binaries::build(workspace, &source, arch)?);
+        }
+    }
     let scratch = Scratch::new(&directory)?;
     println!(
         "xtask: kernels and binaries are there after {} s",
@@ -146,15 +152,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options<'_>) -> Result<Outcom
 
     let boot = |kernel: &Kernel| {
         let mut outcome = Outcome::default();
+        let Some(binaries) = binaries.get(&kernel.arch) else {
+            return outcome;
+        };
         if !steps.is_empty() {
-            let done = alone(workspace, &binaries, kernel, &steps, &scratch.path);
+            let done = alone(workspace, binaries, kernel, &steps, &scratch.path);
             outcome = done.unwrap_or_else(|error| Outcome::failed(&kernel.name, &error));
         }
-        match pair::unavailable().filter(|_| !steps_of_pair.is_empty()) {
+        let paired = !steps_of_pair.is_empty();
+        match pair::unavailable(kernel).filter(|_| paired) {
             Some(reason) => outcome.skip(&format!("{}: pair: {reason}", kernel.name)),
-            None if steps_of_pair.is_empty() => {}
+            None if !paired => {}
             None => {
-                let done = pair::run(workspace, &binaries, kernel, &steps_of_pair, &scratch.path);
+                let done = pair::run(workspace, binaries, kernel, &steps_of_pair, &scratch.path);
                 let failed = |error| Outcome::failed(&kernel.name, &error);
                 outcome.add(done.unwrap_or_else(failed));
             }
@@ -203,14 +213,21 @@ fn alone(
 ) -> Result<Outcome> {
     let directory = scratch.join(&kernel.release);
     fs::create_dir_all(&directory)?;
-    let steps_of_plan = plan::script(steps, |name| binaries.test(name));
-    let recorded = workspace.root.join(BLESSED);
-    let recorded = plan::quoted(&recorded.to_string_lossy());
-    let script = format!("{steps_of_plan}give {recorded} {BLESSED}\n");
+    let steps: Vec<Step> = (steps.iter())
+        .filter(|step| kernel.arch == Arch::X86_64 || step.binary == "bpf")
+        .cloned()
+        .collect();
+    let script = plan::script(&steps, |name| binaries.test(name));
+    let script = script
+        + &format!(
+            "give {} {BLESSED}\n",
+            plan::quoted(&workspace.root.join(BLESSED).to_string_lossy())
+        );
     let initramfs = directory.join("initramfs");
     archive(workspace, binaries, kernel, &script, &directory)?.write(&initramfs)?;
     let mut guest = Guest::start(&Machine {
         name: &kernel.name,
+        arch: kernel.arch,
         image: &kernel.image,
         initramfs: &initramfs,
         directory: &directory,
@@ -218,7 +235,7 @@ fn alone(
         network: &[],
         namespace: None,
     })?;
-    Ok(guest.follow(steps))
+    Ok(guest.follow(&steps))
 }
 
 /// What is in a guest: a shell, tools, modules, and what tests need at the same paths as here.
@@ -238,13 +255,17 @@ fn archive(
         "127.0.0.1 localhost guest\n::1 localhost\n",
     );
     busybox(&mut guest)?;
-    for name in TOOLS {
-        if let Some(program) = shell::find_program(name) {
-            guest.program(&program, &format!("/usr/sbin/{name}"))?;
+    if let Some(programs) = &binaries.programs {
+        guest.foreign(kernel.arch, programs)?;
+    } else {
+        for name in TOOLS {
+            if let Some(program) = shell::find_program(name) {
+                guest.program(&program, &format!("/usr/sbin/{name}"))?;
+            }
         }
-    }
-    for path in FILES.iter().map(Path::new).filter(|path| path.exists()) {
-        guest.tree(path)?;
+        for path in FILES.iter().map(Path::new).filter(|path| path.exists()) {
+            guest.tree(path)?;
+        }
     }
     let tables = scratch.join("depmod");
     let modules = modules::of_kernel(kernel, &tables)?;
@@ -260,12 +281,15 @@ fn archive(
         guest.file(&object, &object.to_string_lossy())?;
     }
     for name in BINARIES {
-        let path = workspace.binary(name, false);
-        guest.stripped(&path, &path.to_string_lossy(), scratch)?;
+        let path = kernel.arch.binary(workspace, name);
+        guest.stripped(kernel.arch, &path, &path.to_string_lossy(), scratch)?;
     }
-    guest.link("/usr/bin/xvip", &below(workspace.binary("xvip", false)));
+    guest.link(
+        "/usr/bin/xvip",
+        &below(kernel.arch.binary(workspace, "xvip")),
+    );
     for path in binaries.tests.values() {
-        guest.stripped(path, &path.to_string_lossy(), scratch)?;
+        guest.stripped(kernel.arch, path, &path.to_string_lossy(), scratch)?;
     }
     Ok(guest)
 }
@@ -283,16 +307,20 @@ fn busybox(guest: &mut Initramfs) -> Result<()> {
     Ok(())
 }
 
-/// Test binaries that cargo has built.
+/// What guests of an architecture run.
 struct Binaries {
+    /// Test binaries that cargo has built.
     tests: BTreeMap<String, PathBuf>,
+    /// Where the shell and `ip` are, if they are not the host's.
+    programs: Option<PathBuf>,
 }
 
 impl Binaries {
     /// Builds what guests run. The features are those of a build of everything, so that nothing is
     /// compiled twice.
-    fn build(workspace: &Workspace) -> Result<Self> {
-        let mut build = workspace.cargo("build");
+    fn build(workspace: &Workspace, kernels: &Kernels, arch: Arch) -> Result<Self> {
+        let programs = (arch != Arch::X86_64).then(|| kernels.foreign_programs(arch));
+        let mut build = arch.cargo(workspace, "build");
         build.args(["--workspace", "--exclude", "lb-ebpf", "--bins"]);
         for name in TESTS {
             build.args(["--test", name]);
@@ -314,7 +342,10 @@ impl Binaries {
                 bail!("cargo built no test target {name}");
             }
         }
-        Ok(Self { tests })
+        Ok(Self {
+            tests,
+            programs: programs.transpose()?,
+        })
     }
 
     fn test(&self, name: &str) -> &Path {
@@ -394,7 +425,7 @@ mod tests {
     #[test]
     fn default_kernels_are_versions() {
         for word in KERNELS {
-            assert!(matches!(word.parse(), Ok(Wanted::Version(_))), "{word}");
+            assert!(matches!(word.parse(), Ok(Wanted::Version(..))), "{word}");
         }
     }
 }

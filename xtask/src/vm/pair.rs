@@ -18,7 +18,10 @@ use super::{
     kernel::Kernel,
     plan::{self, Step},
 };
-use crate::shell::{self, Workspace};
+use crate::{
+    arch::Arch,
+    shell::{self, Workspace},
+};
 
 /// Jumbo frames reach every card that takes them.
 const MTU: &str = "9000";
@@ -97,8 +100,13 @@ impl Card {
     }
 }
 
-/// Why there can be no such pair, if that is so.
-pub(super) fn unavailable() -> Option<&'static str> {
+/// Why there can be no such pair with a kernel, if that is so.
+pub(super) fn unavailable(kernel: &Kernel) -> Option<&'static str> {
+    if kernel.arch != Arch::X86_64 {
+        return Some(
+            "the test of two nodes needs tools that only guests of this machine's kind have",
+        );
+    }
     if !shell::is_root() {
         return Some("a bridge and taps need root");
     }
@@ -127,6 +135,7 @@ pub(super) fn run(
         let options: Vec<_> = cards.iter().flat_map(Card::options).collect();
         let mut guest = Guest::start(&Machine {
             name: &name,
+            arch: kernel.arch,
             image: &kernel.image,
             initramfs: &initramfs,
             directory: &own,
