@@ -376,7 +376,8 @@ pub(crate) static XDP_BUFFERS: u32 = 1;
 /// 1: a clock that is a timer tick old at most (`bpf_ktime_get_coarse_ns`): Linux 5.11.
 #[unsafe(no_mangle)]
 pub(crate) static COARSE_CLOCK: u32 = 1;
-/// 1: hooks choose the error of the system call that they refuse (`bpf_set_retval`): Linux 5.18.
+/// 1: hooks choose the error of the system call that they refuse (`bpf_set_retval`): Linux 6.1 for
+/// `connect()`, though the helper is of 5.18.
 #[unsafe(no_mangle)]
 pub(crate) static SET_RETVAL: u32 = 1;
 /// 1: packet programs write to socket maps. Linux 7.3 does not let them any more: there the controller

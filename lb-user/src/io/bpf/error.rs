@@ -45,6 +45,18 @@ pub enum BpfError {
         /// What the kernel said.
         source: Box<ProgramError>,
     },
+    /// There is another XDP program: an interface has one at most.
+    #[error(
+        "cannot attach {name} to {interface}: {other} is on that interface, which can have one only"
+    )]
+    Taken {
+        /// The program.
+        name: &'static str,
+        /// The interface.
+        interface: String,
+        /// The other one.
+        other: String,
+    },
     /// A clsact filter could not be set or removed.
     #[error("cannot attach {name} to {interface} as a clsact filter: {source}")]
     Filter {
@@ -159,6 +171,9 @@ impl BpfError {
     pub(super) fn cause(&self) -> String {
         if let Self::Refused(refusal) = self {
             return refusal.why();
+        }
+        if let Self::Taken { other, .. } = self {
+            return format!("{other} is on the interface, which can have one only");
         }
         let mut innermost: &dyn std::error::Error = self;
         while let Some(source) = innermost.source() {

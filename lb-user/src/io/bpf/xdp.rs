@@ -3,8 +3,9 @@
 use aya::{
     Ebpf,
     programs::{
-        Xdp, XdpMode,
+        ProgramInfo, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
+        loaded_programs,
     },
 };
 
@@ -12,7 +13,7 @@ use super::{
     BpfError, Pins,
     attach::{attach_error, load_once, pin, program},
 };
-use crate::core::attach::Mode;
+use crate::{core::attach::Mode, io::netlink::Netlink};
 
 const NAME: &str = "xdp_ingress";
 
@@ -77,14 +78,35 @@ pub(super) fn attach(
         Mode::Generic => XdpMode::Skb,
         Mode::Native | Mode::Tc => XdpMode::Driver,
     };
-    let id = program
-        .attach_to_if_index(ifindex, mode)
-        .map_err(attach_error(NAME, interface))?;
+    let id = program.attach_to_if_index(ifindex, mode).map_err(|error| {
+        match other_program(ifindex) {
+            Some(other) => BpfError::Taken {
+                name: NAME,
+                interface: interface.to_owned(),
+                other,
+            },
+            None => attach_error(NAME, interface)(error),
+        }
+    })?;
     let own = program
         .take_link(id)
         .map_err(attach_error(NAME, interface))?;
     let own = FdLink::try_from(own).map_err(|source| BpfError::Link { name: NAME, source })?;
     pin(own, pins, link)
+}
+
+/// The XDP program that an interface has already, in words. The kernel does not say which one it is, and
+/// a driver that refuses for other reasons has none.
+fn other_program(ifindex: u32) -> Option<String> {
+    let id = Netlink::open().ok()?.xdp_program(ifindex).ok()??;
+    let program = loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id);
+    let name = program.as_ref().and_then(ProgramInfo::name_as_str);
+    Some(match name {
+        Some(name) if !name.is_empty() => format!("the XDP program `{name}` (id {id})"),
+        _ => format!("an XDP program without name (id {id})"),
+    })
 }
 
 /// Id of the loaded program.

@@ -44,6 +44,10 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_SKB_PROG_ID: u16 = 6;
+const IFLA_XDP_HW_PROG_ID: u16 = 7;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
@@ -173,6 +177,24 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<LinkInfo>, DecodeError> {
         info.kind = link_type(details, parent)?;
     }
     Ok(Some(info))
+}
+
+/// A message of `RTM_NEWLINK`: the index of the link and the id of its XDP program, if it has one.
+pub(super) fn xdp_program(payload: &[u8]) -> Result<Option<(u32, u32)>, DecodeError> {
+    let header = LinkHeader::parse(payload)?;
+    let mut attached = None;
+    for_attributes(payload, LINK_HEADER, |kind, value| {
+        attached = (kind == IFLA_XDP).then_some(value).or(attached);
+        Ok(())
+    })?;
+    let mut program = None;
+    for_attributes(attached.unwrap_or_default(), 0, |kind, value| {
+        if let IFLA_XDP_DRV_PROG_ID | IFLA_XDP_SKB_PROG_ID | IFLA_XDP_HW_PROG_ID = kind {
+            program = Some(parse_u32(value)?);
+        }
+        Ok(())
+    })?;
+    Ok(program.map(|id| (header.index, id)))
 }
 
 /// `IFLA_LINKINFO`: the kind of a link, and for a VLAN what it is one of.
@@ -410,6 +432,25 @@ mod tests {
         bytes.extend(value);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
+    }
+
+    #[test]
+    fn xdp_programs_are_found_in_every_mode() {
+        let with = |attributes: &[u8]| {
+            let bytes = [link_bytes(0), attribute(IFLA_XDP, attributes)].concat();
+            xdp_program(&bytes).unwrap()
+        };
+        for kind in [
+            IFLA_XDP_DRV_PROG_ID,
+            IFLA_XDP_SKB_PROG_ID,
+            IFLA_XDP_HW_PROG_ID,
+        ] {
+            let id = attribute(kind, &12u32.to_ne_bytes());
+            assert_eq!(with(&id), Some((7, 12)));
+        }
+        // What the kernel sends of a link without a program: `IFLA_XDP_ATTACHED`.
+        assert_eq!(with(&attribute(2, &[0])), None);
+        assert_eq!(xdp_program(&link_bytes(0)).unwrap(), None);
     }
 
     /// A link of some kind, as `ip -d link` gets it: parent, then kind and its data.

@@ -62,6 +62,18 @@ impl Netlink {
         )
     }
 
+    /// The id of a link's XDP program; `None`: it has none.
+    pub fn xdp_program(&mut self, ifindex: u32) -> Result<Option<u32>, NetlinkError> {
+        let programs = self.table(
+            &RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            "read the XDP programs of links",
+            kind::NEW_LINK,
+            decode::xdp_program,
+        )?;
+        let mut here = programs.into_iter().filter(|(link, _)| *link == ifindex);
+        Ok(here.next().map(|(_, program)| program))
+    }
+
     /// Every IPv4 and IPv6 address.
     pub fn addresses(&mut self) -> Result<Vec<AddressInfo>, NetlinkError> {
         self.table(
