@@ -7,7 +7,7 @@ use lb_common::{
     abi::{Flow, FlowKey, MAX_FLOWS},
     conntrack::FlowState,
 };
-use lb_tests::program::DataPlane;
+use lb_tests::{guest, program::DataPlane};
 use lb_user::io::bpf::batch::{BatchError, lookup_batch};
 
 type Key = FlowKey<[u8; 4]>;
@@ -23,8 +23,10 @@ const SAMPLE: usize = 20_000;
 /// takes some ten milliseconds; system calls for each entry take ten times as long.
 #[test]
 fn every_entry_is_read_once() {
-    let mut plane = DataPlane::load_sized(&[], &[("flows4", MAX_FLOWS)]).unwrap();
-    for count in [0, 1, 5_000, MAX_FLOWS] {
+    // Each entry that is made is a system call, of which an emulated machine does few.
+    let capacity = if guest::is_one() { 32_768 } else { MAX_FLOWS };
+    let mut plane = DataPlane::load_sized(&[], &[("flows4", capacity)]).unwrap();
+    for count in [0, 1, 5_000, capacity] {
         let mut map: HashMap<_, Key, Flow> = plane.hash("flows4").unwrap();
         for number in 0..count {
             let flow = Flow::new(number, 0, 0, FlowState::Established, 1);
@@ -48,10 +50,10 @@ fn every_entry_is_read_once() {
         println!("{entries} entries of {count} in {time:?}; {one_by_one} in {time_one_by_one:?}");
         assert_eq!(entries, read.len(), "some came twice");
         // A full LRU map evicts before it is full.
-        if count < MAX_FLOWS {
+        if count < capacity {
             assert_eq!(entries, count as usize);
         } else {
-            assert!(entries > MAX_FLOWS as usize * 9 / 10);
+            assert!(entries > capacity as usize * 9 / 10);
             // Both are slow on a busy machine.
             let all_one_by_one = time_one_by_one * (entries / SAMPLE) as u32;
             assert!(2 * time < all_one_by_one, "{time:?}, {all_one_by_one:?}");

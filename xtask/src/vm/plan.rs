@@ -78,8 +78,9 @@ pub(crate) fn alone(options: &Options<'_>) -> Vec<Step> {
     let steps = vec![
         verifier,
         Step::of_clusters("system", &["system::"], 300),
-        rows,
         model.with("XVIP_MODEL_PACKETS", MODEL_PACKETS),
+        // Some rows need a past that a machine which has just started lacks, and wait for it.
+        rows,
         Step::of_clusters("journey", &["journey::"], 3600),
         Step::of_clusters("devices", &["devices::"], 3600).on_demand(),
         Step::of_clusters("neighbours", &["neighbours::"], 3600).on_demand(),
@@ -164,7 +165,7 @@ mod tests {
         let names = |steps: &[Step]| steps.iter().map(|step| step.name).collect::<Vec<_>>();
         assert_eq!(
             names(&alone(&options(&[]))),
-            ["verifier", "system", "rows", "model", "journey"]
+            ["verifier", "system", "model", "rows", "journey"]
         );
         assert_eq!(names(&pair(&options(&[]))), [""; 0]);
         let wanted = ["journey=tc", "verifier", "devices", "pair"].map(str::to_owned);

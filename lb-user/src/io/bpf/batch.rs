@@ -1,4 +1,4 @@
-//! Reading a whole hash map in large pieces (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya does
+//! Reading a whole map in large pieces (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya does
 //! not offer; element by element where the kernel lacks it for a type of map.
 //!
 //! A reading is no snapshot: entries that are made or removed meanwhile may or may not be in it.
@@ -98,8 +98,8 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// Read all entries of `map`, a hash map (or LRU hash map) that is not per CPU. Does not count as
-/// a use of the entries: the order of eviction stays.
+/// Read all entries of `map`: an array, a hash map or an LRU hash map that is not per CPU. Does not count
+/// as a use of the entries: the order of eviction stays.
 pub fn lookup_batch<K: Pod, V: Pod>(map: &MapData) -> Result<Batches<K, V>, BatchError> {
     let info = map.info()?;
     let found = (info.key_size(), info.value_size());

@@ -11,12 +11,12 @@ use aya::{
     Pod,
     maps::{Array, HashMap, IterableMap, Map, MapData, MapError},
 };
-use lb_common::abi::{Address, Backend, Flow, FlowKey, MAX_BACKENDS, NatReturn};
+use lb_common::abi::{Address, Backend, Flow, FlowKey, NatReturn};
 
 use super::{
     BpfError, Pins,
     batch::{Batches, lookup_batch},
-    maps::map_error,
+    maps::{elements, map_error},
 };
 use crate::core::conntrack::{BackendFacts, Backends};
 
@@ -158,8 +158,7 @@ fn read_backends<A: Address + Into<IpAddr>>(
 where
     Backend<A>: Pod,
 {
-    for id in 1..MAX_BACKENDS {
-        let backend = map.get(&id, 0).map_err(map_error(name))?;
+    for (id, backend) in elements(map, name)? {
         if backend.service() != 0 {
             let facts = BackendFacts {
                 service: backend.service(),

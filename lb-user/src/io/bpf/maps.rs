@@ -11,9 +11,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, BackendCounters, Counters, Flow, FlowKey, Lease, MAX_BACKENDS, MacKey,
-        MaglevTable, Node, NodeConfig, ReplyPort, Service, ServiceKey, Suspect, Uplink, UplinkKey,
-        Vip, reason_index,
+        Address, Backend, BackendCounters, Counters, Flow, FlowKey, Lease, MacKey, MaglevTable,
+        Node, NodeConfig, ReplyPort, Service, ServiceKey, Suspect, Uplink, UplinkKey, Vip,
+        reason_index,
         sources::{SourceKey, SourceRule},
     },
     conntrack::FlowState,
@@ -108,6 +108,18 @@ pub struct Counts {
     pub backends: BTreeMap<u32, BackendCounters>,
     /// Open flows with a conntrack entry by backend id; `None`: they cannot be read.
     pub flows: Option<BTreeMap<u32, u64>>,
+}
+
+/// All elements of an array, with their numbers: some system calls instead of one for each.
+pub(super) fn elements<V: Pod>(
+    array: &Array<MapData, V>,
+    name: &'static str,
+) -> Result<Vec<(u32, V)>, BpfError> {
+    let read = || {
+        let pieces = lookup_batch(IterableMap::map(array))?;
+        Ok(pieces.collect::<Result<Vec<_>, _>>()?.concat())
+    };
+    read().map_err(|source| BpfError::Batch { name, source })
 }
 
 pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
@@ -332,17 +344,10 @@ where
     }
 
     fn read_backends(&self) -> Result<BTreeMap<u32, Backend<A>>, BpfError> {
-        let mut backends = BTreeMap::new();
-        for id in 1..MAX_BACKENDS {
-            let backend = self
-                .backends
-                .get(&id, 0)
-                .map_err(map_error(self.names.backends))?;
-            if backend != Backend::EMPTY {
-                backends.insert(id, backend);
-            }
-        }
-        Ok(backends)
+        let backends = elements(&self.backends, self.names.backends)?.into_iter();
+        Ok(backends
+            .filter(|(_, backend)| *backend != Backend::EMPTY)
+            .collect())
     }
 
     fn write(&mut self, op: &FamilyOp<A>) -> Result<(), BpfError> {
