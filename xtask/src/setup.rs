@@ -103,7 +103,7 @@ pub(crate) fn build_tools(workspace: &Workspace) -> Result<()> {
         workspace,
         "bpf-linker",
         BPF_LINKER,
-        "links the eBPF programs; about two minutes, once",
+        "links the eBPF programs; about a minute, once",
     )
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn cargo_deny(workspace: &Workspace) -> Result<()> {
         workspace,
         "cargo-deny",
         CARGO_DENY,
-        "checks licenses and sources of dependencies; about three minutes, once",
+        "checks licenses and sources of dependencies; about two minutes, once",
     )
 }
 
@@ -174,8 +174,9 @@ fn cargo_tool(workspace: &Workspace, name: &str, version: &str, why: &str) -> Re
         tools.display()
     );
     let mut install = workspace.cargo("install");
+    // To optimise them takes twice as long as all that they do here.
     install
-        .args(["--locked", "--quiet", "--force", "--root"])
+        .args(["--debug", "--locked", "--quiet", "--force", "--root"])
         .arg(&tools)
         .arg(format!("{name}@{version}"));
     shell::run(&mut install)

@@ -76,60 +76,30 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     }
 
     let mut session = Session::start(workspace, args.bless)?;
-    if args.only.is_none() {
-        // One build for all parts: the same features everywhere, nothing compiled twice.
-        let all = ["--workspace", "--exclude", "lb-ebpf"];
-        if args.filter.is_empty() {
-            let skips = ON_DEMAND.map(|name| ["--skip", name].map(str::to_owned));
-            session.cargo_test(&all, &skips.concat())?;
-            for name in ON_DEMAND {
-                session.skip(&format!(
-                    "{name} takes several minutes: `cargo xtask test --only net -- {name}`"
-                ));
-            }
-        } else {
-            session.cargo_test(&all, &args.filter)?;
-        }
-    } else if wants(Part::Unit) {
-        let crates = [
-            "--workspace",
-            "--exclude",
-            "lb-ebpf",
-            "--exclude",
-            "lb-tests",
-        ];
-        session.cargo_test(&crates, &args.filter)?;
-        session.cargo_test(&["--package", "lb-tests", "--lib", "--bins"], &args.filter)?;
-    } else if wants(Part::Bpf) {
-        session.cargo_test(&["--package", "lb-tests", "--test", "bpf"], &args.filter)?;
-    } else if wants(Part::Net) {
-        let suites = [
-            "--package",
-            "lb-tests",
-            "--test",
-            "net",
-            "--test",
-            "scenarios",
-            "--test",
-            "guest",
-        ];
-        session.cargo_test(&suites, &args.filter)?;
+    if args.only.is_none() && !session.build() {
+        return session.finish();
     }
-    // Nothing here measures time, so guests run beside the compiler; tests of the network do.
-    let guests = || vm::run(workspace, &args.guests());
+    if args.bless {
+        // Guests record in the same file.
+        session.tests(args)?;
+    }
+    // Guests take their time and measure none: they run beside all the rest.
     let outcome = thread::scope(|scope| {
         let guests = wants(Part::Vm).then(|| match vm::unavailable() {
             Some(reason) => Err(reason),
-            None => Ok(scope.spawn(guests)),
+            None => Ok(scope.spawn(|| vm::run(workspace, &args.guests()))),
         });
+        if !args.bless {
+            session.tests(args)?;
+        }
         if wants(Part::Lint) {
             session.lint();
         }
         if wants(Part::Docs) {
             session.docs();
         }
-        guests.map(|guests| guests.map(ScopedJoinHandle::join))
-    });
+        anyhow::Ok(guests.map(|guests| guests.map(ScopedJoinHandle::join)))
+    })?;
     match outcome {
         Some(Ok(outcome)) => {
             session.add_guests(outcome.unwrap_or_else(|panic| resume_unwind(panic)))?;
@@ -184,6 +154,50 @@ impl<'a> Session<'a> {
     /// Where everything is.
     pub(crate) fn workspace(&self) -> &'a Workspace {
         self.workspace
+    }
+
+    /// Runs the tests of the selected part on this machine's kernel, if it has any.
+    fn tests(&mut self, args: &TestArgs) -> Result<()> {
+        let filter = args.filter.as_slice();
+        let Some(part) = args.only else {
+            // One build for all parts: the same features everywhere, nothing compiled twice.
+            let all = ["--workspace", "--exclude", "lb-ebpf"];
+            if !filter.is_empty() {
+                return self.cargo_test(&all, filter);
+            }
+            let skips = ON_DEMAND.map(|name| ["--skip", name].map(str::to_owned));
+            self.cargo_test(&all, &skips.concat())?;
+            for name in ON_DEMAND {
+                self.skip(&format!(
+                    "{name} takes several minutes: `cargo xtask test --only net -- {name}`"
+                ));
+            }
+            return Ok(());
+        };
+        let suites = |names: &[&'static str]| {
+            let tests = names.iter().flat_map(|&name| ["--test", name]);
+            ["--package", "lb-tests"].into_iter().chain(tests).collect()
+        };
+        let packages: Vec<&str> = match part {
+            Part::Unit => vec![
+                "--workspace",
+                "--exclude",
+                "lb-ebpf",
+                "--exclude",
+                "lb-tests",
+            ],
+            Part::Bpf => suites(&["bpf"]),
+            Part::Net => suites(&["net", "scenarios", "guest"]),
+            Part::Lint | Part::Vm | Part::Docs | Part::Arm64 => return Ok(()),
+        };
+        if !self.build() {
+            return Ok(());
+        }
+        self.cargo_test(&packages, filter)?;
+        if part == Part::Unit {
+            self.cargo_test(&["--package", "lb-tests", "--lib", "--bins"], filter)?;
+        }
+        Ok(())
     }
 
     fn lint(&mut self) {
@@ -261,15 +275,16 @@ impl<'a> Session<'a> {
         self.failed.push(what);
     }
 
-    /// Builds the selected tests and the binaries that they start, runs them and adds their counts.
-    fn cargo_test(&mut self, packages: &[&str], filter: &[String]) -> Result<()> {
-        println!("xtask: tests of {}", packages.join(" "));
+    /// Builds all tests and the binaries that they start; whether that worked.
+    fn build(&mut self) -> bool {
         let mut build = self.workspace.cargo("build");
         build.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]);
-        if let Err(error) = shell::run(&mut build) {
-            self.fail(format!("build: {error:#}"));
-            return Ok(());
-        }
+        self.step("build", &mut build)
+    }
+
+    /// Runs the tests of packages that are built and adds their counts.
+    fn cargo_test(&mut self, packages: &[&str], filter: &[String]) -> Result<()> {
+        println!("xtask: tests of {}", packages.join(" "));
         let mut command = self.workspace.cargo("test");
         command.args(packages).arg("--no-fail-fast");
         if let Some((variable, sudo)) = self.runner() {

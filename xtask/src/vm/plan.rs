@@ -7,7 +7,7 @@ use super::Options;
 /// Packets that the model plays in a guest: emulation is some twenty times slower.
 const MODEL_PACKETS: &str = "20000";
 /// Hostile frames for each program and IP version there.
-const HOSTILE_FRAMES: &str = "1000";
+const HOSTILE_FRAMES: &str = "300";
 
 /// One run of a test binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
