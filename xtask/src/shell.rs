@@ -96,6 +96,23 @@ fn path_with(first: &Path) -> OsString {
     env::join_paths(dirs).unwrap_or(old)
 }
 
+/// The same command with the lowest priority: it takes what time nobody else wants.
+pub(crate) fn behind_all_others(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program());
+    nice.args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        nice.current_dir(directory);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    nice
+}
+
 /// Runs a command to its end; an error names it.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);

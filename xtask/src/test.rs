@@ -79,50 +79,47 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     if args.only.is_none() && !session.build() {
         return session.finish();
     }
-    if args.bless {
-        // Guests record in the same file.
+    let guests = wants(Part::Vm) && {
+        let reason = vm::unavailable();
+        if let Some(reason) = &reason {
+            session.skip(&format!("vm: {reason}"));
+        }
+        reason.is_none()
+    };
+    if args.only.is_some() {
         session.tests(args)?;
-    }
-    // Guests take their time and measure none: they run beside all the rest.
-    let outcome = thread::scope(|scope| {
-        let guests = wants(Part::Vm).then(|| match vm::unavailable() {
-            Some(reason) => Err(reason),
-            None => Ok(scope.spawn(|| vm::run(workspace, &args.guests()))),
+        let steps = guests.then_some(args.steps.as_slice());
+        session.beside_guests(steps, args, |_| Ok(()))?;
+    } else if args.bless {
+        // All record in the same file.
+        session.tests(args)?;
+        session.beside_guests(guests.then_some(&[]), args, |_| Ok(()))?;
+    } else {
+        // Most steps of guests measure no time, and so run beside tests of this machine that do. Whole
+        // nodes in guests fail if they get none for seconds.
+        let [alone, nodes] = [vm::STEPS_OF_PROGRAMS, vm::STEPS_OF_NODES].map(|names| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
         });
-        if !args.bless {
-            session.tests(args)?;
-        }
-        if wants(Part::Lint) {
-            session.lint();
-        }
-        if wants(Part::Docs) {
-            session.docs();
-        }
-        anyhow::Ok(guests.map(|guests| guests.map(ScopedJoinHandle::join)))
-    })?;
-    match outcome {
-        Some(Ok(outcome)) => {
-            session.add_guests(outcome.unwrap_or_else(|panic| resume_unwind(panic)))?;
-        }
-        Some(Err(reason)) => session.skip(&format!("vm: {reason}")),
-        None => {}
+        session.beside_guests(guests.then_some(&alone), args, |own| own.tests(args))?;
+        session.beside_guests(guests.then_some(&nodes), args, |own| {
+            own.lint();
+            own.docs();
+            Ok(())
+        })?;
+    }
+    if args.only == Some(Part::Lint) {
+        session.lint();
+    }
+    if args.only == Some(Part::Docs) {
+        session.docs();
     }
     if args.only == Some(Part::Arm64) {
         arm64::test(&mut session, &args.filter)?;
     }
     session.finish()
-}
-
-impl TestArgs {
-    /// What the part vm makes of the arguments.
-    fn guests(&self) -> vm::Options<'_> {
-        let only = self.only == Some(Part::Vm);
-        vm::Options {
-            kernels: if only { &self.filter } else { &[] },
-            steps: &self.steps,
-            bless: self.bless,
-        }
-    }
 }
 
 /// One run: what has been counted, and which steps failed.
@@ -209,8 +206,12 @@ impl<'a> Session<'a> {
         clippy.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]);
         // Every crate's findings in one run, not only the first one's.
         clippy.args(["--all-features", "--keep-going", "--", "-Dwarnings"]);
-        self.step("clippy", &mut clippy);
-        self.step("clippy of the programs", &mut bpf::clippy(self.workspace));
+        self.step("clippy", &mut shell::behind_all_others(&clippy));
+        let programs = bpf::clippy(self.workspace);
+        self.step(
+            "clippy of the programs",
+            &mut shell::behind_all_others(&programs),
+        );
 
         // Advisories are left to a CI with network: their database is fetched.
         let mut deny = self.workspace.cargo("deny");
@@ -235,7 +236,7 @@ impl<'a> Session<'a> {
             "--quiet",
         ]);
         doc.env("RUSTDOCFLAGS", "-Dwarnings");
-        self.step("rustdoc", &mut doc);
+        self.step("rustdoc", &mut shell::behind_all_others(&doc));
     }
 
     /// A step that passes or fails as a whole; whether it passed.
@@ -246,6 +247,32 @@ impl<'a> Session<'a> {
             self.fail(format!("{name}: {error:#}"));
         }
         result.is_ok()
+    }
+
+    /// Does something while guests run these steps, if any shall run, and adds what came of both.
+    fn beside_guests(
+        &mut self,
+        steps: Option<&[String]>,
+        args: &TestArgs,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let workspace = self.workspace;
+        let only = args.only == Some(Part::Vm);
+        let options = steps.map(|steps| vm::Options {
+            kernels: if only { &args.filter } else { &[] },
+            steps,
+            bless: args.bless,
+        });
+        let outcome = thread::scope(|scope| {
+            let run = |options| scope.spawn(move || vm::run(workspace, &options));
+            let guests = options.map(run);
+            work(self)?;
+            anyhow::Ok(guests.map(ScopedJoinHandle::join))
+        })?;
+        if let Some(outcome) = outcome {
+            self.add_guests(outcome.unwrap_or_else(|panic| resume_unwind(panic)))?;
+        }
+        Ok(())
     }
 
     /// Adds what came of the guests.

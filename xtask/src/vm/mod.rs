@@ -39,6 +39,11 @@ use crate::{
 /// Debian 12 and RHEL 10 offer as well.
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
+/// Steps about programs, packet by packet: a guest may do them as slowly as it likes.
+pub(crate) const STEPS_OF_PROGRAMS: &[&str] = &["verifier", "system", "model", "rows"];
+/// Steps with whole nodes, whose timers notice when a guest gets no time for seconds.
+pub(crate) const STEPS_OF_NODES: &[&str] = &["journey"];
+
 /// Programs that tests call in a guest, where this machine has them and they are for its architecture.
 const TOOLS: &[&str] = &[
     "bpftool",
@@ -427,5 +432,17 @@ mod tests {
         for word in KERNELS {
             assert!(matches!(word.parse(), Ok(Wanted::Version(..))), "{word}");
         }
+    }
+
+    /// A whole run has all steps but those on demand.
+    #[test]
+    fn whole_runs_leave_nothing_out() {
+        let steps = plan::alone(&Options {
+            kernels: &[],
+            steps: &[],
+            bless: false,
+        });
+        let names: Vec<_> = steps.iter().map(|step| step.name).collect();
+        assert_eq!(names, [STEPS_OF_PROGRAMS, STEPS_OF_NODES].concat());
     }
 }
