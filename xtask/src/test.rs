@@ -6,7 +6,7 @@ use std::{
     panic::resume_unwind,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    thread::{self, ScopedJoinHandle},
+    thread,
 };
 
 use anyhow::{Context, Result};
@@ -89,26 +89,35 @@ pub(crate) fn test(workspace: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     if args.only.is_some() {
         session.tests(args)?;
         let steps = guests.then_some(args.steps.as_slice());
-        session.beside_guests(steps, args, |_| Ok(()))?;
+        session.guests(steps, args)?;
     } else if args.bless {
         // All record in the same file.
         session.tests(args)?;
-        session.beside_guests(guests.then_some(&[]), args, |_| Ok(()))?;
+        session.guests(guests.then_some(&[]), args)?;
+        session.lint();
+        session.docs();
     } else {
-        // Most steps of guests measure no time, and so run beside tests of this machine that do. Whole
-        // nodes in guests fail if they get none for seconds.
+        // Most steps of guests measure no time, nor do the lints: they run beside tests of this machine
+        // that do. Whole nodes in guests fail if they get no time for seconds: they come last.
         let [alone, nodes] = [vm::STEPS_OF_PROGRAMS, vm::STEPS_OF_NODES].map(|names| {
             names
                 .iter()
                 .map(|&name| name.to_owned())
                 .collect::<Vec<_>>()
         });
-        session.beside_guests(guests.then_some(&alone), args, |own| own.tests(args))?;
-        session.beside_guests(guests.then_some(&nodes), args, |own| {
-            own.lint();
-            own.docs();
-            Ok(())
+        let mut others = session.part();
+        thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                others.guests(guests.then_some(&alone), args)?;
+                others.lint();
+                others.docs();
+                anyhow::Ok(others)
+            });
+            session.tests(args)?;
+            session.add(others.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+            anyhow::Ok(())
         })?;
+        session.guests(guests.then_some(&nodes), args)?;
     }
     if args.only == Some(Part::Lint) {
         session.lint();
@@ -146,6 +155,25 @@ impl<'a> Session<'a> {
             skip_notes,
             bless,
         })
+    }
+
+    /// A part of this run that goes on beside it, with nothing counted yet.
+    fn part(&self) -> Self {
+        Self {
+            workspace: self.workspace,
+            tally: Tally::default(),
+            failed: Vec::new(),
+            skipped: Vec::new(),
+            skip_notes: self.skip_notes.clone(),
+            bless: self.bless,
+        }
+    }
+
+    /// Adds what a part has counted.
+    fn add(&mut self, part: Self) {
+        self.tally += part.tally;
+        self.failed.extend(part.failed);
+        self.skipped.extend(part.skipped);
     }
 
     /// Where everything is.
@@ -249,30 +277,21 @@ impl<'a> Session<'a> {
         result.is_ok()
     }
 
-    /// Does something while guests run these steps, if any shall run, and adds what came of both.
-    fn beside_guests(
-        &mut self,
-        steps: Option<&[String]>,
-        args: &TestArgs,
-        work: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
-        let workspace = self.workspace;
+    /// Runs these steps of guests, if any shall run.
+    fn guests(&mut self, steps: Option<&[String]>, args: &TestArgs) -> Result<()> {
+        let Some(steps) = steps else {
+            return Ok(());
+        };
         let only = args.only == Some(Part::Vm);
-        let options = steps.map(|steps| vm::Options {
-            kernels: if only { &args.filter } else { &[] },
-            steps,
-            bless: args.bless,
-        });
-        let outcome = thread::scope(|scope| {
-            let run = |options| scope.spawn(move || vm::run(workspace, &options));
-            let guests = options.map(run);
-            work(self)?;
-            anyhow::Ok(guests.map(ScopedJoinHandle::join))
-        })?;
-        if let Some(outcome) = outcome {
-            self.add_guests(outcome.unwrap_or_else(|panic| resume_unwind(panic)))?;
-        }
-        Ok(())
+        let outcome = vm::run(
+            self.workspace,
+            &vm::Options {
+                kernels: if only { &args.filter } else { &[] },
+                steps,
+                bless: args.bless,
+            },
+        );
+        self.add_guests(outcome)
     }
 
     /// Adds what came of the guests.
