@@ -166,7 +166,7 @@ fn an_xdp_program_that_is_there_before() {
         let status = cluster.xvip("m1").wait_exit(patience()).unwrap();
         let said = cluster.xvip("m1").output();
         assert_eq!(status.code(), Some(ExitCode::Failure as i32), "{said}");
-        assert!(said.contains("the XDP program `xdp_stub`"), "{said}");
+        assert!(said.contains("the XDP program `xdp_pass`"), "{said}");
     }
     let mut cluster = prepared("tc");
     let _stub = xdp(cluster.node("m1"), "eth0").unwrap();
@@ -198,7 +198,7 @@ fn an_xdp_program_that_is_there_before() {
     let shown = shown.unwrap().data_plane.attach.remove(0);
     assert_eq!(shown.mode, AttachedMode::Tc);
     let note = shown.note.unwrap_or_default();
-    let why = "native XDP was refused (the XDP program `xdp_stub`";
+    let why = "native XDP was refused (the XDP program `xdp_pass`";
     assert!(note.contains(why), "{note}");
 }
 
