@@ -1,9 +1,11 @@
 //! The ingress program as XDP program of an interface.
 
+use std::io::ErrorKind;
+
 use aya::{
     Ebpf,
     programs::{
-        ProgramInfo, Xdp, XdpMode,
+        ProgramError, ProgramInfo, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         loaded_programs,
     },
@@ -79,7 +81,8 @@ pub(super) fn attach(
         Mode::Native | Mode::Tc => XdpMode::Driver,
     };
     let id = program.attach_to_if_index(ifindex, mode).map_err(|error| {
-        match other_program(ifindex) {
+        let other = is_taken(&error).then(|| other_program(ifindex)).flatten();
+        match other {
             Some(other) => BpfError::Taken {
                 name: NAME,
                 interface: interface.to_owned(),
@@ -95,8 +98,16 @@ pub(super) fn attach(
     pin(own, pins, link)
 }
 
-/// The XDP program that an interface has already, in words. The kernel does not say which one it is, and
-/// a driver that refuses for other reasons has none.
+/// Whether the kernel refused because of another program: one of the same mode, or of the other one.
+fn is_taken(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    let kind = error.io_error.kind();
+    matches!(kind, ErrorKind::ResourceBusy | ErrorKind::AlreadyExists)
+}
+
+/// The XDP program that an interface has already, in words. The kernel does not say which one it is.
 fn other_program(ifindex: u32) -> Option<String> {
     let id = Netlink::open().ok()?.xdp_program(ifindex).ok()??;
     let program = loaded_programs()
