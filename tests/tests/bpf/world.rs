@@ -1037,8 +1037,8 @@ pub(crate) fn now() -> u32 {
 /// this waits, a longer one begins with the machine.
 pub(crate) fn ago(seconds: u32) -> u32 {
     const WAITED_FOR: u32 = 120;
-    while seconds <= WAITED_FOR && now() < seconds {
-        sleep(Duration::from_secs(1));
+    if seconds <= WAITED_FOR {
+        sleep(Duration::from_secs(seconds.saturating_sub(now()).into()));
     }
     now().saturating_sub(seconds)
 }
