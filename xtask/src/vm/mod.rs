@@ -222,12 +222,10 @@ fn alone(
         .filter(|step| kernel.arch == Arch::X86_64 || step.binary == "bpf")
         .cloned()
         .collect();
-    let script = plan::script(&steps, |name| binaries.test(name));
-    let script = script
-        + &format!(
-            "give {} {BLESSED}\n",
-            plan::quoted(&workspace.root.join(BLESSED).to_string_lossy())
-        );
+    let steps_of_plan = plan::script(&steps, |name| binaries.test(name));
+    let recorded = workspace.root.join(BLESSED);
+    let recorded = plan::quoted(&recorded.to_string_lossy());
+    let script = format!("{steps_of_plan}give {recorded} {BLESSED}\n");
     let initramfs = directory.join("initramfs");
     archive(workspace, binaries, kernel, &script, &directory)?.write(&initramfs)?;
     let mut guest = Guest::start(&Machine {
